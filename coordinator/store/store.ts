@@ -1,0 +1,33 @@
+/** Values SQLite and PostgreSQL both understand. Booleans travel as 0 and 1, times as whole milliseconds, JSON as text. */
+export type SqlValue = string | number | bigint | Uint8Array | null
+export type SqlRow = Record<string, SqlValue>
+
+/**
+ * A snapshot of committed data. Inside a read or write nothing but the view may be awaited: no network, no timer, no file.
+ * Throws once its act has settled.
+ */
+export interface View {
+  /** All rows. SQL stays in the subset that SQLite and PostgreSQL share; parameters are `?` in order. */
+  all<Row extends object = SqlRow>(sql: string, ...parameters: SqlValue[]): Promise<Row[]>
+  /** The first row, or undefined. */
+  get<Row extends object = SqlRow>(sql: string, ...parameters: SqlValue[]): Promise<Row | undefined>
+}
+
+/** The one way to change anything. Sees its own changes and those of earlier acts. */
+export interface Tx extends View {
+  /** Runs a statement; `changes` counts the rows it changed: a conditional UPDATE looks at it. */
+  run(sql: string, ...parameters: SqlValue[]): Promise<{ changes: number }>
+}
+
+export interface Store extends AsyncDisposable {
+  /**
+   * Runs `act` alone in a transaction and resolves with its result after COMMIT (durable). A throw rolls back this act only.
+   * An act may be run again: ids and times are arguments, effects happen after the promise resolves, driven by its result.
+   * Refuses with `storage_full` or `busy` (503) when nothing can be written; then nothing of the act is stored.
+   */
+  write<T>(act: (tx: Tx) => Promise<T>): Promise<T>
+  /** Runs `look` on a fresh snapshot of what is committed. Never waits for a write. */
+  read<T>(look: (view: View) => Promise<T>): Promise<T>
+  /** Null while writes work; else why they do not (disk full, read-only): `/ready` and refusals show it. */
+  writeProblem(): string | null
+}
