@@ -1,0 +1,80 @@
+import { z } from "zod"
+import { invalidRequest, type FieldProblem } from "../domain/errors.ts"
+
+/**
+ * Parses untrusted JSON by its schema. `null` for an optional field counts as left out (rulings, Fields); unknown fields are
+ * dropped. Throws `invalid_request` naming every wrong field by its path below `root`.
+ */
+export function parseFields<S extends z.ZodType>(schema: S, value: unknown, root = ""): z.output<S> {
+  const parsed = schema.safeParse(withoutNulls(schema, value), { reportInput: true })
+  if (parsed.success) return parsed.data
+  throw invalidRequest(fieldProblems(parsed.error, root))
+}
+
+/** One problem for each issue zod found, with paths as `payload.items[3].name`. */
+export function fieldProblems(error: z.ZodError, root = ""): FieldProblem[] {
+  return error.issues
+    .slice(0, MOST_PROBLEMS)
+    .map((issue) => ({ path: pathText(issue.path, root), problem: issueText(issue) }))
+}
+
+/** A list of a million wrong items needs no million sentences. */
+const MOST_PROBLEMS = 50
+
+function issueText(issue: z.core.$ZodIssue): string {
+  if (issue.code === "invalid_union" && issue.errors.length > 0) return issue.errors.map(branchText).join(", or ")
+  const text = issue.message.replace(/^Invalid (input|option): /, "").replace(/, received undefined$/, "")
+  return issue.input === undefined && issue.code !== "custom" ? `is required (${text})` : text
+}
+
+/** What one branch of a union would have wanted, with the path inside it. */
+function branchText(issues: readonly z.core.$ZodIssue[]): string {
+  const first = issues[0]
+  if (first === undefined) return "another form"
+  const path = pathText(first.path, "")
+  return path === "" ? issueText(first) : `${path}: ${issueText(first)}`
+}
+
+function pathText(path: readonly PropertyKey[], root: string): string {
+  let text = root
+  for (const step of path) {
+    if (typeof step === "number") text += `[${step}]`
+    else text += text === "" ? String(step) : `.${String(step)}`
+  }
+  return text
+}
+
+/** The value without the nulls of optional fields, at every level the schema describes; data below is left as it is. */
+function withoutNulls(schema: z.core.$ZodType, value: unknown): unknown {
+  const inner = unwrapped(schema)
+  if (inner instanceof z.ZodArray && Array.isArray(value)) return value.map((item) => withoutNulls(inner.element, item))
+  if (!(inner instanceof z.ZodObject) || !isRecord(value)) return value
+  const kept: Record<string, unknown> = {}
+  for (const [name, item] of Object.entries(value)) {
+    const field: z.core.$ZodType | undefined = Object.hasOwn(inner.shape, name) ? inner.shape[name] : undefined
+    if (item === null && field !== undefined && mayBeLeftOut(field) && !mayBeNull(field)) continue
+    // Not an assignment: a field named __proto__ would change the object itself.
+    Object.defineProperty(kept, name, {
+      value: field === undefined ? item : withoutNulls(field, item),
+      enumerable: true,
+      configurable: true,
+      writable: true,
+    })
+  }
+  return kept
+}
+
+function unwrapped(schema: z.core.$ZodType): z.core.$ZodType {
+  if (schema instanceof z.ZodOptional || schema instanceof z.ZodExactOptional) return unwrapped(schema.unwrap())
+  if (schema instanceof z.ZodDefault || schema instanceof z.ZodPrefault || schema instanceof z.ZodNullable) {
+    return unwrapped(schema.unwrap())
+  }
+  return schema
+}
+
+const mayBeLeftOut = (field: z.core.$ZodType): boolean => field._zod.optin !== undefined
+const mayBeNull = (field: z.core.$ZodType): boolean => z.safeParse(field, null).success
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value)
+}
