@@ -1,5 +1,6 @@
 import type { PeerId } from "../domain/ids.ts"
 import type { Verdict } from "../gossip/verdict.ts"
+import type { StreamProtocol } from "../wire/stream-protocol.ts"
 
 /**
  * The mesh as coordinator and agents see it. `create-mesh-node.ts` is its libp2p form; a simulation passes its own.
@@ -38,19 +39,6 @@ export interface GossipMessage {
   /** Who signed it. The transport has checked the signature. */
   from: PeerId
   data: Uint8Array
-}
-
-export interface StreamProtocol {
-  /** `/computalot/control/1`. */
-  name: string
-  /** Longer frames end the stream, before they are read. */
-  largestFrameBytes: number
-  /** Streams of this protocol one peer may hold open at once; the next is reset. */
-  streamsPerPeer: number
-  /** Unsent bytes at which `send` waits, and at twice which the stream is reset: a slow peer costs bounded memory. */
-  unsentBytes: number
-  /** May peers without a valid certificate use it? Only the certificate exchange itself says yes. */
-  beforeAdmission?: boolean
 }
 
 /** A stream of whole frames, in order. */

@@ -1,0 +1,363 @@
+import { z } from "zod"
+import type { StreamProtocol } from "./stream-protocol.ts"
+import { DIGEST_PATTERN } from "../domain/ids.ts"
+import { imageRecord } from "../domain/image.ts"
+import { ENFORCEABLE, FAILURE_KINDS, ISOLATIONS, NODE_ROLES } from "../domain/statuses.ts"
+
+/**
+ * The control stream between a node and the coordinator (architecture §5.3): one long-lived stream, JSON frames.
+ * Frames are only transport; what must not be lost is an item (accept, result) with a key of its own, and both sides are
+ * idempotent by key. Large things travel as blobs beside it.
+ *
+ * Version history: 1 the first.
+ */
+export const CONTROL_VERSION = 1
+
+export const CONTROL_PROTOCOL: StreamProtocol = {
+  name: `/computalot/control/${CONTROL_VERSION}`,
+  /** Grants and reports are cut to fit (architecture §5.3). */
+  largestFrameBytes: 256 * 1024,
+  /** Two, because a node redials before the coordinator notices that the first stream broke. */
+  streamsPerPeer: 2,
+  /** Past 4 MiB unsent the stream is reset; reconciliation restores everything. */
+  unsentBytes: 2 * 1024 * 1024,
+}
+
+/** A payload or result above this travels as a blob named by digest, so that nothing waits behind it. */
+export const LARGEST_INLINE_BYTES = 64 * 1024
+/** What a batch of grants or reports may weigh in one frame, with room for the frame's own words. */
+export const BATCH_BYTES = 192 * 1024
+/** Items in one frame: bounds what one frame costs to judge. */
+export const BATCH_ITEMS = 256
+
+const claim = z.int().positive()
+const digest = z.string().regex(DIGEST_PATTERN)
+const milliseconds = z.number().nonnegative()
+const gpu = z.object({ uuid: z.string(), model: z.string(), memory_mb: z.number().nonnegative() })
+const capacity = z.object({
+  cpu: z.number().nonnegative(),
+  memory_mb: z.number().nonnegative(),
+  storage_gb: z.number().nonnegative(),
+  gpus: z.array(gpu).max(64),
+})
+/** A blob, and the piece list by which its pieces are verified; null for blobs of a single piece. */
+const blob = z.object({ digest, size: z.int().nonnegative(), piece_list: digest.nullable() })
+/** Small text inline, large text by digest (uploaded to or fetched from the coordinator by HTTP). */
+const textOrBlob = z.union([z.object({ text: z.string() }), z.object({ digest, size: z.int().nonnegative() })])
+
+// ── node → coordinator ──────────────────────────────────────────────────────────────────────────────────────────────
+
+/** First frame of every connection: who speaks, and every claim number it holds. */
+const hello = z.object({
+  type: z.literal("hello"),
+  version: z.int(),
+  agent_version: z.string().max(64),
+  boot_id: z.string().max(64),
+  /** The highest epoch the node was ever welcomed with; 0 before the first. */
+  epoch: z.int().nonnegative(),
+  /** The coordinator's signature of that epoch, so that an older copy of the coordinator can be told the truth. */
+  epoch_proof: z.string().max(512).nullable(),
+  roles: z.array(z.enum(NODE_ROLES)).max(3),
+  capacity,
+  runtime: z.string().max(32),
+  isolation: z.enum(ISOLATIONS),
+  enforces: z.array(z.enum(ENFORCEABLE)).max(16),
+  network: z.enum(["none", "outbound"]),
+  addresses: z.array(z.string().max(256)).max(16),
+  attempts: z.array(z.object({ claim, state: z.enum(["accepted", "running", "done"]) })).max(10_000),
+})
+
+/** The standing claim: what the node lends now. It stands until the next one; capacity 0 or `open: false` withdraws it. */
+const standing = z.object({
+  type: z.literal("claim"),
+  open: z.boolean(),
+  draining: z.boolean(),
+  capacity,
+  /** Revisions whose runtime is ready here. */
+  warm: z.array(z.string().max(64)).max(256),
+  /** Tasks the node takes beyond its free slots when they are short. */
+  credit: z.int().nonnegative().max(4096),
+})
+
+/** These grants are stored: the node will run each at most once. */
+const accept = z.object({ type: z.literal("accept"), claims: z.array(claim).max(BATCH_ITEMS) })
+
+/** These grants are not started and never will be: they go back to the queue and are no loss. */
+const giveBack = z.object({
+  type: z.literal("give_back"),
+  items: z.array(z.object({ claim, reason: z.string().max(200) })).max(BATCH_ITEMS),
+})
+
+/** The user's processes of these attempts run now. */
+const started = z.object({ type: z.literal("started"), claims: z.array(claim).max(BATCH_ITEMS) })
+
+/** Life: renews the attempts it names, and only those. `running_ms` is what a cancel may bill. */
+const heartbeat = z.object({
+  type: z.literal("heartbeat"),
+  n: z.int().nonnegative(),
+  attempts: z.array(z.object({ claim, running_ms: milliseconds.nullable() })).max(10_000),
+})
+
+/** Live words of running attempts; may be lost, never answered. */
+const progress = z.object({
+  type: z.literal("progress"),
+  items: z
+    .array(
+      z.object({
+        claim,
+        /** The last valid progress line, as its own JSON text. */
+        progress: z.string().max(LARGEST_INLINE_BYTES).nullable(),
+        output_tail: z.string().max(16_384).nullable(),
+      }),
+    )
+    .max(BATCH_ITEMS),
+})
+
+const artifactItem = z.object({
+  name: z.string().max(255).nullable(),
+  filename: z.string().max(255),
+  digest,
+  size: z.int().nonnegative(),
+  content_type: z.string().max(255),
+})
+
+/** The one end of an attempt. Its key is the claim number; `digest` tells a repeat from a contradiction. */
+export const resultItem = z.object({
+  claim,
+  digest,
+  failure_kind: z.enum(FAILURE_KINDS).nullable(),
+  exit_code: z.int().nullable(),
+  signal: z.string().max(32).nullable(),
+  /** For people: names the limit that was hit, say. */
+  message: z.string().max(2000).nullable(),
+  runtime_ms: milliseconds,
+  cpu_ms: milliseconds.nullable(),
+  peak_memory_bytes: z.number().nonnegative().nullable(),
+  /** Tail of standard output and error together, marker line included. */
+  output: z.string().max(16_384),
+  /** Tail of standard error. */
+  error_tail: z.string().max(8192),
+  /** What the runner wrote, unparsed; null when it wrote nothing. */
+  result: textOrBlob.nullable(),
+  artifacts: z.array(artifactItem).max(1000),
+})
+export type ResultItem = z.infer<typeof resultItem>
+
+const report = z.object({ type: z.literal("report"), items: z.array(resultItem).max(BATCH_ITEMS) })
+
+/** A revision's runtime on this node. */
+const replica = z.object({
+  type: z.literal("replica"),
+  revision: z.string().max(64),
+  state: z.enum(["initializing", "ready", "failed", "removed"]),
+  message: z.string().max(2000).nullable(),
+  log_tail: z.string().max(16_384).nullable(),
+})
+
+/** The end of a build. Answered with a verdict after COMMIT, like a result. */
+const built = z.object({
+  type: z.literal("built"),
+  claim,
+  outcome: z.union([
+    z.object({ ok: z.literal(true), image: imageRecord }),
+    z.object({ ok: z.literal(false), kind: z.enum(["project", "node"]), message: z.string().max(2000) }),
+  ]),
+  log_tail: z.string().max(65_536),
+})
+
+const takenBack = z.object({
+  type: z.literal("taken_back"),
+  not_started: z.array(claim).max(BATCH_ITEMS),
+  started: z.array(claim).max(BATCH_ITEMS),
+})
+
+export const toCoordinator = z.discriminatedUnion("type", [
+  hello,
+  standing,
+  accept,
+  giveBack,
+  started,
+  heartbeat,
+  progress,
+  report,
+  replica,
+  built,
+  takenBack,
+])
+export type ToCoordinator = z.infer<typeof toCoordinator>
+export type Hello = z.infer<typeof hello>
+export type StandingClaim = z.infer<typeof standing>
+export type WireCapacity = z.infer<typeof capacity>
+export type BlobRef = z.infer<typeof blob>
+
+// ── coordinator → node ──────────────────────────────────────────────────────────────────────────────────────────────
+
+const welcome = z.object({
+  type: z.literal("welcome"),
+  version: z.int(),
+  epoch: z.int().positive(),
+  /** Signature of the epoch (see `signEpoch`); shown back in the next hello. */
+  epoch_proof: z.string().max(512),
+  /** Coordinator time in ms, from which the node learns how its own clock is off. */
+  now: z.number(),
+  heartbeat_ms: z.number().positive(),
+  claim_lifetime_ms: z.number().positive(),
+  members: z.int().nonnegative(),
+  /** One verdict for each claim number hello listed. */
+  attempts: z.array(
+    z.object({ claim, verdict: z.enum(["keep", "stop", "spent"]), expires_in_ms: milliseconds.nullable() }),
+  ),
+  peers: z.array(z.string().max(256)).max(64),
+  revocation_version: z.int().nonnegative(),
+  revoked: z.array(z.string().max(128)).max(10_000),
+  /** Bearer for this connection's uploads and downloads (`/api/v1/nodes/blobs`). Replaces any earlier one. */
+  transfer_token: z.string().max(128),
+  certificate: z.string().max(4096).nullable(),
+})
+
+/** The other side cannot or will not work with us; the stream ends after it. */
+const refusal = z.object({
+  type: z.literal("refusal"),
+  reason: z.enum(["version", "revoked", "epoch", "malformed", "starting"]),
+  message: z.string().max(500),
+})
+
+/** How the runtime of a revision is made. `image` null: not built (process runtime: the tarball is the workspace). */
+const runtimeSpec = z.object({
+  revision: z.string().max(64),
+  tarball: blob,
+  image: imageRecord.nullable(),
+  workdir: z.string().max(1024).nullable(),
+  setup_timeout_ms: milliseconds,
+  /** Checks of the manifest, run once per node and revision at preparation. */
+  validation: z
+    .object({
+      executables: z.array(z.string()),
+      files: z.array(z.string()),
+      commands: z.array(z.object({ label: z.string(), command: z.array(z.string()) })),
+    })
+    .nullable(),
+  /** Signed leave to fetch the blobs named in it, and who may have them. */
+  content_grant: z.string(),
+  holders: z.array(z.object({ peer_id: z.string(), addresses: z.array(z.string()) })).max(32),
+})
+export type RuntimeSpec = z.infer<typeof runtimeSpec>
+
+/** What all tasks of one grant from the same job share. */
+const taskSpec = z.object({
+  job_id: z.string(),
+  runtime: runtimeSpec,
+  command: z.array(z.string()).min(1),
+  /** Layers above the image's environment, in order, later wins (M-009). */
+  env: z.record(z.string(), z.string()),
+  cpu: z.number().positive(),
+  memory_mb: z.number().positive(),
+  storage_gb: z.number().positive(),
+  timeout_ms: z.number().positive(),
+})
+export type TaskSpec = z.infer<typeof taskSpec>
+
+const grantedTask = z.object({
+  claim,
+  /** Position in `specs`. */
+  spec: z.int().nonnegative(),
+  index: z.int().nonnegative(),
+  attempt: z.int().positive(),
+  payload: textOrBlob,
+  gpus: z.array(z.string()).max(64),
+})
+export type GrantedTask = z.infer<typeof grantedTask>
+
+const grant = z.object({
+  type: z.literal("grant"),
+  expires_in_ms: milliseconds,
+  specs: z.array(taskSpec).max(BATCH_ITEMS),
+  tasks: z.array(grantedTask).max(BATCH_ITEMS),
+})
+
+/** Answers to items, after COMMIT. Nothing else lets a node delete an item. */
+const verdicts = z.object({
+  type: z.literal("verdicts"),
+  items: z.array(
+    z.object({
+      claim,
+      kind: z.enum(["result", "build"]),
+      verdict: z.enum(["stored", "already", "spent", "refused"]),
+      reason: z.string().max(500).nullable(),
+    }),
+  ),
+})
+export type ItemVerdict = z.infer<typeof verdicts>["items"][number]
+
+const heartbeatReply = z.object({
+  type: z.literal("heartbeat_reply"),
+  n: z.int().nonnegative(),
+  /** Renewed for the claim's life from when the node sent this heartbeat. */
+  renewed: z.array(claim),
+  /** No longer the node's: stop these and drop what they made. */
+  spent: z.array(claim),
+})
+
+const cancel = z.object({ type: z.literal("cancel"), claims: z.array(claim).max(BATCH_ITEMS), reason: z.string().max(1000) })
+const takeBack = z.object({ type: z.literal("take_back"), claims: z.array(claim).max(BATCH_ITEMS) })
+
+/** Make this revision's runtime ready (init, or an offer the node asked about). */
+const prepare = z.object({ type: z.literal("prepare"), runtime: runtimeSpec })
+
+const build = z.object({
+  type: z.literal("build"),
+  claim,
+  revision: z.string().max(64),
+  tarball: blob,
+  content_grant: z.string(),
+  dockerfile: z.string().max(1024),
+  context: z.string().max(1024),
+  target: z.string().max(256).nullable(),
+  args: z.record(z.string(), z.string()),
+  timeout_ms: milliseconds,
+})
+export type BuildOrder = z.infer<typeof build>
+
+/** A newer push made this build pointless. */
+const cancelBuild = z.object({ type: z.literal("cancel_build"), claim })
+
+/** What the admin decided about this node. */
+const nodeState = z.object({ type: z.literal("node_state"), state: z.enum(["active", "draining", "revoked"]) })
+const certificate = z.object({ type: z.literal("certificate"), certificate: z.string().max(4096) })
+
+export const toNode = z.discriminatedUnion("type", [
+  welcome,
+  refusal,
+  grant,
+  verdicts,
+  heartbeatReply,
+  cancel,
+  takeBack,
+  prepare,
+  build,
+  cancelBuild,
+  nodeState,
+  certificate,
+])
+export type ToNode = z.infer<typeof toNode>
+export type Welcome = z.infer<typeof welcome>
+export type Grant = z.infer<typeof grant>
+
+// ── frames ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+export function encodeMessage(message: ToCoordinator | ToNode): Uint8Array {
+  return ENCODER.encode(JSON.stringify(message))
+}
+
+/** The message in `frame`; throws with the reason when it is none. The peer that sent it is then dropped. */
+export function decodeToCoordinator(frame: Uint8Array): ToCoordinator {
+  return toCoordinator.parse(JSON.parse(DECODER.decode(frame)))
+}
+
+/** As `decodeToCoordinator`, for the other direction. */
+export function decodeToNode(frame: Uint8Array): ToNode {
+  return toNode.parse(JSON.parse(DECODER.decode(frame)))
+}
+
+const ENCODER = new TextEncoder()
+const DECODER = new TextDecoder("utf-8", { fatal: true })
