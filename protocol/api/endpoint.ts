@@ -27,6 +27,8 @@ export interface Endpoint {
   status?: number
   /** Further documented statuses and, where it is not the error body, what they carry (207, 402 with a quote, …). */
   replies?: Readonly<Record<number, OtherReply>>
+  /** Creates something: `Idempotency-Key` makes a repetition give the first answer again (GAP-69). POST only. */
+  creates?: true
   /** The reply is no JSON: an event stream, or bytes of the given kind. The handler writes it itself. */
   stream?: "events" | "bytes" | "text"
 }

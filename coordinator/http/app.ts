@@ -1,0 +1,381 @@
+import type { IncomingHttpHeaders, IncomingMessage, RequestListener, ServerResponse } from "node:http"
+import type { Readable } from "node:stream"
+import express, { type Request, type Response, type Router } from "express"
+import { assert } from "../../protocol/base/assert.ts"
+import { every, type Clock } from "../../protocol/base/clock.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import { parseExactJson } from "../../protocol/base/exact-json.ts"
+import { isJsonObject, stringifyJson, type JsonObject } from "../../protocol/base/json-text.ts"
+import type { Log } from "../../protocol/base/log.ts"
+import { randomText, type Random } from "../../protocol/base/random.ts"
+import type { BodyOf, Endpoint, ParamsOf, QueryOf, ReplyOf } from "../../protocol/api/endpoint.ts"
+import { parseFields } from "../../protocol/api/parse.ts"
+import { ComputalotError, invalidField } from "../../protocol/domain/errors.ts"
+import { quoteId, type AccountId } from "../../protocol/domain/ids.ts"
+import type { Store } from "../store/store.ts"
+import { accountOf, authorize, type Caller, type CallerOf, type Identities, type NodeCaller } from "./auth.ts"
+import { ClientGone, JSON_LIMIT_BYTES, requestBody, type RequestBody } from "./body.ts"
+import { asRefusal, sendError, unavailable } from "./errors.ts"
+import {
+  createIdempotencyKeys,
+  noIdempotency,
+  type HeldKey,
+  type Idempotency,
+  type IdempotencyKeys,
+} from "./idempotency.ts"
+import { Reply } from "./reply.ts"
+
+/** The client-facing door. It answers from its creation on; `/api/v1` does once `open` was called. */
+export interface HttpApp {
+  /** For `http.createServer` and its `checkContinue` event. */
+  readonly listener: RequestListener
+  /** What `/ready` says (O-003). */
+  readiness(): Readiness
+  /** Adds one route. Order does not matter: static words win over parameters (E-010). */
+  add(route: Route): void
+  /** The core runs: `/api/v1` is served from now on. */
+  open(core: HttpCore): void
+  /** The core is about to stop: `/api/v1` answers 503, streams end. A second call does nothing. */
+  close(): void
+}
+
+/** What the door needs of the running core. */
+export interface HttpCore extends Identities {
+  store: Store
+}
+
+export interface Readiness {
+  status: "ready" | "unavailable"
+  checks: { repo: "ok" | "down"; api_supervisor: "ok" | "down"; controller_core: "ok" | "down" }
+}
+
+export interface HttpAppParts {
+  clock: Clock
+  random: Random
+  log: Log
+  /** Compares every reply with its schema and fails where they differ: for tests. */
+  checkReplies?: boolean
+}
+
+/** One request of `Row`, parsed. */
+export interface HttpRequest<Row extends Endpoint = Endpoint> {
+  /** Stands in logs and errors as `request_id`. */
+  readonly id: string
+  readonly caller: CallerOf<Row>
+  readonly params: ParamsOf<Row>
+  readonly query: QueryOf<Row>
+  readonly body: BodyOf<Row>
+  /** The JSON body as it came, for what must be kept as it was written; `{}` without one. */
+  readonly bodyText: string
+  readonly headers: IncomingHttpHeaders
+  readonly method: string
+  /** Aborted when the client is gone, and for streams also when the coordinator stops. */
+  readonly signal: AbortSignal
+  /** The account this request is about: the caller's, or the one an administrator names by `?account_id=` (422 without). */
+  account(): AccountId
+  /** Is the token still good for this? Streams ask again while they run. */
+  stillAllowed(): Promise<boolean>
+  /** The bytes of a `rawBody` endpoint; `100 Continue` and the first read happen now, so check everything else before. */
+  openBody(): Readable
+  /** Of a `creates` endpoint: hand `remember(…)` to the act, so that the answer is stored in the act's own write. */
+  readonly idempotency: Idempotency
+  /** For `stream` endpoints, which write their reply themselves. */
+  readonly response: ServerResponse
+}
+
+export type Handler<Row extends Endpoint> = (
+  request: HttpRequest<Row>,
+) => Promise<(Row extends { stream: string } ? void : ReplyOf<Row>) | Reply>
+
+/**
+ * Looks at the resource before the body is read: its refusals come before `100 Continue`, 413 and 422 of the body. Owner
+ * checks of endpoints with large bodies belong here.
+ */
+export type BeforeBody<Row extends Endpoint> = (
+  request: Omit<HttpRequest<Row>, "body" | "bodyText" | "openBody">,
+) => Promise<void>
+
+/** Serves one row of the endpoint table: token → role → parameters → `before` → size → body → `handle` → reply. */
+export function mount<Row extends Endpoint>(
+  app: Pick<HttpApp, "add">,
+  row: Row,
+  handle: Handler<Row>,
+  options: { before?: BeforeBody<Row> } = {},
+): void {
+  // The types were checked against this row; behind the table they no longer differ.
+  app.add({ row, handle, before: options.before } as unknown as Route)
+}
+
+/** A mounted row, its types forgotten. */
+export interface Route {
+  row: Endpoint
+  handle: Handler<Endpoint>
+  before: BeforeBody<Endpoint> | undefined
+}
+
+export function createHttpApp(parts: HttpAppParts): HttpApp {
+  const routes: Route[] = []
+  const stopping = new AbortController()
+  let running: RunningCore | null = null
+  let router: Router | null = null
+
+  const app = express()
+  app.disable("x-powered-by")
+  app.disable("etag")
+  app.set("case sensitive routing", true)
+  app.use((request, response, next) => {
+    response.locals[REQUEST_ID] = requestIdOf(request, parts.random)
+    response.setHeader("x-request-id", response.locals[REQUEST_ID] as string)
+    if (stopping.signal.aborted) response.setHeader("connection", "close")
+    if (!isDecodable(request.originalUrl))
+      throw new ComputalotError("malformed_path", "a percent sign in the address starts no valid escape")
+    if (running === null && request.path.startsWith("/api/v1"))
+      throw unavailable(`the coordinator is ${stopping.signal.aborted ? "stopping" : "starting"}`)
+    next()
+  })
+  app.use((request, response, next) => (router ??= buildRouter(routes, serve))(request, response, next))
+  app.use((request) => {
+    throw new ComputalotError("not_found", `there is nothing at ${request.path}`, {
+      recommendedAction: "GET /api/v1/docs lists what there is.",
+    })
+  })
+  app.use((error: unknown, request: Request, response: Response, _next: unknown) => {
+    if (error instanceof ClientGone || isGone(request, response)) {
+      if (!(error instanceof ClientGone))
+        parts.log.debug("client left", { request_id: response.locals[REQUEST_ID], error: errorText(error) })
+      return void response.destroy()
+    }
+    sendError(request, response, error, response.locals[REQUEST_ID] as string, parts.log)
+  })
+
+  async function serve({ row, handle, before }: Route, request: Request, response: Response): Promise<void> {
+    const core = running
+    const identities: Identities = core ?? { identify: async () => null }
+    const caller = await authorize(identities, row.access, request)
+    const gone = new AbortController()
+    response.on("close", () => gone.abort(new ClientGone("the client closed the connection")))
+    const body = requestBody(request, response, row.rawBody?.limitBytes ?? JSON_LIMIT_BYTES, awaitsContinue(request))
+    const parsed = {
+      id: response.locals[REQUEST_ID] as string,
+      caller,
+      params: row.params === undefined ? request.params : parseFields(row.params, request.params),
+      query: row.query === undefined ? {} : parseFields(row.query, request.query),
+      headers: request.headers,
+      method: request.method,
+      signal: row.stream === undefined ? gone.signal : AbortSignal.any([gone.signal, stopping.signal]),
+      account: () => accountOf(asCaller(caller), request.query),
+      stillAllowed: () => isStillAllowed(identities, row, request),
+      idempotency: noIdempotency,
+      response,
+    }
+    await before?.(parsed as unknown as HttpRequest)
+    if (row.body !== undefined || row.rawBody !== undefined) body.checkDeclaredSize()
+    const json = row.body === undefined ? null : await readJson(body)
+    const full = {
+      ...parsed,
+      body: row.body === undefined || json === null ? undefined : parseFields(row.body, json.value),
+      bodyText: json?.text ?? "{}",
+      openBody: () => body.open(),
+    }
+
+    const key = request.headers["idempotency-key"]
+    if (core === null || row.creates === undefined || typeof key !== "string") {
+      return answer(row, response, await handle(full as unknown as HttpRequest))
+    }
+    const taken = await core.keys.take(asCaller(caller), key, {
+      line: `${request.method} ${request.originalUrl}`,
+      bodyDigest: () => body.digest(),
+      toJson: stringifyJson,
+    })
+    if (taken.kind === "answered") {
+      response.setHeader("idempotent-replayed", "true")
+      return sendJson(response, taken.status, taken.bodyJson)
+    }
+    const reply = await withHeldKey(taken.held, row, () =>
+      handle({ ...full, idempotency: taken.held } as unknown as HttpRequest),
+    )
+    return answer(row, response, reply)
+  }
+
+  function answer(row: Endpoint, response: Response, result: unknown): void {
+    if (result === undefined && row.stream !== undefined) return
+    const reply = result instanceof Reply ? result : new Reply(row.status ?? 200, result)
+    for (const [name, value] of Object.entries(reply.headers)) response.setHeader(name, value)
+    if (reply.status === 204) return void response.writeHead(204).end()
+    if (parts.checkReplies) assertDocumented(row, reply)
+    sendJson(response, reply.status, stringifyJson(reply.body))
+  }
+
+  function readiness(): Readiness {
+    const repo = running !== null && running.store.writeProblem() === null ? "ok" : "down"
+    const controller_core = running === null ? "down" : "ok"
+    const api_supervisor = stopping.signal.aborted ? "down" : "ok"
+    const status = repo === "ok" && controller_core === "ok" && api_supervisor === "ok" ? "ready" : "unavailable"
+    return { status, checks: { repo, api_supervisor, controller_core } }
+  }
+
+  return {
+    listener: app,
+    readiness,
+    add(route) {
+      assert(
+        !routes.some((other) => sameRoute(other.row, route.row)),
+        `${route.row.method} ${route.row.path} is mounted once`,
+      )
+      routes.push(route)
+      router = null
+    },
+    open(core) {
+      assert(running === null && !stopping.signal.aborted, "the door is opened once")
+      running = runCore(core, parts)
+    },
+    close() {
+      running?.sweeping[Symbol.dispose]()
+      running = null
+      stopping.abort(new Error("the coordinator is stopping"))
+    },
+  }
+}
+
+const REQUEST_ID = "requestId"
+
+interface RunningCore extends HttpCore {
+  keys: IdempotencyKeys
+  sweeping: Disposable
+}
+
+function runCore(core: HttpCore, parts: HttpAppParts): RunningCore {
+  const keys = createIdempotencyKeys({ store: core.store, clock: parts.clock })
+  const sweep = (): void => {
+    keys.sweep().catch((error: unknown) => parts.log.warn("idempotency keys not swept", { error: errorText(error) }))
+  }
+  return {
+    ...core,
+    keys,
+    sweeping: every(parts.clock, SWEEP_EVERY_MS, sweep),
+  }
+}
+
+/** Old keys cost only room, so they may wait for the next ten minutes. */
+const SWEEP_EVERY_MS = 10 * 60 * 1000
+
+/** One Express route for each path, static words first, and 405 with `Allow` for the methods it lacks. */
+function buildRouter(
+  routes: Route[],
+  serve: (route: Route, request: Request, response: Response) => Promise<void>,
+): Router {
+  const router = express.Router({ caseSensitive: true, strict: true })
+  const byPath = Map.groupBy(routes, (route) => route.row.path)
+  for (const [path, group] of [...byPath].sort(([a], [b]) => compareSpecificity(a, b))) {
+    const one = router.route(path)
+    for (const route of group)
+      one[METHODS[route.row.method]]((request: Request, response: Response) => serve(route, request, response))
+    const allowed = group.flatMap(({ row }) => (row.method === "GET" ? ["GET", "HEAD"] : [row.method])).join(", ")
+    one.all((request: Request) => {
+      throw new ComputalotError("method_not_allowed", `${request.method} is not possible here`, {
+        recommendedAction: `Use ${allowed}.`,
+        headers: { allow: allowed },
+      })
+    })
+  }
+  return router
+}
+
+const METHODS = { GET: "get", POST: "post", PUT: "put", DELETE: "delete" } as const
+
+const sameRoute = (a: Endpoint, b: Endpoint): boolean => a.method === b.method && a.path === b.path
+
+/** Segment by segment, words before parameters. */
+function compareSpecificity(a: string, b: string): number {
+  const [left, right] = [a, b].map((path) => path.replaceAll(/:[a-z_]+/g, "￿"))
+  return (left ?? "") < (right ?? "") ? -1 : 1
+}
+
+async function withHeldKey(held: HeldKey, row: Endpoint, act: () => Promise<unknown>): Promise<unknown> {
+  try {
+    const result = await act()
+    const reply = result instanceof Reply ? result : new Reply(row.status ?? 200, result)
+    if (!held.remembered && reply.status >= 200 && reply.status < 300) await held.storeReply(reply)
+    return result
+  } catch (error) {
+    const quote = quoteNamedBy(asRefusal(error))
+    if (quote !== null) await held.storeQuote(quoteId(quote))
+    throw error
+  } finally {
+    held.release()
+  }
+}
+
+/** The quote in the body of a 402: the key keeps it until the request can be admitted (rulings, Idempotency). */
+function quoteNamedBy(refusal: ComputalotError): string | null {
+  const quote = refusal.status === 402 ? refusal.body?.["quote"] : undefined
+  return typeof quote === "object" && quote !== null && "id" in quote && typeof quote.id === "string" ? quote.id : null
+}
+
+async function isStillAllowed(identities: Identities, row: Endpoint, request: Request): Promise<boolean> {
+  try {
+    await authorize(identities, row.access, request)
+    return true
+  } catch {
+    return false
+  }
+}
+
+function asCaller(caller: Caller | NodeCaller | null): Caller {
+  assert(caller !== null && "role" in caller, "only callers with an account are asked for it")
+  return caller
+}
+
+/** JSON whatever the Content-Type; no body at all is the empty object (E-007; rulings, HTTP). */
+async function readJson(body: RequestBody): Promise<{ value: JsonObject; text: string }> {
+  const text = utf8Text(await body.readWhole())
+  if (text === "") return { value: {}, text: "{}" }
+  const parsed = parseExactJson(text)
+  if (!parsed.ok) throw invalidField(parsed.path, parsed.problem)
+  if (isJsonObject(parsed.value)) return { value: parsed.value, text }
+  throw invalidField(
+    "",
+    `must be a JSON object, not ${parsed.value === null ? "null" : Array.isArray(parsed.value) ? "a list" : `a ${typeof parsed.value}`}`,
+  )
+}
+
+function utf8Text(bytes: Buffer): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes)
+  } catch {
+    throw invalidField("", "must be JSON in UTF-8")
+  }
+}
+
+function sendJson(response: Response, status: number, text: string): void {
+  response.statusCode = status
+  response.setHeader("content-type", "application/json; charset=utf-8")
+  response.setHeader("content-length", Buffer.byteLength(text))
+  response.end(text)
+}
+
+function assertDocumented(row: Endpoint, reply: Reply): void {
+  const schema = reply.status === (row.status ?? 200) ? row.reply : row.replies?.[reply.status]?.schema
+  assert(schema !== undefined, `${row.id} documents a reply with status ${reply.status}`)
+  const checked = schema.safeParse(JSON.parse(stringifyJson(reply.body)))
+  assert(checked.success, `the reply of ${row.id} is as documented: ${checked.error?.message}`)
+}
+
+/** A client's own id is echoed when it is harmless in logs and headers (GAP-68). */
+function requestIdOf(request: IncomingMessage, random: Random): string {
+  const given = request.headers["x-request-id"]
+  return typeof given === "string" && /^[\w.:-]{1,128}$/.test(given) ? given : `req_${randomText(random, 16)}`
+}
+
+function isDecodable(address: string): boolean {
+  try {
+    decodeURIComponent(address)
+    return true
+  } catch {
+    return false
+  }
+}
+
+const awaitsContinue = (request: IncomingMessage): boolean => /^100-continue$/i.test(request.headers.expect ?? "")
+
+const isGone = (request: IncomingMessage, response: ServerResponse): boolean => request.destroyed && response.destroyed

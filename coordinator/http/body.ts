@@ -1,0 +1,111 @@
+import { createHash } from "node:crypto"
+import type { IncomingMessage, ServerResponse } from "node:http"
+import { Readable } from "node:stream"
+import { assert } from "../../protocol/base/assert.ts"
+import { ComputalotError, invalidField } from "../../protocol/domain/errors.ts"
+
+/** A JSON body at most, a batch of 200 jobs included (GAP-32). */
+export const JSON_LIMIT_BYTES = 10 * 1024 * 1024
+
+/** The body of one request: read at most once, counted, and hashed on the way. */
+export interface RequestBody {
+  /** Refuses with 413 what Content-Length already says is too large. */
+  checkDeclaredSize(): void
+  /** The bytes as they come. `100 Continue` goes out at the first read; one byte over the limit ends it with 413. */
+  open(): Readable
+  /** All bytes at once. */
+  readWhole(): Promise<Buffer>
+  /** sha256 of the whole body. Reads it to its end where nobody has. */
+  digest(): Promise<string>
+}
+
+export function requestBody(
+  request: IncomingMessage,
+  response: ServerResponse,
+  limitBytes: number,
+  awaitsContinue: boolean,
+): RequestBody {
+  const hash = createHash("sha256")
+  let opened: Readable | null = null
+  let digested: string | null = null
+
+  async function* counted(): AsyncGenerator<Buffer> {
+    if (awaitsContinue) response.writeContinue()
+    let received = 0
+    for await (const chunk of withoutIdling(request)) {
+      received += chunk.length
+      if (received > limitBytes) throw tooLarge(limitBytes)
+      hash.update(chunk)
+      yield chunk
+    }
+    digested = hash.digest("hex")
+  }
+
+  const body: RequestBody = {
+    checkDeclaredSize() {
+      if (Number(request.headers["content-length"] ?? 0) > limitBytes) throw tooLarge(limitBytes)
+      const encoding = request.headers["content-encoding"]
+      if (encoding !== undefined && encoding !== "identity")
+        throw invalidField("Content-Encoding", "must be left out: bodies are sent as they are")
+    },
+    open() {
+      assert(opened === null, "a request's body is read once")
+      opened = Readable.from(counted(), { objectMode: false })
+      return opened
+    },
+    async readWhole() {
+      const chunks: Buffer[] = []
+      for await (const chunk of body.open()) chunks.push(chunk as Buffer)
+      return Buffer.concat(chunks)
+    },
+    async digest() {
+      if (opened === null) for await (const _ of body.open());
+      assert(digested !== null, "the digest of a body is asked for once it was read")
+      return digested
+    },
+  }
+  return body
+}
+
+/** The client went away in the middle of its body: nobody is left to answer. */
+export class ClientGone extends Error {
+  override name = "ClientGone"
+}
+
+/** Ends a connection whose body comes too slowly; time in which we do not read does not count against the client. */
+async function* withoutIdling(request: IncomingMessage): AsyncGenerator<Buffer> {
+  let received = 0
+  let waitedMs = 0
+  const chunks = request[Symbol.asyncIterator]() as AsyncIterableIterator<Buffer>
+  try {
+    for (;;) {
+      const allowedMs = GRACE_MS + received / SLOWEST_BYTES_PER_MS - waitedMs
+      const since = performance.now()
+      const timer = setTimeout(
+        () => request.destroy(new ClientGone("the body came too slowly")),
+        Math.max(0, allowedMs),
+      )
+      timer.unref()
+      const next = await chunks.next().finally(() => clearTimeout(timer))
+      waitedMs += performance.now() - since
+      if (next.done) return
+      received += next.value.length
+      yield next.value
+    }
+  } catch (error) {
+    if (error instanceof ClientGone) throw error
+    throw new ClientGone("the client closed the connection before its body was whole", { cause: error })
+  }
+}
+
+/** A body may dawdle this long in all, */
+const GRACE_MS = 30_000
+/** and must otherwise come at 8 KiB a second: slower ones hold a connection for its own sake. */
+const SLOWEST_BYTES_PER_MS = 8.192
+
+function tooLarge(limitBytes: number): ComputalotError {
+  return new ComputalotError("body_too_large", `the body is larger than ${limitBytes} bytes`, {
+    recommendedAction: "Send a smaller body; large inputs belong into artifacts.",
+    details: { limit_bytes: limitBytes },
+  })
+}

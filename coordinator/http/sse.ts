@@ -1,0 +1,125 @@
+import type { IncomingHttpHeaders, ServerResponse } from "node:http"
+import { every, type Clock, type Timer } from "../../protocol/base/clock.ts"
+import { timestampText } from "../../protocol/api/common.ts"
+import { stringifyJson } from "../../protocol/base/json-text.ts"
+
+/** One frame as text. Made once for all who watch the same thing. Ids are comparable and resumable; without one none is sent. */
+export function eventFrame(frame: { event: string; id?: string; data: unknown }): string {
+  const id = frame.id === undefined ? "" : `id: ${frame.id}\n`
+  return `event: ${frame.event}\n${id}data: ${stringifyJson(frame.data)}\n\n`
+}
+
+/** Where a client that was cut off wants to go on; null at the first time. Anything is taken, nothing is trusted. */
+export function lastEventId(headers: IncomingHttpHeaders): string | null {
+  const given = headers["last-event-id"]
+  return typeof given === "string" && given !== "" && given.length <= 200 ? given : null
+}
+
+export interface EventStream {
+  /** Queues one frame made by `eventFrame`. False once the stream has ended: then nothing is sent any more. */
+  send(frame: string): boolean
+  /** Sends what is queued and ends. A second call does nothing. */
+  end(): void
+  /** Aborted when the stream has ended, for whatever reason. */
+  readonly ended: AbortSignal
+}
+
+export interface EventStreamParts {
+  response: ServerResponse
+  clock: Clock
+  /** The request's: aborted when the client is gone or the coordinator stops. */
+  signal: AbortSignal
+  /** Asked every ping interval: a revoked key or an expired session closes its streams (rulings, Streams). */
+  stillAllowed: () => Promise<boolean>
+  pingMs: number
+  /** Then a `timeout` frame asks the client to come back. */
+  limitMs: number
+}
+
+/**
+ * Opens an event stream: headers and a comment line go out at once, a `ping` after `pingMs` without any frame, `timeout` after
+ * `limitMs`. A reader so slow that more than 1 MiB waits behind the frame being written is cut off; it resumes by id.
+ */
+export function openEventStream(parts: EventStreamParts): EventStream {
+  const { response, clock } = parts
+  const ended = new AbortController()
+  const waiting: string[] = []
+  let waitingBytes = 0
+  let writing = false
+  let ending = false
+  let ping: Timer = schedulePing()
+  const limit = clock.after(parts.limitMs, () => {
+    stream.send(eventFrame({ event: "timeout", data: { reason: "limit", reconnect: true } }))
+    stream.end()
+  })
+  const recheck = every(clock, parts.pingMs, () => {
+    parts.stillAllowed().then(
+      (allowed) => allowed || stream.end(),
+      () => stream.end(),
+    )
+  })
+
+  const stream: EventStream = {
+    send(frame) {
+      if (ending) return false
+      ping.cancel()
+      ping = schedulePing()
+      waiting.push(frame)
+      waitingBytes += Buffer.byteLength(frame)
+      writeOn()
+      if (waitingBytes <= LARGEST_BACKLOG_BYTES) return true
+      stop()
+      response.destroy()
+      return false
+    },
+    end() {
+      if (ending) return
+      stop()
+      response.end(waiting.splice(0).join(""))
+    },
+    ended: ended.signal,
+  }
+
+  function writeOn(): void {
+    while (!writing) {
+      const frame = waiting.shift()
+      if (frame === undefined) return
+      waitingBytes -= Buffer.byteLength(frame)
+      writing = !response.write(frame)
+    }
+  }
+
+  function schedulePing(): Timer {
+    return clock.after(
+      parts.pingMs,
+      () => void stream.send(eventFrame({ event: "ping", data: { at: timestampText(clock.now()) } })),
+    )
+  }
+
+  function stop(): void {
+    ending = true
+    ping.cancel()
+    limit.cancel()
+    recheck[Symbol.dispose]()
+    ended.abort(new Error("the stream has ended"))
+  }
+
+  response.writeHead(200, {
+    "content-type": "text/event-stream; charset=utf-8",
+    // no-transform: proxies and compression would hold frames back.
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+  })
+  response.on("drain", () => {
+    writing = false
+    writeOn()
+  })
+  response.on("close", () => ending || stop())
+  response.write(": connected\n\n")
+  if (parts.signal.aborted) stream.end()
+  else parts.signal.addEventListener("abort", () => stream.end(), { once: true })
+  return stream
+}
+
+/** Queued behind the frame being written; one snapshot may be larger than this by itself (rulings, Streams). */
+const LARGEST_BACKLOG_BYTES = 1024 * 1024
