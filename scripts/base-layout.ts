@@ -38,12 +38,16 @@ async function makeLayout(layout: string, tar: string, config: object, below?: s
   const lower = below === undefined ? { layers: [], diffIds: [] } : await takeLayers(below, layout)
   const top = await compressLayer(tar, layout)
 
+  const diffIds = [...lower.diffIds, top.diffId]
+  const created = new Date(0).toISOString()
   const configBlob = await putBlob(layout, "application/vnd.oci.image.config.v1+json", {
-    created: new Date(0).toISOString(),
+    created,
     architecture: process.arch === "x64" ? "amd64" : process.arch,
     os: "linux",
     config,
-    rootfs: { type: "layers", diff_ids: [...lower.diffIds, top.diffId] },
+    rootfs: { type: "layers", diff_ids: diffIds },
+    // buildah refuses to build upon an image whose history does not account for every layer.
+    history: diffIds.map(() => ({ created, created_by: "make-bases" })),
   })
   const manifest = await putBlob(layout, "application/vnd.oci.image.manifest.v1+json", {
     schemaVersion: 2,
