@@ -1,0 +1,190 @@
+import type { Instant } from "../../protocol/base/clock.ts"
+import { nodeId, peerId, type AccountId, type NodeId, type PeerId } from "../../protocol/domain/ids.ts"
+import type { NodeRole } from "../../protocol/domain/statuses.ts"
+import type { Tx, View } from "./store.ts"
+
+export type NodeState = "active" | "draining" | "revoked"
+
+export interface NodeTokenRow {
+  id: string
+  name: string | null
+  maxUses: number
+  uses: number
+  roles: NodeRole[]
+  accountId: number | null
+  expiresAt: Instant
+  createdAt: Instant
+}
+
+export interface NodeRow {
+  id: NodeId
+  peerId: PeerId
+  name: string | null
+  token: string
+  roles: NodeRole[]
+  state: NodeState
+  stateReason: string | null
+  agentVersion: string
+  /** The last hello's facts as JSON, null before the first. */
+  facts: string | null
+  enrolledAt: Instant
+  lastSeenAt: Instant | null
+}
+
+export async function insertNodeToken(
+  tx: Tx,
+  token: {
+    id: string
+    hash: string
+    name: string | null
+    maxUses: number
+    roles: readonly NodeRole[]
+    account: AccountId | null
+    expiresAt: Instant
+    at: Instant
+  },
+): Promise<void> {
+  await tx.run(
+    "INSERT INTO node_tokens (id, hash, name, max_uses, roles, account, expires_at, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    token.id,
+    token.hash,
+    token.name,
+    token.maxUses,
+    JSON.stringify(token.roles),
+    token.account,
+    token.expiresAt,
+    token.at,
+  )
+}
+
+export async function nodeTokenByHash(view: View, hash: string): Promise<NodeTokenRow | null> {
+  const row = await view.get<RawToken>("SELECT * FROM node_tokens WHERE hash = ?", hash)
+  if (!row) return null
+  return {
+    id: row.id,
+    name: row.name,
+    maxUses: row.max_uses,
+    uses: row.uses,
+    roles: JSON.parse(row.roles) as NodeRole[],
+    accountId: row.account,
+    expiresAt: row.expires_at,
+    createdAt: row.created_at,
+  }
+}
+
+/** Uses the token up by one. False when it has expired or has no use left. */
+export async function spendNodeToken(tx: Tx, id: string, at: Instant): Promise<boolean> {
+  const { changes } = await tx.run(
+    "UPDATE node_tokens SET uses = uses + 1 WHERE id = ? AND uses < max_uses AND expires_at > ?",
+    id,
+    at,
+  )
+  return changes === 1
+}
+
+export async function insertNode(
+  tx: Tx,
+  node: {
+    id: NodeId
+    peerId: PeerId
+    name: string | null
+    token: string
+    account: number | null
+    roles: readonly NodeRole[]
+    agentVersion: string
+    at: Instant
+  },
+): Promise<void> {
+  await tx.run(
+    `INSERT INTO nodes (id, peer_id, name, token, account, roles, state, agent_version, enrolled_at)
+     VALUES (?, ?, ?, ?, ?, ?, 'active', ?, ?)`,
+    node.id,
+    node.peerId,
+    node.name,
+    node.token,
+    node.account,
+    JSON.stringify(node.roles),
+    node.agentVersion,
+    node.at,
+  )
+}
+
+export async function nodeByPeer(view: View, peer: PeerId): Promise<NodeRow | null> {
+  const row = await view.get<RawNode>("SELECT * FROM nodes WHERE peer_id = ?", peer)
+  return row ? nodeFrom(row) : null
+}
+
+export async function nodeById(view: View, id: NodeId): Promise<NodeRow | null> {
+  const row = await view.get<RawNode>("SELECT * FROM nodes WHERE id = ?", id)
+  return row ? nodeFrom(row) : null
+}
+
+export async function allNodes(view: View): Promise<NodeRow[]> {
+  return (await view.all<RawNode>("SELECT * FROM nodes ORDER BY enrolled_at, id")).map(nodeFrom)
+}
+
+/** Changes the state, unless the node is revoked already: that is final. */
+export async function updateNodeState(tx: Tx, id: NodeId, state: NodeState, reason: string | null): Promise<boolean> {
+  const { changes } = await tx.run(
+    "UPDATE nodes SET state = ?, state_reason = ? WHERE id = ? AND state <> 'revoked'",
+    state,
+    reason,
+    id,
+  )
+  return changes === 1
+}
+
+export async function recordHello(tx: Tx, id: NodeId, agentVersion: string, facts: string, at: Instant): Promise<void> {
+  await tx.run(
+    "UPDATE nodes SET agent_version = ?, facts = ?, last_seen_at = ? WHERE id = ?",
+    agentVersion,
+    facts,
+    at,
+    id,
+  )
+}
+
+export async function recordSeen(tx: Tx, id: NodeId, at: Instant): Promise<void> {
+  await tx.run("UPDATE nodes SET last_seen_at = ? WHERE id = ?", at, id)
+}
+
+interface RawToken {
+  id: string
+  name: string | null
+  max_uses: number
+  uses: number
+  roles: string
+  account: number | null
+  expires_at: number
+  created_at: number
+}
+
+interface RawNode {
+  id: string
+  peer_id: string
+  name: string | null
+  token: string
+  roles: string
+  state: NodeState
+  state_reason: string | null
+  agent_version: string
+  facts: string | null
+  enrolled_at: number
+  last_seen_at: number | null
+}
+
+function nodeFrom(row: RawNode): NodeRow {
+  return {
+    id: nodeId(row.id),
+    peerId: peerId(row.peer_id),
+    name: row.name,
+    token: row.token,
+    roles: JSON.parse(row.roles) as NodeRole[],
+    state: row.state,
+    stateReason: row.state_reason,
+    agentVersion: row.agent_version,
+    facts: row.facts,
+    enrolledAt: row.enrolled_at,
+    lastSeenAt: row.last_seen_at,
+  }
+}

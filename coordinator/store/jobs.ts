@@ -1,0 +1,379 @@
+import type { Instant } from "../../protocol/base/clock.ts"
+import { assert } from "../../protocol/base/assert.ts"
+import { accountId, holdId, jobId, type AccountId, type HoldId, type JobId } from "../../protocol/domain/ids.ts"
+import type { JobStatus, JobType, Priority, TerminalJobStatus } from "../../protocol/domain/statuses.ts"
+import type { SqlValue, Tx, View } from "./store.ts"
+
+/** `finishing`: all tasks are final and the aggregate is being made. Clients read it as running. */
+export type StoredJobStatus = JobStatus | "finishing"
+
+export interface JobRow {
+  seq: number
+  id: JobId
+  account: AccountId
+  userId: number | null
+  project: string
+  revision: string
+  contentHash: string
+  type: JobType
+  status: StoredJobStatus
+  priority: Priority
+  request: string
+  submission: string
+  tags: string[]
+  clientRef: string | null
+  taskCount: number
+  plannedUpto: number
+  queued: number
+  granted: number
+  running: number
+  completed: number
+  failed: number
+  cancelled: number
+  suspect: number
+  qualitySum: number
+  attempts: number
+  losses: number
+  runtimeMsSum: number
+  runtimeMsMax: number
+  cpuMsSum: number
+  hold: HoldId
+  reserveMicro: bigint
+  error: string | null
+  /** JSON of the aggregate, null before the last write. */
+  outcome: string | null
+  createdAt: Instant
+  queuedAt: Instant | null
+  startedAt: Instant | null
+  completedAt: Instant | null
+}
+
+export interface NewJob {
+  id: JobId
+  account: AccountId
+  userId: number | null
+  project: string
+  revision: string
+  contentHash: string
+  type: JobType
+  priority: Priority
+  request: string
+  submission: string
+  tags: readonly string[]
+  clientRef: string | null
+  taskCount: number
+  hold: HoldId
+  reserveMicro: bigint
+  createdAt: Instant
+}
+
+/** Inserts the job as `planning` and gives its seq. */
+export async function insertJob(tx: Tx, job: NewJob): Promise<number> {
+  const row = await tx.get<{ seq: number }>(
+    `INSERT INTO jobs (id, account, user_id, project, revision, content_hash, type, status, priority, request, submission,
+       tags, client_ref, task_count, hold, reserve_micro, created_at)
+     VALUES (?, ?, ?, ?, ?, ?, ?, 'planning', ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
+    job.id,
+    job.account,
+    job.userId,
+    job.project,
+    job.revision,
+    job.contentHash,
+    job.type,
+    job.priority,
+    job.request,
+    job.submission,
+    JSON.stringify(job.tags),
+    job.clientRef,
+    job.taskCount,
+    job.hold,
+    job.reserveMicro,
+    job.createdAt,
+  )
+  assert(row, "an insert gives its seq")
+  for (const tag of new Set(job.tags)) {
+    await tx.run("INSERT INTO job_tags (account, tag, job) VALUES (?, ?, ?)", job.account, tag, row.seq)
+  }
+  return row.seq
+}
+
+export async function jobBySeq(view: View, seq: number): Promise<JobRow | null> {
+  const row = await view.get<RawJob>("SELECT * FROM jobs WHERE seq = ?", seq)
+  return row ? jobFrom(row) : null
+}
+
+/** The job, if this account may see it; `account` null sees every job (admins). */
+export async function jobById(view: View, id: JobId, account: AccountId | null): Promise<JobRow | null> {
+  const row = await view.get<RawJob>("SELECT * FROM jobs WHERE id = ?", id)
+  return row && (account === null || row.account === account) ? jobFrom(row) : null
+}
+
+/** Jobs that are not terminal, oldest first: what a starting coordinator goes on with. */
+export async function activeJobs(view: View): Promise<JobRow[]> {
+  const rows = await view.all<RawJob>(
+    "SELECT * FROM jobs WHERE status IN ('planning', 'queued', 'running', 'finishing') ORDER BY seq",
+  )
+  return rows.map(jobFrom)
+}
+
+export interface JobFilter {
+  /** Null: all accounts. */
+  account: AccountId | null
+  statuses: readonly StoredJobStatus[] | null
+  project: string | null
+  type: JobType | null
+  tag: string | null
+  clientRef: string | null
+  ids: readonly JobId[] | null
+}
+
+/** A page of jobs, newest first by `created_at`, then id, and how many match in all. */
+export async function listJobs(
+  view: View,
+  filter: JobFilter,
+  limit: number,
+  offset: number,
+): Promise<{ jobs: JobRow[]; total: number }> {
+  const conditions: string[] = []
+  const parameters: SqlValue[] = []
+  const where = (condition: string, ...values: SqlValue[]): void => {
+    conditions.push(condition)
+    parameters.push(...values)
+  }
+  if (filter.account !== null) where("account = ?", filter.account)
+  if (filter.statuses) where(`status IN (${filter.statuses.map(() => "?").join(", ")})`, ...filter.statuses)
+  if (filter.project !== null) where("project = ?", filter.project)
+  if (filter.type !== null) where("type = ?", filter.type)
+  if (filter.clientRef !== null) where("client_ref = ?", filter.clientRef)
+  if (filter.ids) where(`id IN (${filter.ids.map(() => "?").join(", ")})`, ...filter.ids)
+  if (filter.tag !== null) where("seq IN (SELECT job FROM job_tags WHERE tag = ?)", filter.tag)
+  const suffix = conditions.length > 0 ? `WHERE ${conditions.join(" AND ")}` : ""
+  const rows = await view.all<RawJob>(
+    `SELECT * FROM jobs ${suffix} ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?`,
+    ...parameters,
+    limit,
+    offset,
+  )
+  const count = await view.get<{ total: number }>(`SELECT count(*) AS total FROM jobs ${suffix}`, ...parameters)
+  return { jobs: rows.map(jobFrom), total: count?.total ?? 0 }
+}
+
+/** Jobs of a project that are not terminal. */
+export async function countActiveJobs(view: View, account: AccountId, project: string): Promise<ProjectLoad> {
+  const row = await view.get<{ jobs: number; queued: number; running: number }>(
+    `SELECT count(*) AS jobs, coalesce(sum(queued + granted + task_count - planned_upto), 0) AS queued,
+       coalesce(sum(running), 0) AS running
+     FROM jobs WHERE account = ? AND project = ? AND status IN ('planning', 'queued', 'running', 'finishing')`,
+    account,
+    project,
+  )
+  return { activeJobs: row?.jobs ?? 0, queuedTasks: row?.queued ?? 0, activeTasks: row?.running ?? 0 }
+}
+
+export interface ProjectLoad {
+  activeJobs: number
+  queuedTasks: number
+  activeTasks: number
+}
+
+/** Tasks up to `upto` are inserted; the last slice makes the job queued. False when the job is no longer planning. */
+export async function advancePlanning(tx: Tx, seq: number, from: number, upto: number, at: Instant): Promise<boolean> {
+  const { changes } = await tx.run(
+    `UPDATE jobs SET planned_upto = ?, queued = queued + ?,
+       status = CASE WHEN ? = task_count THEN 'queued' ELSE status END,
+       queued_at = CASE WHEN ? = task_count THEN ? ELSE queued_at END
+     WHERE seq = ? AND status = 'planning' AND planned_upto = ?`,
+    upto,
+    upto - from,
+    upto,
+    upto,
+    at,
+    seq,
+    from,
+  )
+  return changes === 1
+}
+
+/** How the running sums of a job change in one write. */
+export interface JobDelta {
+  queued?: number
+  granted?: number
+  running?: number
+  completed?: number
+  failed?: number
+  cancelled?: number
+  suspect?: number
+  qualitySum?: number
+  attempts?: number
+  losses?: number
+  runtimeMs?: number
+  runtimeMsMax?: number
+  cpuMs?: number
+}
+
+/** Adds to the running sums of a job that is queued or running. False when it is not (any more). */
+export async function addToJob(tx: Tx, seq: number, delta: JobDelta): Promise<boolean> {
+  const { changes } = await tx.run(
+    `UPDATE jobs SET queued = queued + ?, granted = granted + ?, running = running + ?, completed = completed + ?,
+       failed = failed + ?, cancelled = cancelled + ?, suspect = suspect + ?, quality_sum = quality_sum + ?,
+       attempts = attempts + ?, losses = losses + ?, runtime_ms_sum = runtime_ms_sum + ?,
+       runtime_ms_max = max(runtime_ms_max, ?), cpu_ms_sum = cpu_ms_sum + ?
+     WHERE seq = ? AND status IN ('queued', 'running')`,
+    delta.queued ?? 0,
+    delta.granted ?? 0,
+    delta.running ?? 0,
+    delta.completed ?? 0,
+    delta.failed ?? 0,
+    delta.cancelled ?? 0,
+    delta.suspect ?? 0,
+    delta.qualitySum ?? 0,
+    delta.attempts ?? 0,
+    delta.losses ?? 0,
+    delta.runtimeMs ?? 0,
+    delta.runtimeMsMax ?? 0,
+    delta.cpuMs ?? 0,
+    seq,
+  )
+  return changes === 1
+}
+
+/** The first task of the job runs. False when it was running already, or is not to run any more. */
+export async function markJobRunning(tx: Tx, seq: number, at: Instant): Promise<boolean> {
+  const { changes } = await tx.run(
+    "UPDATE jobs SET status = 'running', started_at = ? WHERE seq = ? AND status = 'queued'",
+    at,
+    seq,
+  )
+  return changes === 1
+}
+
+/** Every task is final: the job is to be finished. False when tasks are left or another write did it. */
+export async function markJobFinishing(tx: Tx, seq: number): Promise<boolean> {
+  const { changes } = await tx.run(
+    `UPDATE jobs SET status = 'finishing'
+     WHERE seq = ? AND status IN ('queued', 'running') AND completed + failed + cancelled = task_count`,
+    seq,
+  )
+  return changes === 1
+}
+
+/** The last write of a job that ran to its end. False when it is not finishing (any more). */
+export async function endFinishedJob(
+  tx: Tx,
+  seq: number,
+  end: { status: TerminalJobStatus; error: string | null; outcome: string; at: Instant },
+): Promise<boolean> {
+  const { changes } = await tx.run(
+    "UPDATE jobs SET status = ?, error = ?, outcome = ?, completed_at = ? WHERE seq = ? AND status = 'finishing'",
+    end.status,
+    end.error,
+    end.outcome,
+    end.at,
+    seq,
+  )
+  return changes === 1
+}
+
+/** Ends a job before its tasks have: their rows follow and read as cancelled meanwhile. False when it is terminal. */
+export async function endJobEarly(
+  tx: Tx,
+  seq: number,
+  end: { status: "cancelled" | "failed"; error: string; at: Instant },
+): Promise<boolean> {
+  const { changes } = await tx.run(
+    `UPDATE jobs SET status = ?, error = ?, completed_at = ?
+     WHERE seq = ? AND status IN ('planning', 'queued', 'running', 'finishing')`,
+    end.status,
+    end.error,
+    end.at,
+    seq,
+  )
+  return changes === 1
+}
+
+/** Stores the aggregate of a job that was ended early. */
+export async function storeOutcome(tx: Tx, seq: number, outcome: string): Promise<void> {
+  await tx.run("UPDATE jobs SET outcome = ? WHERE seq = ?", outcome, seq)
+}
+
+interface RawJob {
+  seq: number
+  id: string
+  account: number
+  user_id: number | null
+  project: string
+  revision: string
+  content_hash: string
+  type: JobType
+  status: StoredJobStatus
+  priority: Priority
+  request: string
+  submission: string
+  tags: string
+  client_ref: string | null
+  task_count: number
+  planned_upto: number
+  queued: number
+  granted: number
+  running: number
+  completed: number
+  failed: number
+  cancelled: number
+  suspect: number
+  quality_sum: number
+  attempts: number
+  losses: number
+  runtime_ms_sum: number
+  runtime_ms_max: number
+  cpu_ms_sum: number
+  hold: string
+  reserve_micro: number
+  error: string | null
+  outcome: string | null
+  created_at: number
+  queued_at: number | null
+  started_at: number | null
+  completed_at: number | null
+}
+
+function jobFrom(row: RawJob): JobRow {
+  return {
+    seq: row.seq,
+    id: jobId(row.id),
+    account: accountId(row.account),
+    userId: row.user_id,
+    project: row.project,
+    revision: row.revision,
+    contentHash: row.content_hash,
+    type: row.type,
+    status: row.status,
+    priority: row.priority,
+    request: row.request,
+    submission: row.submission,
+    tags: JSON.parse(row.tags) as string[],
+    clientRef: row.client_ref,
+    taskCount: row.task_count,
+    plannedUpto: row.planned_upto,
+    queued: row.queued,
+    granted: row.granted,
+    running: row.running,
+    completed: row.completed,
+    failed: row.failed,
+    cancelled: row.cancelled,
+    suspect: row.suspect,
+    qualitySum: row.quality_sum,
+    attempts: row.attempts,
+    losses: row.losses,
+    runtimeMsSum: row.runtime_ms_sum,
+    runtimeMsMax: row.runtime_ms_max,
+    cpuMsSum: row.cpu_ms_sum,
+    hold: holdId(row.hold),
+    reserveMicro: BigInt(row.reserve_micro),
+    error: row.error,
+    outcome: row.outcome,
+    createdAt: row.created_at,
+    queuedAt: row.queued_at,
+    startedAt: row.started_at,
+    completedAt: row.completed_at,
+  }
+}

@@ -1,0 +1,88 @@
+import Database from "better-sqlite3"
+import { mkdirSync } from "node:fs"
+import { join } from "node:path"
+import type { Clock } from "../../protocol/base/clock.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import type { Log } from "../../protocol/base/log.ts"
+import type { Random } from "../../protocol/base/random.ts"
+import { assertOutsideActs } from "./acts.ts"
+import { lockDataDir } from "./data-dir-lock.ts"
+import { GroupCommit } from "./group-commit.ts"
+import { knownMigrations, migrate, type Migration } from "./migrate.ts"
+import { SnapshotReads } from "./snapshot-reads.ts"
+import { Connection } from "./statements.ts"
+import type { Store } from "./store.ts"
+
+export interface StoreOptions {
+  /** Made (mode 0700) when it is missing; one process at a time. */
+  dataDir: string
+  clock: Clock
+  log: Log
+  /** A COMMIT failed and may have committed. The process must end; promises of that group never settle. */
+  onFatal: (error: Error) => void
+  /** Tests and simulations: an act that calls the store throws. Costs some speed. */
+  strict?: boolean
+  /** Tests: one act in ten runs twice, its first run rolled back. */
+  repeatWrites?: Random
+  /** Tests of the migrations themselves; the version's own otherwise. */
+  migrations?: Migration[]
+}
+
+/**
+ * Opens the coordinator's database and brings its schema up to date. Throws one clear line when the directory cannot
+ * be used, is in use, or was written by a newer version. Disposing runs the writes that wait, then closes.
+ */
+export async function openStore(options: StoreOptions): Promise<Store> {
+  const { dataDir, clock, log, strict = false } = options
+  try {
+    mkdirSync(dataDir, { recursive: true, mode: 0o700 })
+  } catch (error) {
+    throw new Error(`the data directory ${dataDir} cannot be made: ${errorText(error)}`, { cause: error })
+  }
+  using cleanup = new DisposableStack()
+  cleanup.use(lockDataDir(dataDir))
+  const file = join(dataDir, DATABASE_FILE)
+  const writer = cleanup.adopt(new Database(file, { timeout: LOCK_WAIT_MS }), (database) => database.close())
+  writer.pragma("journal_mode = WAL")
+  writer.pragma("synchronous = FULL") // the library's own default for WAL may lose the last commits at a power cut
+  writer.pragma("foreign_keys = ON")
+  writer.pragma("temp_store = MEMORY") // what savepoints remember; else it goes to a temporary file
+  const ran = migrate(writer, options.migrations ?? knownMigrations(), clock.now())
+  if (ran.length > 0) log.info("data migrated", { migrations: ran })
+  const reader = cleanup.adopt(new Database(file, { readonly: true, timeout: LOCK_WAIT_MS }), (database) =>
+    database.close(),
+  )
+  const writes = new GroupCommit(new Connection(writer), {
+    clock,
+    log,
+    strict,
+    repeatWrites: options.repeatWrites ?? null,
+    onFatal: options.onFatal,
+  })
+  const reads = new SnapshotReads(new Connection(reader), clock, strict)
+  const opened = cleanup.move()
+  return {
+    async write(act) {
+      if (strict) assertOutsideActs()
+      return writes.write(act)
+    },
+    async read(look) {
+      if (strict) assertOutsideActs()
+      return reads.read(look)
+    },
+    writeProblem: () => writes.problem(),
+    async [Symbol.asyncDispose]() {
+      if (opened.disposed) return
+      await Promise.all([writes.close(), reads.close()])
+      opened.dispose()
+    },
+  }
+}
+
+export const DATABASE_FILE = "computalot.db"
+
+/**
+ * How long a statement waits for another program that holds the file (a backup, a shell). It blocks this thread, so it
+ * is shorter than the heartbeats' patience.
+ */
+const LOCK_WAIT_MS = 1_000
