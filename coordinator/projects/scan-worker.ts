@@ -1,0 +1,26 @@
+import { parentPort, workerData } from "node:worker_threads"
+import { assert } from "../../protocol/base/assert.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import { ComputalotError, type ErrorCode } from "../../protocol/domain/errors.ts"
+import { scanTarball, type Scan, type ScanInput } from "./scan-tarball.ts"
+
+/** What comes back from the thread: errors lose their class on the way, so a refusal travels as its facts. */
+export type ScanAnswer =
+  | { kind: "scanned"; scan: Scan }
+  | { kind: "refused"; code: ErrorCode; message: string; recommendedAction: string | undefined; details: unknown }
+  | { kind: "failed"; errorCode: string | undefined; message: string }
+
+assert(parentPort !== null, "the tarball scan runs in a worker")
+parentPort.postMessage(await answer(workerData as ScanInput))
+
+async function answer(input: ScanInput): Promise<ScanAnswer> {
+  try {
+    return { kind: "scanned", scan: await scanTarball(input) }
+  } catch (error) {
+    if (error instanceof ComputalotError) {
+      const { code, message, recommendedAction, details } = error
+      return { kind: "refused", code, message, recommendedAction, details }
+    }
+    return { kind: "failed", errorCode: (error as NodeJS.ErrnoException).code, message: errorText(error) }
+  }
+}
