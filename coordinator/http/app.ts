@@ -72,11 +72,11 @@ export interface HttpRequest<Row extends Endpoint = Endpoint> {
   /** Aborted when the client is gone, and for streams also when the coordinator stops. */
   readonly signal: AbortSignal
   /** The account this request is about: the caller's, or the one an administrator names by `?account_id=` (422 without). */
-  account(): AccountId
+  readonly account: () => AccountId
   /** Is the token still good for this? Streams ask again while they run. */
-  stillAllowed(): Promise<boolean>
+  readonly stillAllowed: () => Promise<boolean>
   /** The bytes of a `rawBody` endpoint; `100 Continue` and the first read happen now, so check everything else before. */
-  openBody(): Readable
+  readonly openBody: () => Readable
   /** Of a `creates` endpoint: hand `remember(…)` to the act, so that the answer is stored in the act's own write. */
   readonly idempotency: Idempotency
   /** For `stream` endpoints, which write their reply themselves. */

@@ -1,4 +1,4 @@
-import { createServer, type Server } from "node:http"
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http"
 import type { AddressInfo, Socket } from "node:net"
 import type { Duplex } from "node:stream"
 import type { Log } from "../../protocol/base/log.ts"
@@ -39,12 +39,13 @@ export async function startHttpServer(parts: {
   server.on("checkContinue", parts.app.listener)
   server.on("clientError", refuseGarbage)
   server.on("drop", () => parts.log.warn("connection dropped", { limit: MOST_CONNECTIONS }))
+  const working = watchConnections(server)
   await listening(server, parts.host, parts.port)
 
   const { address, family, port } = server.address() as AddressInfo
   let closed: Promise<void> | null = null
   const close = (deadlineMs = CLOSE_DEADLINE_MS): Promise<void> =>
-    (closed ??= closeServer(server, parts.app, deadlineMs))
+    (closed ??= closeServer(server, parts.app, working, deadlineMs))
   return {
     origin: `http://${family === "IPv6" ? `[${address}]` : address}:${port}`,
     port,
@@ -78,17 +79,41 @@ function listening(server: Server, host: string, port: number): Promise<void> {
   })
 }
 
-function closeServer(server: Server, app: HttpApp, deadlineMs: number): Promise<void> {
+/** The open connections, each with the number of requests in work on it. */
+function watchConnections(server: Server): Map<Socket, number> {
+  const working = new Map<Socket, number>()
+  server.on("connection", (socket) => {
+    working.set(socket, 0)
+    socket.on("close", () => working.delete(socket))
+  })
+  const started = (request: IncomingMessage, response: ServerResponse): void => {
+    const { socket } = request
+    working.set(socket, (working.get(socket) ?? 0) + 1)
+    response.on("close", () => {
+      const left = (working.get(socket) ?? 1) - 1
+      if (working.has(socket)) working.set(socket, left)
+    })
+  }
+  server.on("request", started)
+  server.on("checkContinue", started)
+  return working
+}
+
+function closeServer(server: Server, app: HttpApp, working: Map<Socket, number>, deadlineMs: number): Promise<void> {
   app.close()
   return new Promise((resolve) => {
     const cut = setTimeout(() => server.closeAllConnections(), deadlineMs)
-    // Connections whose last answer promised to stay open become idle one by one.
-    const sweep = setInterval(() => server.closeIdleConnections(), 50)
+    // Node's own closeIdleConnections leaves connections that have not asked anything yet until their headers time out.
+    const endIdle = (): void => {
+      for (const [socket, requests] of working) if (requests === 0) socket.destroySoon()
+    }
+    const sweep = setInterval(endIdle, 50)
     server.close(() => {
       clearTimeout(cut)
       clearInterval(sweep)
       resolve()
     })
+    endIdle()
   })
 }
 
