@@ -9,15 +9,42 @@ export interface RuntimeDriver {
   /** Runs a real hello and tries each ability: what a runtime can do is found out, not read from its version. */
   probe(): Promise<DriverProbe>
   /**
+   * Makes `attemptDir/disk`, a directory of the size `diskBytes` where the driver can hold it to that (a file system of its
+   * own). What the attempt writes belongs there: workspace, scratch, artifacts; writable `mounts` should lie below it.
+   * `start` does it when it was not done before; a second call changes nothing.
+   */
+  prepare(attemptDir: string, diskBytes: number): Promise<string>
+  /**
    * Starts the attempt under its own supervisor and resolves once the supervisor runs. The supervisor outlives the agent:
    * it appends output to files in `spec.attemptDir`, enforces `timeoutMs` and `deadline`, and writes the exit file.
    * Rejects with `RuntimeRefusal` when the attempt cannot be started (the image lacks the command, say).
    */
   start(spec: AttemptSpec): Promise<RunningAttempt>
-  /** Takes over an attempt that an earlier agent started, or answers null when its supervisor cannot be proved to live. */
+  /**
+   * Takes over an attempt that an earlier agent started: it runs (its supervisor is proved to live by boot id, pid and start
+   * time) or has left its end. Null when neither can be proved.
+   */
   adopt(attemptDir: string): Promise<RunningAttempt | null>
-  /** Ends and removes what a killed agent left behind, except the attempts named (their directories). */
+  /**
+   * Ends what is left of an attempt and removes what the driver made for it: mounts, disk, control groups, network. The
+   * directory itself stays the caller's. Call it once results are collected; unknown directories and second calls are fine.
+   */
+  release(attemptDir: string): Promise<void>
+  /**
+   * Ends and releases what a killed agent left behind below `attemptsDir`, except the attempts named (their directories),
+   * and what this agent's runtime left elsewhere on the machine. Called once, before anything starts.
+   */
   sweep(keep: ReadonlySet<string>): Promise<void>
+  /** Lets go of the runtime. Running attempts live on: a later agent adopts them. */
+  [Symbol.asyncDispose](): Promise<void>
+}
+
+/** What every driver needs to know of its agent. */
+export interface DriverPlace {
+  /** Names this agent's groups, networks and mounts on the machine: two agents never touch each other's. */
+  dataDir: string
+  /** All attempt directories lie directly below it. */
+  attemptsDir: string
 }
 
 export interface DriverProbe {
@@ -36,7 +63,7 @@ export interface AttemptSpec {
   name: string
   /** Owned by this attempt: supervisor, output, exit and bookkeeping files. Exists. */
   attemptDir: string
-  /** The unpacked root file system with its overlay mounted by the driver; absent for the process driver. */
+  /** The unpacked layers, composed by the driver with a writable layer on the attempt's disk; absent for the process driver. */
   rootfs?: RootfsSpec
   /** What to run; the first element is looked up in the PATH of `env`. */
   command: string[]
@@ -77,13 +104,13 @@ export interface Limits {
 }
 
 export interface RunningAttempt {
-  /** Resolves when every process of the attempt is gone. Never rejects. A second look gives the same. */
+  /** Resolves when every process of the attempt is gone; its files and disk stay until `release`. Never rejects. */
   readonly done: Promise<AttemptExit>
   /** Kills the whole tree. Resolves when it is gone. A second call waits for the first. */
   stop(reason: "cancelled" | "deadline"): Promise<void>
   /** Moves the deadline that the supervisor enforces by itself. */
   extend(deadline: number): Promise<void>
-  /** Where the supervisor appends standard output and standard error, interleaved as received. */
+  /** Where the supervisor appends standard output and standard error. Read them with `tailOutput` (output-files.ts). */
   readonly stdoutPath: string
   readonly stderrPath: string
 }

@@ -1,0 +1,226 @@
+import { createHash } from "node:crypto"
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs"
+import { availableParallelism } from "node:os"
+import { join } from "node:path"
+import { sleep, systemClock } from "../../protocol/base/clock.ts"
+import type { Enforceable } from "../../protocol/domain/statuses.ts"
+import type { Limits } from "./driver.ts"
+import type { SupervisedGroup } from "./supervisor.ts"
+
+/** Control groups of this agent's attempts, in whichever hierarchies the machine lets us make groups. */
+export interface TaskGroups {
+  /** What was found by trying: memory, cpu and pids, or nothing for a plain user. */
+  readonly enforces: Enforceable[]
+  /** Makes the attempt's groups with its limits. The supervisor puts the program in. */
+  create(name: string, limits: GroupLimits): SupervisedGroup
+  /** Kills every process in the attempt's groups and removes them. Missing groups are fine. */
+  remove(name: string): Promise<void>
+  /** Names of groups that exist, an earlier agent's included. */
+  list(): string[]
+}
+
+export type GroupLimits = Pick<Limits, "memoryBytes" | "cpu" | "pids">
+
+/** Twelve hex digits that stand for an agent's data directory in names on the machine. */
+export function agentMark(dataDir: string): string {
+  return createHash("sha256").update(dataDir).digest("hex").slice(0, 12)
+}
+
+/** Probes every controller by making a group with limits in it. Does not throw: without groups nothing is enforced. */
+export function openTaskGroups(dataDir: string): TaskGroups {
+  const mark = agentMark(dataDir)
+  const hierarchies = mountedHierarchies()
+    .map((hierarchy) => openHierarchy(hierarchy, mark))
+    .filter((hierarchy) => hierarchy !== null)
+  const controllers = new Set(hierarchies.flatMap((hierarchy) => hierarchy.controllers))
+  return {
+    enforces: (["memory", "cpu", "pids"] as const).filter((controller) => controllers.has(controller)),
+    create(name, limits) {
+      const group: SupervisedGroup = { directories: [] }
+      for (const hierarchy of hierarchies) {
+        const directory = join(hierarchy.base, name)
+        mkdirSync(directory, { recursive: true })
+        for (const controller of hierarchy.controllers) CONTROLS[hierarchy.version][controller](directory, limits, group)
+        group.directories.push(directory)
+      }
+      return group
+    },
+    async remove(name) {
+      for (const hierarchy of hierarchies) await removeGroup(join(hierarchy.base, name))
+    },
+    list() {
+      return [...new Set(hierarchies.flatMap((hierarchy) => subgroups(hierarchy.base)))]
+    },
+  }
+}
+
+type Controller = "memory" | "cpu" | "cpuacct" | "pids"
+interface Hierarchy {
+  version: "v1" | "v2"
+  controllers: Controller[]
+  /** Where it is mounted; after opening, this agent's own group in it. */
+  base: string
+}
+
+/** How each limit is set, and where its use is read. Throws where the kernel refuses. */
+const CONTROLS: Record<"v1" | "v2", Record<Controller, (directory: string, limits: GroupLimits, group: SupervisedGroup) => void>> = {
+  v1: {
+    memory(directory, limits, group) {
+      set(directory, "memory.limit_in_bytes", limits.memoryBytes)
+      // Swapping would turn the limit into a slow-down of the whole machine. Not every kernel counts swap.
+      if (existsSync(join(directory, "memory.memsw.limit_in_bytes"))) {
+        set(directory, "memory.memsw.limit_in_bytes", limits.memoryBytes)
+      }
+      group.oomFile = join(directory, "memory.oom_control")
+      group.peakFile = join(directory, "memory.max_usage_in_bytes")
+    },
+    // A share, not a quota: never less than asked while others want theirs, more while the node is idle.
+    cpu: (directory, limits) => set(directory, "cpu.shares", Math.max(2, Math.round(limits.cpu * 1024))),
+    cpuacct(directory, _limits, group) {
+      group.cpuFile = join(directory, "cpuacct.usage")
+      group.cpuPerMs = 1e6
+    },
+    pids(directory, limits, group) {
+      set(directory, "pids.max", limits.pids)
+      group.pidsFile = join(directory, "pids.events")
+    },
+  },
+  v2: {
+    memory(directory, limits, group) {
+      set(directory, "memory.max", limits.memoryBytes)
+      set(directory, "memory.oom.group", 1)
+      if (existsSync(join(directory, "memory.swap.max"))) set(directory, "memory.swap.max", 0)
+      group.oomFile = join(directory, "memory.events")
+      if (existsSync(join(directory, "memory.peak"))) group.peakFile = join(directory, "memory.peak")
+    },
+    cpu: (directory, limits) =>
+      set(directory, "cpu.weight", Math.min(10_000, Math.max(1, Math.round(limits.cpu * 100)))),
+    cpuacct(directory, _limits, group) {
+      group.cpuFile = join(directory, "cpu.stat")
+      group.cpuPerMs = 1e3
+    },
+    pids(directory, limits, group) {
+      set(directory, "pids.max", limits.pids)
+      group.pidsFile = join(directory, "pids.events")
+    },
+  },
+}
+
+function mountedHierarchies(): Hierarchy[] {
+  const mounts = readText("/proc/self/mountinfo").split("\n")
+  return mounts.flatMap((line): Hierarchy[] => {
+    const [before, after] = line.split(" - ")
+    const base = before?.split(" ")[4]
+    const [kind, , options] = after?.split(" ") ?? []
+    if (base === undefined) return []
+    if (kind === "cgroup2") return [{ version: "v2", controllers: ["memory", "cpu", "pids"], base }]
+    if (kind !== "cgroup") return []
+    const named = new Set(options?.split(","))
+    return [{ version: "v1", controllers: (["memory", "cpu", "cpuacct", "pids"] as const).filter((name) => named.has(name)), base }]
+  })
+}
+
+/** This agent's own group in the hierarchy with the controllers that really work there, or null when none does. */
+function openHierarchy(mounted: Hierarchy, mark: string): Hierarchy | null {
+  const base = join(mounted.base, "computalot", mark)
+  const available =
+    mounted.version === "v1"
+      ? mounted.controllers
+      : mounted.controllers.filter((name) => readText(join(mounted.base, "cgroup.controllers")).split(/\s/).includes(name))
+  if (available.length === 0) return null
+  const probe: Hierarchy = { ...mounted, base, controllers: [] }
+  const trial = join(base, "probe")
+  try {
+    mkdirSync(base, { recursive: true })
+    if (mounted.version === "v2") passDown(mounted.base, base, available)
+    // Against the rest of the machine the agent's attempts weigh what all its cores together may ask.
+    if (mounted.version === "v1" && available.includes("cpu")) {
+      for (const directory of [join(base, ".."), base]) set(directory, "cpu.shares", availableParallelism() * 1024)
+    }
+    mkdirSync(trial, { recursive: true })
+  } catch {
+    return null
+  }
+  for (const controller of available) {
+    try {
+      CONTROLS[mounted.version][controller](trial, { memoryBytes: 64 * 1024 * 1024, cpu: 1, pids: 64 }, { directories: [] })
+      probe.controllers.push(controller)
+    } catch {
+      // This machine does not let us: the attempt's advert will not name it.
+    }
+  }
+  // The second version counts processor time in every group, with or without its controller.
+  if (mounted.version === "v2" && probe.controllers.length > 0) probe.controllers.push("cpuacct")
+  rmdirSync(trial)
+  return probe.controllers.length === 0 ? null : probe
+}
+
+function passDown(mount: string, base: string, controllers: Controller[]): void {
+  for (const directory of [mount, join(base, ".."), base]) {
+    for (const controller of controllers) {
+      try {
+        set(directory, "cgroup.subtree_control", `+${controller}`)
+      } catch {
+        // The trial group tells whether the controller arrived.
+      }
+    }
+  }
+}
+
+/** A group is busy until the kernel has reaped what was killed in it. */
+const REMOVE_TRIES = 200
+const REMOVE_PAUSE_MS = 10
+
+async function removeGroup(directory: string): Promise<void> {
+  for (let tries = 0; tries < REMOVE_TRIES && existsSync(directory); tries++) {
+    for (const pid of pidsBelow(directory)) kill(pid)
+    if (removeTree(directory)) return
+    await sleep(systemClock, REMOVE_PAUSE_MS)
+  }
+}
+
+/** Runtimes may nest groups of their own. */
+function pidsBelow(directory: string): number[] {
+  const own = readText(join(directory, "cgroup.procs")).split("\n").filter(Boolean).map(Number)
+  return [...own, ...subgroups(directory).flatMap((name) => pidsBelow(join(directory, name)))]
+}
+
+function removeTree(directory: string): boolean {
+  try {
+    for (const name of subgroups(directory)) if (!removeTree(join(directory, name))) return false
+    rmdirSync(directory)
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "ENOENT"
+  }
+}
+
+function subgroups(directory: string): string[] {
+  try {
+    return readdirSync(directory, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => entry.name)
+  } catch {
+    return []
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL")
+  } catch {
+    // Gone already.
+  }
+}
+
+function set(directory: string, file: string, value: string | number): void {
+  writeFileSync(join(directory, file), String(value))
+}
+
+function readText(path: string): string {
+  try {
+    return readFileSync(path, "utf8")
+  } catch {
+    return ""
+  }
+}
