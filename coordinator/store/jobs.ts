@@ -39,6 +39,8 @@ export interface JobRow {
   cpuMsSum: number
   hold: HoldId
   reserveMicro: bigint
+  /** JSON: rate and estimate as they were at submit. */
+  billing: string
   error: string | null
   /** JSON of the aggregate, null before the last write. */
   outcome: string | null
@@ -64,6 +66,7 @@ export interface NewJob {
   taskCount: number
   hold: HoldId
   reserveMicro: bigint
+  billing: string
   createdAt: Instant
 }
 
@@ -71,8 +74,8 @@ export interface NewJob {
 export async function insertJob(tx: Tx, job: NewJob): Promise<number> {
   const row = await tx.get<{ seq: number }>(
     `INSERT INTO jobs (id, account, user_id, project, revision, content_hash, type, status, priority, request, submission,
-       tags, client_ref, task_count, hold, reserve_micro, created_at)
-     VALUES (?, ?, ?, ?, ?, ?, ?, 'planning', ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
+       tags, client_ref, task_count, hold, reserve_micro, billing, created_at)
+     VALUES (?, ?, ?, ?, ?, ?, ?, 'planning', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
     job.id,
     job.account,
     job.userId,
@@ -88,6 +91,7 @@ export async function insertJob(tx: Tx, job: NewJob): Promise<number> {
     job.taskCount,
     job.hold,
     job.reserveMicro,
+    job.billing,
     job.createdAt,
   )
   assert(row, "an insert gives its seq")
@@ -217,7 +221,7 @@ export async function addToJob(tx: Tx, seq: number, delta: JobDelta): Promise<bo
     `UPDATE jobs SET queued = queued + ?, granted = granted + ?, running = running + ?, completed = completed + ?,
        failed = failed + ?, cancelled = cancelled + ?, suspect = suspect + ?, quality_sum = quality_sum + ?,
        attempts = attempts + ?, losses = losses + ?, runtime_ms_sum = runtime_ms_sum + ?,
-       runtime_ms_max = max(runtime_ms_max, ?), cpu_ms_sum = cpu_ms_sum + ?
+       runtime_ms_max = CASE WHEN runtime_ms_max < ? THEN ? ELSE runtime_ms_max END, cpu_ms_sum = cpu_ms_sum + ?
      WHERE seq = ? AND status IN ('queued', 'running')`,
     delta.queued ?? 0,
     delta.granted ?? 0,
@@ -230,6 +234,7 @@ export async function addToJob(tx: Tx, seq: number, delta: JobDelta): Promise<bo
     delta.attempts ?? 0,
     delta.losses ?? 0,
     delta.runtimeMs ?? 0,
+    delta.runtimeMsMax ?? 0,
     delta.runtimeMsMax ?? 0,
     delta.cpuMs ?? 0,
     seq,
@@ -328,6 +333,7 @@ interface RawJob {
   cpu_ms_sum: number
   hold: string
   reserve_micro: number
+  billing: string
   error: string | null
   outcome: string | null
   created_at: number
@@ -369,6 +375,7 @@ function jobFrom(row: RawJob): JobRow {
     cpuMsSum: row.cpu_ms_sum,
     hold: holdId(row.hold),
     reserveMicro: BigInt(row.reserve_micro),
+    billing: row.billing,
     error: row.error,
     outcome: row.outcome,
     createdAt: row.created_at,

@@ -137,8 +137,10 @@ export const resultItem = z.object({
   output: z.string().max(16_384),
   /** Tail of standard error. */
   error_tail: z.string().max(8192),
-  /** What the runner wrote, unparsed; null when it wrote nothing. */
+  /** What the runner wrote, as its own JSON text; null when it wrote nothing, or nothing usable. */
   result: textOrBlob.nullable(),
+  /** Why a result file was not usable (not JSON, too large); null when it was, or when there was none. */
+  result_problem: z.string().max(500).nullable(),
   artifacts: z.array(artifactItem).max(1000),
 })
 export type ResultItem = z.infer<typeof resultItem>

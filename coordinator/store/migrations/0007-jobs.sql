@@ -37,6 +37,8 @@ CREATE TABLE jobs (
   hold TEXT NOT NULL UNIQUE,
   -- what one running task may cost at most: reserved while it runs
   reserve_micro INTEGER NOT NULL CHECK (reserve_micro >= 0),
+  -- the rate and the estimate as they were at submit: later prices change nothing for this job
+  billing TEXT NOT NULL,
   error TEXT,
   -- the aggregate as the last write made it, null before
   outcome TEXT,
@@ -78,6 +80,7 @@ CREATE TABLE tasks (
   completed_at INTEGER
 ) STRICT;
 CREATE INDEX tasks_waiting ON tasks (id) WHERE state IN ('queued', 'lost');
+CREATE INDEX tasks_failed ON tasks (id) WHERE state = 'failed';
 
 -- What the last attempt left: kept apart so that scheduling reads thin rows.
 CREATE TABLE task_results (
@@ -96,6 +99,7 @@ CREATE TABLE task_results (
   runtime_ms INTEGER,
   CHECK (result IS NULL OR result_digest IS NULL)
 ) STRICT;
+CREATE INDEX task_results_suspect ON task_results (task) WHERE quality < 0.5;
 CREATE INDEX task_results_by_digest ON task_results (result_digest) WHERE result_digest IS NOT NULL;
 
 -- One row per attempt. Its claim number is the fencing token: every change names it, and the state it expects.

@@ -1,0 +1,51 @@
+/** How a node's contact reads (rulings, Mesh and nodes). `offline`: lost for longer than any claim lives. */
+export type Contact = "connected" | "suspect" | "lost_contact" | "offline"
+
+export interface ContactFacts {
+  streamOpen: boolean
+  /** Since the last frame of the node. */
+  silentMs: number
+  heartbeatMs: number
+  claimLifetimeMs: number
+}
+
+/** Three heartbeats missed make a node suspect, four lose contact; a closed stream is suspect at once (architecture §5.5). */
+export function contactOf({ streamOpen, silentMs, heartbeatMs, claimLifetimeMs }: ContactFacts): Contact {
+  if (silentMs > claimLifetimeMs) return "offline"
+  if (silentMs > 4 * heartbeatMs) return "lost_contact"
+  if (!streamOpen || silentMs > 3 * heartbeatMs) return "suspect"
+  return "connected"
+}
+
+/**
+ * How long to wait from last contact before the task may be granted again: as long as the work at stake is worth, at least
+ * `lostAfterMs`, never past the claim (architecture §5.5, the ski-rental question).
+ *
+ * @param stakeMs preparation and run time since the last durable checkpoint, frozen at last contact
+ * @param restMs what was left of the claim at last contact
+ */
+export function patienceMs(stakeMs: number, lostAfterMs: number, restMs: number): number {
+  return Math.min(Math.max(stakeMs, lostAfterMs), restMs)
+}
+
+/**
+ * Is the fault ours? Two nodes at the least and more than half of all contacts lost within ten seconds are taken to be the
+ * coordinator's own doing: nothing becomes claimable by contact until fifteen seconds after the last node returned.
+ *
+ * @param lostAtMs when each contact that is lost now was last heard
+ * @param members nodes with contact or lost within their claims
+ */
+export function isOurFault(lostAtMs: readonly number[], members: number): boolean {
+  if (lostAtMs.length < 2 || lostAtMs.length * 2 <= members) return false
+  const sorted = lostAtMs.toSorted((a, b) => a - b)
+  const least = Math.floor(members / 2) + 1
+  for (let first = 0; first + least <= sorted.length; first++) {
+    const last = sorted[first + least - 1] ?? Number.POSITIVE_INFINITY
+    if (last - (sorted[first] ?? 0) <= OUR_FAULT_WINDOW_MS) return true
+  }
+  return false
+}
+
+const OUR_FAULT_WINDOW_MS = 10_000
+/** After the last node returned, so long until contact counts again. */
+export const OUR_FAULT_GRACE_MS = 15_000

@@ -1,0 +1,185 @@
+import { assert } from "../../protocol/base/assert.ts"
+import type { Clock, Instant } from "../../protocol/base/clock.ts"
+import type { ClaimNumber, NodeId, PeerId } from "../../protocol/domain/ids.ts"
+import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
+import type { Enforceable, Isolation, NodeRole } from "../../protocol/domain/statuses.ts"
+import type { ToNode } from "../../protocol/wire/control.ts"
+import type { NodeState } from "../store/fleet.ts"
+import { contactOf, type Contact } from "./liveness.ts"
+
+/**
+ * The fleet as memory knows it: who is connected, what each lends, which attempts each holds. Derived from rows and hellos;
+ * losing it loses nothing.
+ */
+export interface Members {
+  all(): Iterable<Member>
+  byNode(node: NodeId): Member | undefined
+  byPeer(peer: PeerId): Member | undefined
+  /** Adds a member, or gives the one that is there. */
+  add(node: { id: NodeId; peer: PeerId; name: string | null; roles: readonly NodeRole[]; state: NodeState }): Member
+  /** The attempt of a claim number, wherever it is held. */
+  attempt(claim: number): HeldAttempt | undefined
+  hold(member: Member, attempt: HeldAttempt): void
+  /** The attempt ended: its room is free again. Unknown numbers are fine. */
+  release(claim: number): HeldAttempt | undefined
+  contact(member: Member): Contact
+  /** Called after any change that may let work start or stop (room, contact, warmth). */
+  onChange(run: () => void): void
+  changed(): void
+}
+
+export interface Member {
+  readonly id: NodeId
+  readonly peer: PeerId
+  name: string | null
+  roles: readonly NodeRole[]
+  /** The admin's word. */
+  state: NodeState
+  /** From the last hello; null before the first since this start. */
+  facts: MemberFacts | null
+  session: Session | null
+  /** Monotonic ms of the last frame; null before the first since this start. */
+  lastHeardMs: number | null
+  lastSeenAt: Instant | null
+  standing: Standing | null
+  readonly attempts: Map<number, HeldAttempt>
+  readonly used: { cpu: number; memoryMb: number; storageGb: number; gpus: Set<string> }
+}
+
+export interface MemberFacts {
+  agentVersion: string
+  bootId: string
+  roles: readonly NodeRole[]
+  runtime: string
+  isolation: Isolation
+  enforces: readonly Enforceable[]
+  network: "none" | "outbound"
+  addresses: readonly string[]
+  capacity: Capacity
+}
+
+/** The standing claim (architecture §5.4): memory, never a write. */
+export interface Standing {
+  open: boolean
+  draining: boolean
+  capacity: Capacity
+  warm: ReadonlySet<string>
+  credit: number
+}
+
+/** A welcomed control stream. */
+export interface Session {
+  /** Never waits: a stream that is too slow is reset, and reconciliation restores what was lost. */
+  send(message: ToNode): void
+  close(reason: string): void
+}
+
+export interface HeldAttempt {
+  readonly claim: ClaimNumber
+  readonly node: NodeId
+  /** Of the job and the task in the store. */
+  readonly job: number
+  readonly task: number
+  readonly index: number
+  readonly number: number
+  state: "offered" | "accepted" | "running"
+  readonly requirements: Requirements
+  readonly gpus: readonly string[]
+  readonly reserveMicro: bigint
+  readonly grantedAt: Instant
+  acceptedAt: Instant | null
+  startedAt: Instant | null
+  /** Monotonic. */
+  readonly grantedAtMs: number
+  /** Monotonic ms at which the claim ends unless a heartbeat renews it. */
+  expiresAtMs: number
+  /** Monotonic ms of the last heartbeat that named it. */
+  heardAtMs: number
+  /** What the node says it has run, for bills of cancelled attempts. */
+  runningMs: number | null
+  /** Contact was lost for long enough: the task may be granted again, though the number is not spent yet. */
+  claimable: boolean
+  /** One extension was given because time or the coordinator paused; no further one until its node was heard. */
+  extended: boolean
+  progress: string | null
+  outputTail: string | null
+  /** Wall time of the last progress or output. */
+  feedbackAt: Instant | null
+}
+
+export function createMembers(clock: Clock, timing: { heartbeatMs: number; claimLifetimeMs: number }): Members {
+  const members = new Map<NodeId, Member>()
+  const byPeer = new Map<PeerId, Member>()
+  const attempts = new Map<number, HeldAttempt>()
+  let listeners: (() => void)[] = []
+
+  return {
+    all: () => members.values(),
+    byNode: (node) => members.get(node),
+    byPeer: (peer) => byPeer.get(peer),
+    add(node) {
+      const known = members.get(node.id)
+      if (known) return known
+      const member: Member = {
+        id: node.id,
+        peer: node.peer,
+        name: node.name,
+        roles: node.roles,
+        state: node.state,
+        facts: null,
+        session: null,
+        lastHeardMs: null,
+        lastSeenAt: null,
+        standing: null,
+        attempts: new Map(),
+        used: { cpu: 0, memoryMb: 0, storageGb: 0, gpus: new Set() },
+      }
+      members.set(node.id, member)
+      byPeer.set(node.peer, member)
+      return member
+    },
+    attempt: (claim) => attempts.get(claim),
+    hold(member, attempt) {
+      assert(!attempts.has(attempt.claim), "a claim number is held once")
+      attempts.set(attempt.claim, attempt)
+      member.attempts.set(attempt.claim, attempt)
+      member.used.cpu += attempt.requirements.cpu
+      member.used.memoryMb += attempt.requirements.memoryMb
+      member.used.storageGb += attempt.requirements.storageGb
+      for (const uuid of attempt.gpus) member.used.gpus.add(uuid)
+    },
+    release(claim) {
+      const attempt = attempts.get(claim)
+      if (!attempt) return undefined
+      attempts.delete(claim)
+      const member = members.get(attempt.node)
+      assert(member, "an attempt is held by a member")
+      member.attempts.delete(claim)
+      if (member.attempts.size === 0) {
+        // Sums of fractions drift; an empty node has nothing in use.
+        member.used.cpu = member.used.memoryMb = member.used.storageGb = 0
+        member.used.gpus.clear()
+      } else {
+        member.used.cpu -= attempt.requirements.cpu
+        member.used.memoryMb -= attempt.requirements.memoryMb
+        member.used.storageGb -= attempt.requirements.storageGb
+        for (const uuid of attempt.gpus) member.used.gpus.delete(uuid)
+      }
+      return attempt
+    },
+    contact(member) {
+      if (member.lastHeardMs === null) return "offline"
+      return contactOf({
+        streamOpen: member.session !== null,
+        silentMs: clock.monotonicMs() - member.lastHeardMs,
+        ...timing,
+      })
+    },
+    onChange(run) {
+      listeners = [...listeners, run]
+    },
+    changed() {
+      for (const run of listeners) run()
+    },
+  }
+}

@@ -1,0 +1,224 @@
+import Database from "better-sqlite3"
+import { assert } from "../../protocol/base/assert.ts"
+import type { Instant } from "../../protocol/base/clock.ts"
+import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
+import type { GrantedTask, ResultItem, TaskSpec } from "../../protocol/wire/control.ts"
+
+/**
+ * What this node promised the coordinator and must not forget: grants it accepted, results not yet answered, the highest
+ * epoch it was welcomed with. Survives kill -9: every change is durable before the call returns.
+ */
+export interface Outbox extends Disposable {
+  /** The node's facts as the last run left them. */
+  memory(): NodeMemory
+  /** Remembers an epoch. A lower one than known is a bug of the caller: it must have refused the welcome. */
+  rememberEpoch(epoch: number, proof: string): void
+  /**
+   * Stores grants in one transaction. A number at or below the highest ever stored is left out, unless it is still held:
+   * a node starts a number at most once, ever. Returns the numbers that are held now.
+   */
+  acceptGrants(grants: HeldGrant[], at: Instant): ClaimNumber[]
+  /** Every attempt held: accepted, running, or done and unanswered. Oldest first. */
+  held(): HeldAttempt[]
+  /**
+   * These attempts are about to be started, each in its folder. One transaction; written before any program runs, so that
+   * no number is ever started twice.
+   */
+  markRunning(starts: readonly { claim: ClaimNumber; attemptDir: string }[]): void
+  /**
+   * Stores results in one transaction: from here each is delivered until it is answered. An attempt that is no longer held,
+   * or already has a result, is left out.
+   */
+  storeResults(ends: readonly StoredEnd[]): void
+  /** Unanswered results in the order they were stored, at most `limit`, after the position `after` (0: from the start). */
+  results(after: number, limit: number): (StoredEnd & { position: number })[]
+  /** Bytes of results waiting for an answer. */
+  waitingBytes(): number
+  /** Forgets attempts: answered, given back, spent or cancelled. Unknown numbers are fine. */
+  forget(claims: readonly number[]): void
+  /** Keeps a refused result aside as evidence for `REFUSED_KEPT_DAYS`, and forgets the attempt. */
+  setAside(claim: number, reason: string, at: Instant): void
+}
+
+export interface HeldGrant {
+  task: GrantedTask
+  spec: TaskSpec
+}
+
+/** A result, and the files (on this machine, pinned until the answer) that must be uploaded before it is reported. */
+export interface StoredEnd {
+  item: ResultItem
+  files: { digest: string; size: number; path: string }[]
+}
+
+export interface HeldAttempt extends HeldGrant {
+  claim: ClaimNumber
+  state: "accepted" | "running" | "done"
+  attemptDir: string | null
+}
+
+export interface NodeMemory {
+  epoch: number
+  epochProof: string | null
+}
+
+/** Refused results are evidence in a dispute: an operator may look at them for a week. */
+const REFUSED_KEPT_DAYS = 7
+
+/** Opens (and creates or upgrades) the outbox. Throws when the file is another version's or cannot be written. */
+export function openOutbox(file: string, now: Instant): Outbox {
+  const db = new Database(file)
+  db.pragma("journal_mode = WAL")
+  db.pragma("synchronous = FULL")
+  db.pragma("wal_autocheckpoint = 1000")
+  const version = db.pragma("user_version", { simple: true }) as number
+  assert(version === 0 || version === SCHEMA_VERSION, `the outbox is of version ${SCHEMA_VERSION}, found ${version}`)
+  db.exec(SCHEMA)
+  db.pragma(`user_version = ${SCHEMA_VERSION}`)
+  db.prepare("DELETE FROM set_aside WHERE at < ?").run(now - REFUSED_KEPT_DAYS * 86_400_000)
+
+  const sql = {
+    memory: db.prepare("SELECT epoch, epoch_proof, highest_claim FROM memory"),
+    epoch: db.prepare("UPDATE memory SET epoch = ?, epoch_proof = ?"),
+    highest: db.prepare("UPDATE memory SET highest_claim = max(highest_claim, ?)"),
+    spec: db.prepare("INSERT INTO specs (json) VALUES (?) RETURNING id"),
+    grant: db.prepare("INSERT INTO attempts (claim, spec, task, state, at) VALUES (?, ?, ?, 'accepted', ?)"),
+    isHeld: db.prepare("SELECT 1 FROM attempts WHERE claim = ?"),
+    held: db.prepare(
+      "SELECT a.claim, a.task, a.state, a.attempt_dir, s.json FROM attempts a JOIN specs s ON s.id = a.spec ORDER BY a.claim",
+    ),
+    running: db.prepare("UPDATE attempts SET state = 'running', attempt_dir = ? WHERE claim = ? AND state = 'accepted'"),
+    done: db.prepare("UPDATE attempts SET state = 'done' WHERE claim = ? AND state <> 'done'"),
+    store: db.prepare("INSERT INTO results (claim, item) VALUES (?, ?)"),
+    results: db.prepare("SELECT position, item FROM results WHERE position > ? ORDER BY position LIMIT ?"),
+    waiting: db.prepare("SELECT coalesce(sum(length(item)), 0) AS bytes FROM results"),
+    forget: db.prepare("DELETE FROM attempts WHERE claim = ?"),
+    forgetResult: db.prepare("DELETE FROM results WHERE claim = ?"),
+    aside: db.prepare("INSERT OR REPLACE INTO set_aside SELECT claim, item, ?, ? FROM results WHERE claim = ?"),
+    unusedSpecs: db.prepare("DELETE FROM specs WHERE id NOT IN (SELECT spec FROM attempts)"),
+  }
+  sql.unusedSpecs.run()
+
+  const acceptGrants = db.transaction((grants: HeldGrant[], at: Instant): ClaimNumber[] => {
+    const highest = (sql.memory.get() as { highest_claim: number }).highest_claim
+    const specs = new Map<TaskSpec, number>()
+    const held: ClaimNumber[] = []
+    let newest = highest
+    for (const { task, spec } of grants) {
+      if (task.claim <= highest) {
+        if (sql.isHeld.get(task.claim)) held.push(claimNumber(task.claim))
+        continue
+      }
+      let specRow = specs.get(spec)
+      if (specRow === undefined) {
+        specRow = (sql.spec.get(JSON.stringify(spec)) as { id: number }).id
+        specs.set(spec, specRow)
+      }
+      sql.grant.run(task.claim, specRow, JSON.stringify(task), at)
+      newest = Math.max(newest, task.claim)
+      held.push(claimNumber(task.claim))
+    }
+    sql.highest.run(newest)
+    return held
+  })
+
+  const markRunning = db.transaction((starts: readonly { claim: ClaimNumber; attemptDir: string }[]) => {
+    for (const { claim, attemptDir } of starts) {
+      assert(sql.running.run(attemptDir, claim).changes === 1, "an attempt that is started is held as accepted")
+    }
+  })
+
+  const storeResults = db.transaction((ends: readonly StoredEnd[]) => {
+    for (const end of ends) {
+      if (sql.done.run(end.item.claim).changes === 1) sql.store.run(end.item.claim, JSON.stringify(end))
+    }
+  })
+
+  let forgotten = 0
+  const forget = db.transaction((claims: readonly number[]) => {
+    for (const claim of claims) {
+      sql.forget.run(claim)
+      sql.forgetResult.run(claim)
+    }
+    forgotten += claims.length
+    if (forgotten >= SPECS_SWEPT_EVERY) {
+      sql.unusedSpecs.run()
+      forgotten = 0
+    }
+  })
+
+  const setAside = db.transaction((claim: number, reason: string, at: Instant) => {
+    sql.aside.run(reason, at, claim)
+    sql.forget.run(claim)
+    sql.forgetResult.run(claim)
+  })
+
+  return {
+    memory() {
+      const row = sql.memory.get() as { epoch: number; epoch_proof: string | null }
+      return { epoch: row.epoch, epochProof: row.epoch_proof }
+    },
+    rememberEpoch(epoch, proof) {
+      sql.epoch.run(epoch, proof)
+    },
+    acceptGrants: (grants, at) => acceptGrants.immediate(grants, at),
+    held() {
+      const rows = sql.held.all() as HeldRow[]
+      return rows.map((row) => ({
+        claim: claimNumber(row.claim),
+        state: row.state,
+        attemptDir: row.attempt_dir,
+        task: JSON.parse(row.task) as GrantedTask,
+        spec: JSON.parse(row.json) as TaskSpec,
+      }))
+    },
+    markRunning: (starts) => markRunning.immediate(starts),
+    storeResults: (ends) => storeResults.immediate(ends),
+    results(after, limit) {
+      const rows = sql.results.all(after, limit) as { position: number; item: string }[]
+      return rows.map((row) => ({ position: row.position, ...(JSON.parse(row.item) as StoredEnd) }))
+    },
+    waitingBytes: () => (sql.waiting.get() as { bytes: number }).bytes,
+    forget: (claims) => forget.immediate(claims),
+    setAside: (claim, reason, at) => setAside.immediate(claim, reason, at),
+    [Symbol.dispose]() {
+      db.close()
+    },
+  }
+}
+
+interface HeldRow {
+  claim: number
+  task: string
+  state: HeldAttempt["state"]
+  attempt_dir: string | null
+  json: string
+}
+
+/** Specs are shared by many attempts; the unused are swept once in so many forgotten attempts. */
+const SPECS_SWEPT_EVERY = 1000
+const SCHEMA_VERSION = 1
+const SCHEMA = `
+CREATE TABLE IF NOT EXISTS memory (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  epoch INTEGER NOT NULL,
+  epoch_proof TEXT,
+  highest_claim INTEGER NOT NULL
+) STRICT;
+INSERT OR IGNORE INTO memory VALUES (1, 0, NULL, 0);
+CREATE TABLE IF NOT EXISTS specs (id INTEGER PRIMARY KEY AUTOINCREMENT, json TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS attempts (
+  claim INTEGER PRIMARY KEY,
+  spec INTEGER NOT NULL REFERENCES specs (id),
+  task TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('accepted', 'running', 'done')),
+  attempt_dir TEXT,
+  at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS results (
+  position INTEGER PRIMARY KEY AUTOINCREMENT,
+  claim INTEGER NOT NULL UNIQUE,
+  item TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS set_aside (claim INTEGER PRIMARY KEY, item TEXT NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL) STRICT;
+`
