@@ -1,0 +1,115 @@
+/** A JSON value, as JSON.parse gives it. */
+export type JsonValue = string | number | boolean | null | JsonValue[] | JsonObject
+/** A type alias, so that readers see an object and not any value. Own keys may be anything, `__proto__` included. */
+export type JsonObject = { [key: string]: JsonValue }
+
+/** True for what `{…}` parses to: neither null nor a list. */
+export function isJsonObject(value: unknown): value is JsonObject {
+  return typeof value === "object" && value !== null && !Array.isArray(value)
+}
+
+/**
+ * A value that is already JSON text and is written out as it stands, so that what a runner wrote (long numbers, order of
+ * keys) reaches the client unchanged. Whoever makes one has checked that the text is valid JSON.
+ */
+export class JsonText {
+  readonly text: string
+  constructor(text: string) {
+    this.text = text
+  }
+  /** For readers that want the value; numbers beyond double precision change here. */
+  parse(): JsonValue {
+    return JSON.parse(this.text) as JsonValue
+  }
+}
+
+/** JSON.stringify that also writes every `JsonText` inside `value` verbatim. `value` itself is never undefined. */
+export function stringifyJson(value: unknown): string {
+  return written(value) ?? "null"
+}
+
+function written(value: unknown): string | undefined {
+  if (value instanceof JsonText) return value.text
+  if (Array.isArray(value)) return `[${value.map(stringifyJson).join(",")}]`
+  if (typeof value !== "object" || value === null || "toJSON" in value) return JSON.stringify(value)
+  const members: string[] = []
+  for (const [key, member] of Object.entries(value)) {
+    const text = written(member)
+    if (text !== undefined) members.push(`${JSON.stringify(key)}:${text}`)
+  }
+  return `{${members.join(",")}}`
+}
+
+/** The texts of a JSON list's elements, or null when `text` is valid JSON of another kind. */
+export function splitJsonArray(text: string): string[] | null {
+  const inner = insideOf(text, "[")
+  return inner === null ? null : splitAtCommas(inner)
+}
+
+/** The texts of a JSON object's members by key (a repeated key: the last one, as JSON.parse), or null for another kind. */
+export function splitJsonObject(text: string): Map<string, string> | null {
+  const inner = insideOf(text, "{")
+  if (inner === null) return null
+  const members = new Map<string, string>()
+  for (const member of splitAtCommas(inner)) {
+    const keyEnd = endOfJsonString(member, 0)
+    members.set(JSON.parse(member.slice(0, keyEnd)) as string, member.slice(member.indexOf(":", keyEnd) + 1).trim())
+  }
+  return members
+}
+
+/** The offset behind the closing quote of the JSON string that opens at `start`, in text known to be valid JSON. */
+export function endOfJsonString(text: string, start: number): number {
+  let end = text.indexOf('"', start + 1)
+  while (isEscaped(text, end)) end = text.indexOf('"', end + 1)
+  return end + 1
+}
+
+function isEscaped(text: string, quote: number): boolean {
+  let backslashes = 0
+  while (text.charCodeAt(quote - 1 - backslashes) === BACKSLASH) backslashes++
+  return backslashes % 2 === 1
+}
+
+function insideOf(text: string, open: "[" | "{"): string | null {
+  const trimmed = text.trim()
+  return trimmed.startsWith(open) ? trimmed.slice(1, -1) : null
+}
+
+function splitAtCommas(inner: string): string[] {
+  if (inner.trim() === "") return []
+  const parts: string[] = []
+  let depth = 0
+  let partStart = 0
+  for (let at = 0; at < inner.length; at++) {
+    switch (inner.charCodeAt(at)) {
+      case QUOTE:
+        at = endOfJsonString(inner, at) - 1
+        break
+      case OPEN_BRACKET:
+      case OPEN_BRACE:
+        depth++
+        break
+      case CLOSE_BRACKET:
+      case CLOSE_BRACE:
+        depth--
+        break
+      case COMMA:
+        if (depth === 0) {
+          parts.push(inner.slice(partStart, at).trim())
+          partStart = at + 1
+        }
+        break
+    }
+  }
+  parts.push(inner.slice(partStart).trim())
+  return parts
+}
+
+const QUOTE = 34
+const COMMA = 44
+const OPEN_BRACKET = 91
+const BACKSLASH = 92
+const CLOSE_BRACKET = 93
+const OPEN_BRACE = 123
+const CLOSE_BRACE = 125
