@@ -1,0 +1,81 @@
+import type { FieldType } from "../../../protocol/api/jobs.ts"
+import type { JsonObject, JsonValue } from "../../../protocol/base/json-text.ts"
+import type { Requirements } from "../../../protocol/domain/requirements.ts"
+import type { Priority, ReliabilityMode } from "../../../protocol/domain/statuses.ts"
+
+/**
+ * A checked submission with every default resolved. Plain JSON through and through: it is stored beside the job, and the plan
+ * is made from it again whenever a task's payload is asked for.
+ */
+export interface Submission {
+  project: string
+  command: string[]
+  /** Goes into every task. */
+  payload: JsonObject
+  work: Work
+  timeoutSeconds: number
+  runtimeHintSeconds: number | null
+  maxRetries: number
+  priority: Priority
+  reliabilityMode: ReliabilityMode
+  requirements: Requirements
+  reservation: Reservation
+  executionPolicy: "sandboxed"
+  placementPolicy: "shared"
+  tags: string[]
+  clientRef: string | null
+  /** `meta.env`, where present, maps strings to strings. */
+  meta: JsonObject | null
+  variant: JsonValue
+  /** As submitted; `qualitySchema` adds the type's own demands. */
+  resultSchema: ResultSchema
+}
+
+export type Work =
+  | { type: "structured_runner"; fanOut: FanOut | null; merge: Merge }
+  | { type: "map_reduce"; split: Split; reduce: [field: string, operator: ReduceOperator][] }
+
+export type FanOut = (
+  | { shape: "by"; field: string; elements: JsonValue[] }
+  | { shape: "items"; items: JsonObject[] }
+  | { shape: "chunks"; chunks: number; total: number; start: number }
+) & {
+  /** Items in one task; null: no batching, each item is a task of the plain form. */
+  batchSize: number | null
+}
+
+export type Merge =
+  | { strategy: "collect" }
+  | { strategy: "keyed" }
+  | { strategy: "weighted_avg"; valueField: string; weightField: string }
+
+export type Split = { field: string } & (
+  | { shape: "chunks"; chunks: number; total: number; start: number }
+  | { shape: "ranges"; ranges: Range[] }
+)
+
+/** `count` whole numbers from `start` on. */
+export interface Range {
+  start: number
+  count: number
+}
+
+export type ReduceOperator =
+  | { kind: "sum" | "mean" | "max" | "min" | "concat" | "count" | "collect" }
+  | { kind: "weighted_avg"; weightField: string }
+
+/** Only best effort so far; the other fields are kept and shown, without effect (V-004). */
+export interface Reservation {
+  mode: "best_effort"
+  parallelism?: number
+  guaranteedForSeconds?: number
+  maxWaitSeconds?: number
+}
+
+/** What a result should look like. Lists of pairs, so that a field may have any name. */
+export interface ResultSchema {
+  requiredFields: string[]
+  fieldTypes: [field: string, type: FieldType][]
+  /** Both ends belong to the range. */
+  fieldRanges: [field: string, least: number, most: number][]
+}
