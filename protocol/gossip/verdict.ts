@@ -6,6 +6,8 @@ export type Verdict =
   /** Malformed, forged, too large or not allowed: the sender's score falls. */
   | { verdict: "reject"; reason: string }
 
+export type Refused = Exclude<Verdict, { verdict: "accept" }>
+
 export const accept: Verdict = { verdict: "accept" }
-export const ignore = (reason: string): Verdict => ({ verdict: "ignore", reason })
-export const reject = (reason: string): Verdict => ({ verdict: "reject", reason })
+export const ignore = (reason: string): Refused => ({ verdict: "ignore", reason })
+export const reject = (reason: string): Refused => ({ verdict: "reject", reason })
