@@ -10,6 +10,8 @@ import { signalName, type Supervised, type SupervisorEnd } from "./supervisor.ts
 export type AttemptRecord = z.infer<typeof attemptRecord>
 const attemptRecord = z.object({
   name: z.string(),
+  /** Of its control groups. */
+  group: z.string(),
   memoryBytes: z.number(),
   pids: z.number(),
   diskBytes: z.number(),
@@ -17,11 +19,11 @@ const attemptRecord = z.object({
   network: z.enum(["none", "outbound"]),
 })
 
-export function writeRecord(spec: AttemptSpec): AttemptRecord {
+/** Written before anything of the attempt runs: whatever is left of it can be found again. */
+export function writeRecord(spec: AttemptSpec, group: string): void {
   const { memoryBytes, pids, diskBytes, timeoutMs } = spec.limits
-  const record = { name: spec.name, memoryBytes, pids, diskBytes, timeoutMs, network: spec.network }
+  const record = { name: spec.name, group, memoryBytes, pids, diskBytes, timeoutMs, network: spec.network }
   writeFileSync(join(spec.attemptDir, "attempt.json"), JSON.stringify(record))
-  return record
 }
 
 /** Null when the directory holds no attempt of a driver. */
@@ -40,7 +42,15 @@ export interface EndSigns {
   diskFull?(): Promise<boolean>
 }
 
-export function runningAttempt(attemptDir: string, record: AttemptRecord, supervised: Supervised, signs: EndSigns): RunningAttempt {
+/** The limits that an end may have to name. */
+type NamedLimits = Pick<AttemptRecord, "memoryBytes" | "pids" | "diskBytes" | "timeoutMs">
+
+export function runningAttempt(
+  attemptDir: string,
+  record: NamedLimits,
+  supervised: Supervised,
+  signs: EndSigns,
+): RunningAttempt {
   const reasonFile = join(attemptDir, "stop")
   const done = supervised.done.then(async (end) => {
     const refused = end.cause === "program" ? signs.refused?.(end) : null
@@ -65,7 +75,7 @@ export function runningAttempt(attemptDir: string, record: AttemptRecord, superv
 /** What the end means for the attempt. Pure. */
 export function explainEnd(
   end: SupervisorEnd,
-  record: Pick<AttemptRecord, "memoryBytes" | "pids" | "diskBytes" | "timeoutMs">,
+  record: NamedLimits,
   seen: { diskFull: boolean; stopReason: "cancelled" | "deadline" },
 ): AttemptExit {
   const ended = (failureKind: FailureKind | null, message: string | null): AttemptExit => ({

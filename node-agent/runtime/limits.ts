@@ -5,18 +5,32 @@ import { join } from "node:path"
 import { sleep, systemClock } from "../../protocol/base/clock.ts"
 import type { Enforceable } from "../../protocol/domain/statuses.ts"
 import type { Limits } from "./driver.ts"
-import type { SupervisedGroup } from "./supervisor.ts"
 
 /** Control groups of this agent's attempts, in whichever hierarchies the machine lets us make groups. */
 export interface TaskGroups {
   /** What was found by trying: memory, cpu and pids, or nothing for a plain user. */
   readonly enforces: Enforceable[]
-  /** Makes the attempt's groups with its limits. The supervisor puts the program in. */
-  create(name: string, limits: GroupLimits): SupervisedGroup
+  /** Makes groups of that name, without limits yet. A supervisor puts the program in. */
+  make(name: string): SupervisedGroup
+  /** Sets the limits of groups made before. */
+  limit(name: string, limits: GroupLimits): void
   /** Kills every process in the attempt's groups and removes them. Missing groups are fine. */
   remove(name: string): Promise<void>
   /** Names of groups that exist, an earlier agent's included. */
   list(): string[]
+}
+
+/** The control groups a supervisor puts the program into, and the files it reads there. Empty where there are none. */
+export interface SupervisedGroup {
+  directories: string[]
+  /** Counts processes killed for memory. */
+  oomFile?: string
+  peakFile?: string
+  cpuFile?: string
+  /** Units of `cpuFile` in a millisecond. */
+  cpuPerMs?: number
+  /** Counts refused forks. */
+  pidsFile?: string
 }
 
 export type GroupLimits = Pick<Limits, "memoryBytes" | "cpu" | "pids">
@@ -35,15 +49,21 @@ export function openTaskGroups(dataDir: string): TaskGroups {
   const controllers = new Set(hierarchies.flatMap((hierarchy) => hierarchy.controllers))
   return {
     enforces: (["memory", "cpu", "pids"] as const).filter((controller) => controllers.has(controller)),
-    create(name, limits) {
+    make(name) {
       const group: SupervisedGroup = { directories: [] }
       for (const hierarchy of hierarchies) {
         const directory = join(hierarchy.base, name)
         mkdirSync(directory, { recursive: true })
-        for (const controller of hierarchy.controllers) CONTROLS[hierarchy.version][controller](directory, limits, group)
+        for (const controller of hierarchy.controllers)
+          CONTROLS[hierarchy.version][controller].files?.(directory, group)
         group.directories.push(directory)
       }
       return group
+    },
+    limit(name, limits) {
+      for (const { version, controllers, base } of hierarchies) {
+        for (const controller of controllers) CONTROLS[version][controller].limit?.(join(base, name), limits)
+      }
     },
     async remove(name) {
       for (const hierarchy of hierarchies) await removeGroup(join(hierarchy.base, name))
@@ -62,47 +82,68 @@ interface Hierarchy {
   base: string
 }
 
-/** How each limit is set, and where its use is read. Throws where the kernel refuses. */
-const CONTROLS: Record<"v1" | "v2", Record<Controller, (directory: string, limits: GroupLimits, group: SupervisedGroup) => void>> = {
+interface Control {
+  /** Throws where the kernel refuses. */
+  limit?(directory: string, limits: GroupLimits): void
+  /** Names the files in which the supervisor reads the use. */
+  files?(directory: string, group: SupervisedGroup): void
+}
+
+const PIDS: Control = {
+  limit: (directory, limits) => set(directory, "pids.max", limits.pids),
+  files(directory, group) {
+    group.pidsFile = join(directory, "pids.events")
+  },
+}
+
+const CONTROLS: Record<"v1" | "v2", Record<Controller, Control>> = {
   v1: {
-    memory(directory, limits, group) {
-      set(directory, "memory.limit_in_bytes", limits.memoryBytes)
-      // Swapping would turn the limit into a slow-down of the whole machine. Not every kernel counts swap.
-      if (existsSync(join(directory, "memory.memsw.limit_in_bytes"))) {
-        set(directory, "memory.memsw.limit_in_bytes", limits.memoryBytes)
-      }
-      group.oomFile = join(directory, "memory.oom_control")
-      group.peakFile = join(directory, "memory.max_usage_in_bytes")
+    memory: {
+      limit(directory, limits) {
+        set(directory, "memory.limit_in_bytes", limits.memoryBytes)
+        // Swapping would turn the limit into a slow-down of the whole machine. Not every kernel counts swap.
+        if (existsSync(join(directory, "memory.memsw.limit_in_bytes"))) {
+          set(directory, "memory.memsw.limit_in_bytes", limits.memoryBytes)
+        }
+      },
+      files(directory, group) {
+        group.oomFile = join(directory, "memory.oom_control")
+        group.peakFile = join(directory, "memory.max_usage_in_bytes")
+      },
     },
     // A share, not a quota: never less than asked while others want theirs, more while the node is idle.
-    cpu: (directory, limits) => set(directory, "cpu.shares", Math.max(2, Math.round(limits.cpu * 1024))),
-    cpuacct(directory, _limits, group) {
-      group.cpuFile = join(directory, "cpuacct.usage")
-      group.cpuPerMs = 1e6
+    cpu: { limit: (directory, limits) => set(directory, "cpu.shares", Math.max(2, Math.round(limits.cpu * 1024))) },
+    cpuacct: {
+      files(directory, group) {
+        group.cpuFile = join(directory, "cpuacct.usage")
+        group.cpuPerMs = 1e6
+      },
     },
-    pids(directory, limits, group) {
-      set(directory, "pids.max", limits.pids)
-      group.pidsFile = join(directory, "pids.events")
-    },
+    pids: PIDS,
   },
   v2: {
-    memory(directory, limits, group) {
-      set(directory, "memory.max", limits.memoryBytes)
-      set(directory, "memory.oom.group", 1)
-      if (existsSync(join(directory, "memory.swap.max"))) set(directory, "memory.swap.max", 0)
-      group.oomFile = join(directory, "memory.events")
-      if (existsSync(join(directory, "memory.peak"))) group.peakFile = join(directory, "memory.peak")
+    memory: {
+      limit(directory, limits) {
+        set(directory, "memory.max", limits.memoryBytes)
+        set(directory, "memory.oom.group", 1)
+        if (existsSync(join(directory, "memory.swap.max"))) set(directory, "memory.swap.max", 0)
+      },
+      files(directory, group) {
+        group.oomFile = join(directory, "memory.events")
+        group.peakFile = join(directory, "memory.peak")
+      },
     },
-    cpu: (directory, limits) =>
-      set(directory, "cpu.weight", Math.min(10_000, Math.max(1, Math.round(limits.cpu * 100)))),
-    cpuacct(directory, _limits, group) {
-      group.cpuFile = join(directory, "cpu.stat")
-      group.cpuPerMs = 1e3
+    cpu: {
+      limit: (directory, limits) =>
+        set(directory, "cpu.weight", Math.min(10_000, Math.max(1, Math.round(limits.cpu * 100)))),
     },
-    pids(directory, limits, group) {
-      set(directory, "pids.max", limits.pids)
-      group.pidsFile = join(directory, "pids.events")
+    cpuacct: {
+      files(directory, group) {
+        group.cpuFile = join(directory, "cpu.stat")
+        group.cpuPerMs = 1e3
+      },
     },
+    pids: PIDS,
   },
 }
 
@@ -116,7 +157,13 @@ function mountedHierarchies(): Hierarchy[] {
     if (kind === "cgroup2") return [{ version: "v2", controllers: ["memory", "cpu", "pids"], base }]
     if (kind !== "cgroup") return []
     const named = new Set(options?.split(","))
-    return [{ version: "v1", controllers: (["memory", "cpu", "cpuacct", "pids"] as const).filter((name) => named.has(name)), base }]
+    return [
+      {
+        version: "v1",
+        controllers: (["memory", "cpu", "cpuacct", "pids"] as const).filter((name) => named.has(name)),
+        base,
+      },
+    ]
   })
 }
 
@@ -126,7 +173,9 @@ function openHierarchy(mounted: Hierarchy, mark: string): Hierarchy | null {
   const available =
     mounted.version === "v1"
       ? mounted.controllers
-      : mounted.controllers.filter((name) => readText(join(mounted.base, "cgroup.controllers")).split(/\s/).includes(name))
+      : mounted.controllers.filter((name) =>
+          readText(join(mounted.base, "cgroup.controllers")).split(/\s/).includes(name),
+        )
   if (available.length === 0) return null
   const probe: Hierarchy = { ...mounted, base, controllers: [] }
   const trial = join(base, "probe")
@@ -143,7 +192,7 @@ function openHierarchy(mounted: Hierarchy, mark: string): Hierarchy | null {
   }
   for (const controller of available) {
     try {
-      CONTROLS[mounted.version][controller](trial, { memoryBytes: 64 * 1024 * 1024, cpu: 1, pids: 64 }, { directories: [] })
+      CONTROLS[mounted.version][controller].limit?.(trial, { memoryBytes: 64 * 1024 * 1024, cpu: 1, pids: 64 })
       probe.controllers.push(controller)
     } catch {
       // This machine does not let us: the attempt's advert will not name it.

@@ -11,14 +11,21 @@ import { adoptSupervised, createLauncher } from "./supervisor.ts"
  */
 export function createProcessDriver(place: DriverPlace): RuntimeDriver {
   const groups = openTaskGroups(place.dataDir)
-  const launcher = createLauncher()
+  const launcher = createLauncher(groups)
   const driver: RuntimeDriver = {
     name: "process",
     async probe() {
       const problems = groups.enforces.includes("memory")
         ? []
         : ["no control groups can be made here: memory, cpu and process limits are not enforced"]
-      return { available: true, problems, isolation: "none", enforces: [...groups.enforces, "time"], network: "none", version: "1" }
+      return {
+        available: true,
+        problems,
+        isolation: "none",
+        enforces: [...groups.enforces, "time"],
+        network: "none",
+        version: "1",
+      }
     },
     async prepare(attemptDir) {
       const disk = join(attemptDir, "disk")
@@ -29,13 +36,14 @@ export function createProcessDriver(place: DriverPlace): RuntimeDriver {
       const command = spec.command[0] ?? ""
       const program = findProgram(command, spec.env["PATH"], spec.workdir)
       if (program === null) {
-        throw new RuntimeRefusal("preparation_failed", `this machine has no command ${command} in the PATH of the attempt`)
+        throw new RuntimeRefusal(
+          "preparation_failed",
+          `this machine has no command ${command} in the PATH of the attempt`,
+        )
       }
       await driver.prepare(spec.attemptDir, spec.limits.diskBytes)
-      const record = writeRecord(spec)
-      const group = groups.create(spec.name, spec.limits)
-      try {
-        const supervised = await launcher.start({
+      const supervised = await launcher.start(
+        {
           attemptDir: spec.attemptDir,
           program,
           argv: spec.command,
@@ -43,13 +51,11 @@ export function createProcessDriver(place: DriverPlace): RuntimeDriver {
           cwd: spec.workdir,
           timeoutMs: spec.limits.timeoutMs,
           deadline: spec.limits.deadline,
-          group,
-        })
-        return runningAttempt(spec.attemptDir, record, supervised, {})
-      } catch (error) {
-        await groups.remove(spec.name)
-        throw error
-      }
+        },
+        spec.limits,
+        (group) => writeRecord(spec, group),
+      )
+      return runningAttempt(spec.attemptDir, spec.limits, supervised, {})
     },
     async adopt(attemptDir) {
       const record = readRecord(attemptDir)
@@ -61,14 +67,14 @@ export function createProcessDriver(place: DriverPlace): RuntimeDriver {
       if (record === null) return
       const supervised = await adoptSupervised(attemptDir)
       await supervised?.stop()
-      await groups.remove(record.name)
+      await groups.remove(record.group)
       rmSync(join(attemptDir, "attempt.json"), { force: true })
     },
     async sweep(keep) {
       const kept = new Set([...keep].map((path) => resolve(path)))
-      const keptNames = new Set([...kept].map((path) => readRecord(path)?.name))
+      const keptGroups = new Set([...kept].map((path) => readRecord(path)?.group))
       for (const path of attemptDirs(place.attemptsDir)) if (!kept.has(path)) await driver.release(path)
-      for (const name of groups.list()) if (!keptNames.has(name)) await groups.remove(name)
+      for (const name of groups.list()) if (!keptGroups.has(name)) await groups.remove(name)
     },
     async [Symbol.asyncDispose]() {
       await launcher[Symbol.asyncDispose]()

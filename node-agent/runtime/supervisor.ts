@@ -7,6 +7,7 @@ import { fileURLToPath } from "node:url"
 import * as z from "zod"
 import { every, systemClock } from "../../protocol/base/clock.ts"
 import { RuntimeRefusal } from "./driver.ts"
+import type { GroupLimits, SupervisedGroup, TaskGroups } from "./limits.ts"
 
 /** What a supervisor is asked to run. Paths are the host's. */
 export interface SupervisedCommand {
@@ -19,20 +20,6 @@ export interface SupervisedCommand {
   cwd: string
   timeoutMs: number
   deadline: number
-  group: SupervisedGroup
-}
-
-/** The control groups a supervisor puts the program into, and the files it reads there. Empty where there are none. */
-export interface SupervisedGroup {
-  directories: string[]
-  /** Counts processes killed for memory. */
-  oomFile?: string
-  peakFile?: string
-  cpuFile?: string
-  /** Units of `cpuFile` in a millisecond. */
-  cpuPerMs?: number
-  /** Counts refused forks. */
-  pidsFile?: string
 }
 
 /** How an attempt ended, as its supervisor saw it. */
@@ -62,37 +49,100 @@ export interface Supervised {
 }
 
 export interface Launcher extends AsyncDisposable {
-  /** Resolves once the program has been executed under its own supervisor; rejects with a `RuntimeRefusal`. */
-  start(command: SupervisedCommand): Promise<Supervised>
+  /**
+   * Runs the command under its own supervisor, in control groups of its own, and resolves once it has been executed. `named`
+   * hears the name of the groups before anything runs. Rejects with a `RuntimeRefusal`; then nothing is left.
+   */
+  start(command: SupervisedCommand, limits: GroupLimits, named: (group: string) => void): Promise<Supervised>
 }
+
+/** Supervisors that wait for work, at most: as many as starts usually come at once. */
+const MOST_SPARES = 4
 
 /**
  * Starts supervisors through one small launcher process: a fork of it costs a tenth of starting a program from this process.
- * The launcher starts with the first attempt and again when it was killed; attempts outlive it.
+ * The launcher starts with the first attempt and again when it was killed; attempts outlive it. Supervisors wait for work in
+ * groups they have joined already: the kernel lets a process wait 5 to 15 ms for that.
  */
-export function createLauncher(): Launcher {
-  let running: RunningLauncher | null = null
+export function createLauncher(groups: TaskGroups): Launcher {
+  let process: LauncherProcess | null = null
+  let spares: Spare[] = []
+  let wanted = 1
+  const newGroupName = groupNames()
+
+  function addSpare(): Spare {
+    if (process === null || process.gone) {
+      void discardSpares()
+      process = runLauncher()
+    }
+    const name = newGroupName()
+    const spare = { launcher: process, request: 0, name, group: groups.make(name) }
+    spare.request = process.prepare(spare.group)
+    return spare
+  }
+
+  async function discardSpares(): Promise<void> {
+    const discarded = spares
+    spares = []
+    for (const spare of discarded) await groups.remove(spare.name)
+  }
+
   return {
-    async start(command) {
-      if (running === null || running.gone) running = runLauncher()
-      return running.start(command)
+    async start(command, limits, named) {
+      checkText(command)
+      if (process?.gone === true) await discardSpares()
+      const ready = spares.shift()
+      if (ready === undefined) wanted = Math.min(wanted + 1, MOST_SPARES)
+      const spare = ready ?? addSpare()
+      try {
+        groups.limit(spare.name, limits)
+        named(spare.name)
+        const started = spare.launcher.run(spare.request, command, spare.group)
+        while (spares.length < wanted) spares.push(addSpare())
+        return await started
+      } catch (error) {
+        await groups.remove(spare.name)
+        throw error
+      }
     },
     async [Symbol.asyncDispose]() {
-      await running?.close()
-      running = null
+      await process?.close()
+      await discardSpares()
+      process = null
     },
   }
 }
 
-interface RunningLauncher {
+interface Spare {
+  launcher: LauncherProcess
+  request: number
+  name: string
+  group: SupervisedGroup
+}
+
+/** Unique for ever on this machine, also after a restart within the same millisecond. */
+function groupNames(): () => string {
+  const start = `${Date.now().toString(36)}-${process.pid}`
+  let made = 0
+  return () => `${start}-${++made}`
+}
+
+interface LauncherProcess {
   gone: boolean
-  start(command: SupervisedCommand): Promise<Supervised>
+  /** Forks a supervisor that joins the groups and waits. */
+  prepare(group: SupervisedGroup): number
+  run(request: number, command: SupervisedCommand, group: SupervisedGroup): Promise<Supervised>
   close(): Promise<void>
 }
 
-function runLauncher(): RunningLauncher {
+function runLauncher(): LauncherProcess {
   // A session of its own, so that neither a terminal's ^C nor a kill of the agent's group reaches the attempts.
-  const child: ChildProcess = spawn(SUPERVISOR, { stdio: ["pipe", "pipe", "ignore"], detached: true, env: {}, cwd: "/" })
+  const child: ChildProcess = spawn(SUPERVISOR, {
+    stdio: ["pipe", "pipe", "ignore"],
+    detached: true,
+    env: {},
+    cwd: "/",
+  })
   const starting = new Map<number, { started(pid: number): void; refused(reason: string): void }>()
   const live = new Map<number, () => void>()
   let requests = 0
@@ -111,6 +161,7 @@ function runLauncher(): RunningLauncher {
       launcher.gone = true
       for (const waiting of starting.values()) waiting.refused(reason)
       starting.clear()
+      // Whoever runs on is followed by its files.
       for (const look of live.values()) look()
       live.clear()
       resolve()
@@ -130,20 +181,26 @@ function runLauncher(): RunningLauncher {
     starting.delete(request)
   }
 
-  const launcher: RunningLauncher = {
+  const launcher: LauncherProcess = {
     gone: false,
-    start(command) {
+    prepare(group) {
       const request = ++requests
+      child.stdin?.write(message([`id=${request}`, ...group.directories.map((directory) => `group=${directory}`)]))
+      return request
+    },
+    run(request, command, group) {
       return new Promise<Supervised>((resolve, reject) => {
+        const refused = (reason: string): void =>
+          reject(new RuntimeRefusal("sandbox_error", `the attempt could not be started: ${reason}`))
+        if (launcher.gone) return refused("the launcher of supervisors ended")
         starting.set(request, {
           started(pid) {
-            // The launcher reports the end of its own; if it is killed, the files are looked at instead.
             const reported = new Promise<void>((wake) => live.set(request, wake))
             resolve(follow(command.attemptDir, pid, reported))
           },
-          refused: (reason) => reject(new RuntimeRefusal("sandbox_error", `the attempt could not be started: ${reason}`)),
+          refused,
         })
-        child.stdin?.write(encode(request, command))
+        child.stdin?.write(message([`id=${request}`, ...requestFields(command, group)]))
       })
     },
     async close() {
@@ -154,10 +211,13 @@ function runLauncher(): RunningLauncher {
   return launcher
 }
 
-function encode(request: number, command: SupervisedCommand): Buffer {
-  const { group } = command
+function message(fields: string[]): Buffer {
+  const body = Buffer.from(fields.map((field) => `${field}\0`).join(""))
+  return Buffer.concat([Buffer.from(`${body.length}\n`), body])
+}
+
+function requestFields(command: SupervisedCommand, group: SupervisedGroup): string[] {
   const fields = [
-    `id=${request}`,
     `dir=${command.attemptDir}`,
     `program=${command.program}`,
     `cwd=${command.cwd}`,
@@ -165,17 +225,25 @@ function encode(request: number, command: SupervisedCommand): Buffer {
     `deadline=${command.deadline}`,
     ...command.argv.map((arg) => `arg=${arg}`),
     ...Object.entries(command.env).map(([name, value]) => `env=${name}=${value}`),
-    ...group.directories.map((directory) => `group=${directory}`),
   ]
   if (group.oomFile !== undefined) fields.push(`oom=${group.oomFile}`)
   if (group.peakFile !== undefined) fields.push(`peak=${group.peakFile}`)
   if (group.cpuFile !== undefined) fields.push(`cpu=${group.cpuFile}`, `cpu_per_ms=${group.cpuPerMs ?? 1}`)
   if (group.pidsFile !== undefined) fields.push(`pids=${group.pidsFile}`)
-  if (fields.some((field) => field.includes("\0"))) {
+  return fields
+}
+
+function checkText(command: SupervisedCommand): void {
+  const texts = [
+    command.attemptDir,
+    command.program,
+    command.cwd,
+    ...command.argv,
+    ...Object.entries(command.env).flat(),
+  ]
+  if (texts.some((text) => text.includes("\0"))) {
     throw new RuntimeRefusal("preparation_failed", "a command, variable or path contains a NUL character")
   }
-  const body = Buffer.from(fields.map((field) => `${field}\0`).join(""))
-  return Buffer.concat([Buffer.from(`${body.length}\n`), body])
 }
 
 /** Takes over the supervisor of an attempt, or its end; null when neither can be proved. */
