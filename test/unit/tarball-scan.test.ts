@@ -223,11 +223,11 @@ describe("hostile tarballs are refused with the entry and the reason, and leave 
 
   test("more than 100,000 entries, of a tarball with a million", async () => {
     const block = rawHeader({ name: "x" })
-    const million = Buffer.concat([
-      ...Array.from({ length: 1_000_000 }, (_, index) =>
+    const million = Buffer.concat(
+      Array.from({ length: 1_000_000 }, (_, index) =>
         index % 1000 === 0 ? rawHeader({ name: `d${index}/`, type: "directory" }) : block,
       ),
-    ])
+    )
     const refusal = await refusalOf(gzipSync(uniqueNames(million), { level: 1 }))
     expect(refusal.details).toMatchObject({ reason: expect.stringContaining("100000 entries") as string })
   })

@@ -1,0 +1,155 @@
+import type { Instant } from "../../protocol/base/clock.ts"
+import {
+  accountId,
+  artifactId,
+  digest as asDigest,
+  jobId,
+  type AccountId,
+  type ArtifactId,
+  type Digest,
+  type JobId,
+  type TaskId,
+} from "../../protocol/domain/ids.ts"
+import type { Tx, View } from "./store.ts"
+
+export type ArtifactSource = "local" | "r2" | "external"
+
+export interface Artifact {
+  id: ArtifactId
+  account: AccountId
+  job: JobId | null
+  task: TaskId | null
+  /** What `_artifacts.upload` called it; null for archives and uploads. */
+  name: string | null
+  filename: string
+  contentType: string
+  source: ArtifactSource
+  /** Null until known (external ones). */
+  digest: Digest | null
+  /** Bytes; null until known. */
+  size: number | null
+  createdAt: Instant
+  expiresAt: Instant
+}
+
+/** An artifact whose bytes lie on the coordinator's own disk. */
+export type LocalArtifact = Artifact & { source: "local"; digest: Digest; size: number }
+
+export async function insertArtifact(tx: Tx, artifact: Artifact): Promise<void> {
+  await tx.run(
+    `INSERT INTO artifacts (id, account, job, task, name, filename, content_type, source, digest, size, created_at, expires_at)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+    artifact.id,
+    artifact.account,
+    artifact.job,
+    artifact.task,
+    artifact.name,
+    artifact.filename,
+    artifact.contentType,
+    artifact.source,
+    artifact.digest,
+    artifact.size,
+    artifact.createdAt,
+    artifact.expiresAt,
+  )
+}
+
+/** The artifact while it lasts, for its account; `account` null asks for anybody's (administrators). */
+export async function findArtifact(
+  view: View,
+  id: ArtifactId,
+  account: AccountId | null,
+  at: Instant,
+): Promise<Artifact | null> {
+  const row = await view.get<ArtifactRow>(
+    `SELECT ${COLUMNS} FROM artifacts WHERE id = ? AND expires_at > ? AND (? IS NULL OR account = ?)`,
+    id,
+    at,
+    account,
+    account,
+  )
+  return row === undefined ? null : fromRow(row)
+}
+
+export interface ArtifactFilter {
+  account: AccountId
+  job?: JobId
+  source?: ArtifactSource
+  limit: number
+  offset: number
+}
+
+/** Newest first. */
+export async function listArtifacts(view: View, filter: ArtifactFilter, at: Instant): Promise<Artifact[]> {
+  const conditions = ["account = ?", "expires_at > ?"]
+  const values: (string | number)[] = [filter.account, at]
+  if (filter.job !== undefined) {
+    conditions.push("job = ?")
+    values.push(filter.job)
+  }
+  if (filter.source !== undefined) {
+    conditions.push("source = ?")
+    values.push(filter.source)
+  }
+  const rows = await view.all<ArtifactRow>(
+    `SELECT ${COLUMNS} FROM artifacts WHERE ${conditions.join(" AND ")} ORDER BY seq DESC LIMIT ? OFFSET ?`,
+    ...values,
+    filter.limit,
+    filter.offset,
+  )
+  return rows.map(fromRow)
+}
+
+/** False when there was none. */
+export async function deleteArtifact(tx: Tx, id: ArtifactId): Promise<boolean> {
+  return (await tx.run("DELETE FROM artifacts WHERE id = ?", id)).changes === 1
+}
+
+/** Removes up to `most` records whose time is over and answers which. */
+export async function deleteExpiredArtifacts(tx: Tx, at: Instant, most: number): Promise<ArtifactId[]> {
+  const rows = await tx.all<{ id: string }>(
+    `DELETE FROM artifacts WHERE id IN (SELECT id FROM artifacts WHERE expires_at <= ? ORDER BY expires_at LIMIT ?) RETURNING id`,
+    at,
+    most,
+  )
+  return rows.map(({ id }) => artifactId(id))
+}
+
+/** Is this a job of the account? An upload may be linked to no other. */
+export async function isJobOf(view: View, job: JobId, account: AccountId): Promise<boolean> {
+  return (await view.get("SELECT 1 AS found FROM jobs WHERE id = ? AND account = ?", job, account)) !== undefined
+}
+
+const COLUMNS = "id, account, job, task, name, filename, content_type, source, digest, size, created_at, expires_at"
+
+interface ArtifactRow {
+  id: string
+  account: number
+  job: string | null
+  task: string | null
+  name: string | null
+  filename: string
+  content_type: string
+  source: ArtifactSource
+  digest: string | null
+  size: number | null
+  created_at: number
+  expires_at: number
+}
+
+function fromRow(row: ArtifactRow): Artifact {
+  return {
+    id: artifactId(row.id),
+    account: accountId(row.account),
+    job: row.job === null ? null : jobId(row.job),
+    task: row.task as TaskId | null,
+    name: row.name,
+    filename: row.filename,
+    contentType: row.content_type,
+    source: row.source,
+    digest: row.digest === null ? null : asDigest(row.digest),
+    size: row.size,
+    createdAt: row.created_at,
+    expiresAt: row.expires_at,
+  }
+}
