@@ -43,7 +43,7 @@ const flag = z.boolean(mustBe("true or false"))
 
 /** Minimums of one task, and its enforced limits (J-014). */
 const requirementsBody = z
-  .object(
+  .looseObject(
     {
       cpu: z
         .number(mustBe(`a number of cores of at least ${SMALLEST_CPU}`))
@@ -60,7 +60,7 @@ const requirementsBody = z
   .partial()
 
 const reservationBody = z
-  .object(
+  .looseObject(
     {
       mode: oneOf(["best_effort", "guaranteed"]),
       parallelism: whole(1, LARGEST_PARALLELISM),
@@ -72,7 +72,7 @@ const reservationBody = z
   .partial()
 
 const checkpointingBody = z
-  .object(
+  .looseObject(
     { enabled: flag, resume_from_latest: flag, payload_key: text(1, LONGEST_LABEL) },
     mustBe("an object such as {enabled: true}"),
   )
@@ -80,7 +80,7 @@ const checkpointingBody = z
 
 /** Exactly one shape: `{by}`, `{items}` or `{chunks, total}` (SR-002); which one is checked where the fields meet. */
 const fanOutBody = z
-  .object(
+  .looseObject(
     {
       by: text(1, LONGEST_LABEL),
       items: z.array(z.unknown(), mustBe("a list of objects, one for each task")),
@@ -98,14 +98,14 @@ const fanOutBody = z
   .partial()
 
 const splitBody = z
-  .object(
+  .looseObject(
     {
       field: text(1, LONGEST_LABEL),
       start: whole(-Number.MAX_SAFE_INTEGER),
       total: whole(1),
       chunks: whole(1),
       ranges: z.array(
-        z.object({ start: whole(-Number.MAX_SAFE_INTEGER), count: whole(1) }, mustBe("an object {start, count}")),
+        z.looseObject({ start: whole(-Number.MAX_SAFE_INTEGER), count: whole(1) }, mustBe("an object {start, count}")),
         mustBe("a list of {start, count}"),
       ),
     },
@@ -114,7 +114,7 @@ const splitBody = z
   .partial()
 
 const resultSchemaBody = z
-  .object(
+  .looseObject(
     {
       required_fields: z.array(text(1, LONGEST_LABEL), mustBe("a list of field names")),
       field_types: data,
@@ -124,7 +124,7 @@ const resultSchemaBody = z
   )
   .partial()
 
-/** POST /jobs. Unknown fields stay in, so that they can be named in `warnings` (interfaces). */
+/** POST /jobs. Unknown fields stay in, also in the objects below, so that they can be named in `warnings` (interfaces). */
 export const submitJobBody = z
   .looseObject({
     type: oneOf(JOB_TYPES),

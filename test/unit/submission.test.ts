@@ -2,6 +2,7 @@ import { expect, test } from "vitest"
 import { editDistance } from "../../coordinator/jobs/submission/field-warnings.ts"
 import { parseSubmission } from "../../coordinator/jobs/submission/parse-submission.ts"
 import { submitJobBody } from "../../protocol/api/jobs.ts"
+import { parseFields } from "../../protocol/api/parse.ts"
 import { ComputalotError, type FieldProblem } from "../../protocol/domain/errors.ts"
 import { ALLOWED_EXECUTABLES } from "../../protocol/domain/runner.ts"
 
@@ -289,11 +290,11 @@ test("unknown fields are accepted and named, with the one that was meant", () =>
     payload: { anything: 1 },
   })
   expect(warnings.map(({ field, did_you_mean }) => [field, did_you_mean])).toEqual([
+    ["colour", undefined],
+    ["prioritty", "priority"],
+    ["requirements.memroy_mb", "requirements.memory_mb"],
     ["timeout", "timeout_s"],
     ["timeoutS", "timeout_s"],
-    ["prioritty", "priority"],
-    ["colour", undefined],
-    ["requirements.memroy_mb", "requirements.memory_mb"],
   ])
 })
 
@@ -423,6 +424,19 @@ test("J-019: the result schema is checked", () => {
       "result_schema.field_ranges.a",
     ])
   }
+})
+
+test("a body that the door has parsed already gives the same submission and warnings", () => {
+  const body = {
+    ...least,
+    tags: null,
+    colour: 1,
+    requirements: { cpu: 2, memroy_mb: 5 },
+    fan_out: { items: [{ a: null }], bacth_size: 2 },
+  }
+  const parsed = parseSubmission(parseFields(submitJobBody, body))
+  expect(parsed).toEqual(parseSubmission(body))
+  expect(parsed.warnings.map(({ field }) => field)).toEqual(["colour", "fan_out.bacth_size", "requirements.memroy_mb"])
 })
 
 test("no documented field is called unknown", () => {

@@ -4,7 +4,7 @@ import { isJsonObject } from "../../../protocol/base/json-text.ts"
 
 /**
  * Names the fields that have no effect: unknown ones, with the known one that was probably meant, and those of another job
- * type. They are accepted, so that old clients work and typing errors still show (interfaces, C-30).
+ * type. They are accepted, so that old clients work and typing errors still show (interfaces, C-30). Sorted by field.
  */
 export function fieldWarnings(body: SubmitJobBody, sent: unknown): SubmissionWarning[] {
   const warnings = [...unknownFields(sent, submitJobBody, "")]
@@ -13,7 +13,7 @@ export function fieldWarnings(body: SubmitJobBody, sent: unknown): SubmissionWar
       warnings.push({ field, message: `belongs to jobs of type ${type}; it has no effect on this one` })
     }
   }
-  return warnings.slice(0, MOST_WARNINGS)
+  return warnings.toSorted((a, b) => (a.field < b.field ? -1 : 1)).slice(0, MOST_WARNINGS)
 }
 
 /** Fields without effect elsewhere. The ones that would change what a job does are refused instead (GAP-23). */
