@@ -1,0 +1,86 @@
+import type { Clock, Instant } from "../../protocol/base/clock.ts"
+import { sha256Hex } from "../../protocol/base/digest.ts"
+import { randomText, type Random } from "../../protocol/base/random.ts"
+import { invalidField, notFound } from "../../protocol/domain/errors.ts"
+import { newKeyId, type KeyId, type UserId } from "../../protocol/domain/ids.ts"
+import { ROLES, type Role } from "../../protocol/domain/statuses.ts"
+import * as rows from "../store/accounts.ts"
+import type { Store, Tx } from "../store/store.ts"
+
+export type Key = rows.KeyRow
+
+export interface NewKey {
+  user: UserId
+  name: string | null
+  /** Null: the user's. */
+  role: Role | null
+  /** Null: never. */
+  expiresAt: Instant | null
+}
+
+/** A key and its token, which exists nowhere else: it is shown once. */
+export interface IssuedKey {
+  key: Key
+  token: string
+}
+
+/**
+ * Issues a key `flk_…` (A-002). Refuses: an unknown user (404), a role above the user's and an expiry in the past (422).
+ * `also` runs in the same write. A second call issues a second key.
+ */
+export async function createKey(
+  parts: { store: Store; clock: Clock; random: Random },
+  wanted: NewKey,
+  also: (tx: Tx, issued: IssuedKey) => Promise<void> = async () => {},
+): Promise<IssuedKey> {
+  const at = parts.clock.now()
+  const id = newKeyId(parts.random)
+  const token = KEY_PREFIX + randomText(parts.random, TOKEN_CHARACTERS)
+  if (wanted.expiresAt !== null && wanted.expiresAt <= at) throw invalidField("expires_at", "must lie in the future")
+  return parts.store.write(async (tx) => {
+    const user = await rows.findUser(tx, wanted.user)
+    if (user === null) throw notFound(`user ${wanted.user}`)
+    const role = wanted.role ?? user.role
+    if (ROLES.indexOf(role) > ROLES.indexOf(user.role)) {
+      throw invalidField("role", `must not be above the user's, which is ${user.role}`)
+    }
+    const key: Key = {
+      id,
+      user: user.id,
+      name: wanted.name,
+      role,
+      prefix: token.slice(0, SHOWN_CHARACTERS),
+      createdAt: at,
+      expiresAt: wanted.expiresAt,
+      revokedAt: null,
+    }
+    await rows.insertKey(tx, { ...key, hash: sha256Hex(token) })
+    await also(tx, { key, token })
+    return { key, token }
+  })
+}
+
+/** A user's keys, oldest first, revoked ones included. 404 for an unknown user. */
+export async function listKeys(store: Store, user: UserId): Promise<Key[]> {
+  return store.read(async (view) => {
+    if ((await rows.findUser(view, user)) === null) throw notFound(`user ${user}`)
+    return rows.listKeys(view, user)
+  })
+}
+
+/** Ends a key at once, for good. 404 for an unknown key; a second call changes nothing. */
+export async function revokeKey(
+  parts: { store: Store; clock: Clock; authenticator: { forget(key: KeyId): void } },
+  id: KeyId,
+): Promise<void> {
+  const at = parts.clock.now()
+  const known = await parts.store.write((tx) => rows.markKeyRevoked(tx, id, at))
+  if (!known) throw notFound(`key ${id}`)
+  parts.authenticator.forget(id)
+}
+
+const KEY_PREFIX = "flk_"
+/** 206 bits: beyond guessing, and a plain hash of it is beyond guessing too. */
+const TOKEN_CHARACTERS = 40
+/** The prefix and six characters: enough to tell keys apart, 175 bits stay secret. */
+const SHOWN_CHARACTERS = 10
