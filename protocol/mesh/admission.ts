@@ -177,7 +177,9 @@ export function createAdmission(options: AdmissionOptions): Admission {
       await wrapped.close()
     } catch (error) {
       wrapped.reset("the exchange failed")
-      log.debug("admission exchange failed", { peer: guest.peer, error: errorText(error) })
+      if (!guest.admitted && guests.has(connection)) {
+        part(guest, { by: "us", reason: "malformed_hello", detail: errorText(error) })
+      }
     }
   }
 

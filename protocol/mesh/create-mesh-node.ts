@@ -79,6 +79,9 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
   /** Open streams of each peer and protocol, whichever connection carries them. */
   const openStreams = new Map<string, number>()
 
+  /** Gossip messages that each peer has relayed to us since the last sweep. */
+  const messagesTaken = new Map<PeerId, number>()
+
   const guests = createGuests({
     handshakesAtOnce: options.handshakesAtOnce ?? HANDSHAKES_AT_ONCE,
     clock,
@@ -157,6 +160,7 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
 
   const sweep = every(clock, SWEEP_INTERVAL_MS, () => {
     admission.sweepExpired()
+    messagesTaken.clear()
     // gossipsub opens its stream to a peer once; when only that stream broke, this opens it again.
     for (const peer of admission.peers()) {
       const connection = admission.connectionOf(peer)
@@ -244,8 +248,10 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
     message: Message,
     judge: (message: GossipMessage) => Verdict,
   ): TopicValidatorResult {
-    if (message.type !== "signed") return TopicValidatorResult.Reject
-    if (admission.connectionOf(peerId(source.toString())) === null) return TopicValidatorResult.Ignore
+    if (message.type !== "signed" || message.data.length > LARGEST_MESSAGE_BYTES) return TopicValidatorResult.Reject
+    const relayer = peerId(source.toString())
+    if (admission.connectionOf(relayer) === null) return TopicValidatorResult.Ignore
+    if (!takeAllowance(relayer)) return TopicValidatorResult.Reject
     const from = peerId(message.from.toString())
     // gossipsub takes a validator that throws for `ignore`; that it threw must be seen.
     try {
@@ -260,6 +266,13 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
     }
   }
 
+  /** False when a peer relays more in these seconds than a whole mesh has to say. */
+  function takeAllowance(relayer: PeerId): boolean {
+    const taken = (messagesTaken.get(relayer) ?? 0) + 1
+    messagesTaken.set(relayer, taken)
+    return taken <= MESSAGES_A_SWEEP
+  }
+
   return {
     peerId: ownPeerId,
     addresses: () => node.getMultiaddrs().map(String),
@@ -271,7 +284,10 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
     openStream,
     serve,
     subscribe,
-    publish: async (topic, data) => ({ recipients: (await gossip.publish(topic, data)).recipients.length }),
+    publish: async (topic, data) => {
+      assert(data.length <= LARGEST_MESSAGE_BYTES, `a gossip message of ${data.length} bytes is not too large`)
+      return { recipients: (await gossip.publish(topic, data)).recipients.length }
+    },
     watchPeers: (seen) => {
       watchers.add(seen)
       return () => void watchers.delete(seen)
@@ -301,6 +317,10 @@ const KNOWN_PEERS = 10_000
 /** A handler that has returned leaves the other side this long to read and close. */
 const LINGER_MS = 10_000
 const SWEEP_INTERVAL_MS = 5_000
+/** Twice what any message of ours may be; gossip is no place for more. */
+const LARGEST_MESSAGE_BYTES = 64 * 1024
+/** In `SWEEP_INTERVAL_MS`, from one peer: eight times the 25 a second that a whole mesh may say (architecture §5.2). */
+const MESSAGES_A_SWEEP = 1_000
 
 const RESULTS = {
   accept: TopicValidatorResult.Accept,
