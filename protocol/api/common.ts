@@ -1,4 +1,5 @@
 import { z } from "zod"
+import { parseUsd, usd, type MicroUsd } from "../domain/money.ts"
 import { ERROR_STATUS, type ErrorCode } from "../domain/errors.ts"
 
 /** The one shape of every refusal (E-002; rulings, Errors). Some carry further keys: `quote`, `init_state`, … */
@@ -25,6 +26,17 @@ export function timestampText(at: number | null): string | null {
 
 /** Dollars as a JSON number, exact to six decimals (GAP-07). Inside we count whole micro-dollars. */
 export const usdAmount = z.number()
+
+/** An amount in a request, as micro-dollars. Never zero; at most six decimals (rulings, Ledger). */
+export function usdInput(least: MicroUsd, most: MicroUsd) {
+  const wanted = `must be an amount in dollars from ${usd(least)} to ${usd(most)}, not 0, with at most six decimals`
+  return z.number({ error: wanted }).transform((amount, context): MicroUsd => {
+    const micro = parseUsd(amount)
+    if (micro !== null && micro !== 0n && micro >= least && micro <= most) return micro
+    context.addIssue({ code: "custom", message: wanted })
+    return z.NEVER
+  })
+}
 
 /** A whole number that arrives as text in a path or query. */
 export function wholeNumberText(least: number, most = Number.MAX_SAFE_INTEGER): z.ZodType<number, string | number> {

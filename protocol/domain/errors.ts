@@ -28,6 +28,7 @@ export const ERROR_STATUS = {
   too_many_requests: 429,
   internal: 500,
   unavailable: 503,
+  payments_not_configured: 503,
   storage_full: 503,
   busy: 503,
 } as const
@@ -81,7 +82,9 @@ export interface FieldProblem {
 
 export function invalidRequest(problems: FieldProblem[], recommendedAction?: string): ComputalotError {
   const first = problems[0]
-  const message = first ? `${first.path === "" ? "the body" : first.path}: ${first.problem}` : "the request is not valid"
+  const message = first
+    ? `${first.path === "" ? "the body" : first.path}: ${first.problem}`
+    : "the request is not valid"
   return new ComputalotError("invalid_request", message, {
     recommendedAction: recommendedAction ?? "Correct the fields named in details and send the request again.",
     details: problems,
