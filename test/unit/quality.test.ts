@@ -57,6 +57,11 @@ test("Q-002, Q-004: a missing or wrongly typed required field makes the task sus
     expect(quality.warnings[0]).toContain("score")
   }
   expect(scoreResult({ ...none, requiredFields: ["a"] }, of({}))).toMatchObject({ score: 0 })
+  const two: ResultSchema = { requiredFields: ["a", "b"], fieldTypes: [["a", "number"]], fieldRanges: [] }
+  expect(scoreResult(two, of({ a: "1", b: 1 }))).toEqual({
+    score: 0.4,
+    warnings: ["required field a is a string, not number"],
+  })
 })
 
 test("GAP-59: each failed check costs its share; ends of a range belong to it", () => {

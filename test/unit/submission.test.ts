@@ -245,6 +245,8 @@ test("what a later version brings is refused by name, never accepted and ignored
     ["execution_policy sealed", { execution_policy: "sealed" }],
     ["placement_policy dedicated", { placement_policy: "dedicated" }],
     ["checkpointing", { checkpointing: { enabled: true, resume_from_latest: true } }],
+    ["checkpointing", { checkpointing: { enabled: true } }],
+    ["checkpointing", { checkpointing: { resume_from_latest: true } }],
     ["state", { state: { publish: { best: { path: "results.0.score" } } } }],
     ["payload._artifacts", { payload: { _artifacts: { download: { x: "art_1" } } } }],
     ["payload._shared", { payload: { _shared: { resolve: { x: { key: "x" } } } } }],
