@@ -1,17 +1,10 @@
 import type { IncomingMessage } from "node:http"
 import { unreachable } from "../../protocol/base/assert.ts"
 import { ComputalotError, invalidField } from "../../protocol/domain/errors.ts"
-import { accountId, type AccountId, type NodeId, type UserId } from "../../protocol/domain/ids.ts"
+import { accountId, type AccountId, type NodeId } from "../../protocol/domain/ids.ts"
 import type { Role } from "../../protocol/domain/statuses.ts"
 import type { Access, Endpoint } from "../../protocol/api/endpoint.ts"
-
-/** Whoever a bearer token stands for. */
-export interface Caller {
-  role: Role
-  /** Null for the bootstrap token, which has no account of its own. */
-  account: AccountId | null
-  user: UserId | null
-}
+import type { Caller } from "../accounts/authenticate.ts"
 
 export interface NodeCaller {
   node: NodeId

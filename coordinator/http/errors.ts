@@ -58,7 +58,9 @@ export function asRefusal(error: unknown): ComputalotError {
 function headersOf(refusal: ComputalotError): Record<string, string> {
   const headers: Record<string, string> = { ...refusal.headers }
   if (refusal.status === 401) headers["www-authenticate"] ??= "Bearer"
-  if (refusal.status === 503) headers["retry-after"] ??= String(RETRY_AFTER_S)
+  // Payments that nobody set up do not come by waiting.
+  if (refusal.status === 503 && refusal.code !== "payments_not_configured")
+    headers["retry-after"] ??= String(RETRY_AFTER_S)
   return headers
 }
 

@@ -11,7 +11,7 @@ import {
   type StoredAnswer,
 } from "../store/idempotency.ts"
 import type { Store, Tx } from "../store/store.ts"
-import type { Caller } from "./auth.ts"
+import type { Caller } from "../accounts/authenticate.ts"
 
 /** What a handler that creates something uses, whether or not the client sent a key. */
 export interface Idempotency {

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, expect, test } from "vitest"
 import { z } from "zod"
 import { endpoint } from "../../protocol/api/endpoint.ts"
 import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
-import { accountId, userId } from "../../protocol/domain/ids.ts"
+import { accountId, keyId, userId } from "../../protocol/domain/ids.ts"
 import { mount } from "../../coordinator/http/app.ts"
 import type { Store } from "../../coordinator/store/store.ts"
 import { openSocket, send, sendRaw, startHttpDoor, untilClosed, type HttpDoor } from "../support/http-door.ts"
@@ -74,7 +74,9 @@ beforeAll(async () => {
   door.app.open({
     store,
     identify: async (given) =>
-      given in roles ? { role: roles[given as keyof typeof roles], account: accountId(1), user: userId(1) } : null,
+      given in roles
+        ? { role: roles[given as keyof typeof roles], account: accountId(1), user: userId(1), key: keyId("k") }
+        : null,
   })
 })
 afterAll(async () => {
@@ -307,7 +309,10 @@ test("closing lets a request in work finish, ends idle connections and refuses n
   let release = (): void => {}
   const waiting = new Promise<void>((resolve) => (release = resolve))
   mount(other.app, thing, async ({ params }) => (await waiting, { id: params.id }))
-  other.app.open({ store, identify: async () => ({ role: "member", account: accountId(1), user: userId(1) }) })
+  other.app.open({
+    store,
+    identify: async () => ({ role: "member", account: accountId(1), user: userId(1), key: keyId("k") }),
+  })
   const idle = await openSocket(other.server.port)
   const idleEnded = untilClosed(idle)
   const slow = send(other.server.origin, "GET", "/api/v1/test/slow", { token })
