@@ -1,5 +1,6 @@
 import { z } from "zod"
-import { DIGEST_PATTERN } from "./ids.ts"
+import { sha256Hex } from "../base/digest.ts"
+import { DIGEST_PATTERN, digest as asDigest, type Digest } from "./ids.ts"
 
 const digest = z.string().regex(DIGEST_PATTERN)
 
@@ -29,3 +30,9 @@ export const imageRecord = z.object({
     .max(127),
 })
 export type ImageRecord = z.infer<typeof imageRecord>
+
+/** The image's name by its content; a record whose `digest` differs is broken or forged. Blobs may differ, the image stays. */
+export function imageDigest(config: ImageRecord["config"], diffIds: readonly string[]): Digest {
+  const env = Object.entries(config.env).toSorted(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0))
+  return asDigest(sha256Hex(JSON.stringify({ env, workdir: config.workdir, user: config.user, layers: diffIds })))
+}
