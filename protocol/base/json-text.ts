@@ -17,10 +17,6 @@ export class JsonText {
   constructor(text: string) {
     this.text = text
   }
-  /** For readers that want the value; numbers beyond double precision change here. */
-  parse(): JsonValue {
-    return JSON.parse(this.text) as JsonValue
-  }
 }
 
 /** JSON.stringify that also writes every `JsonText` inside `value` verbatim. `value` itself is never undefined. */
