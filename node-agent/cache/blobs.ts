@@ -227,9 +227,7 @@ export async function openBlobs(parts: BlobsParts): Promise<Blobs> {
         await receive(from, temporary, hold, signal)
         const { size } = await stat(temporary)
         if (size > LARGEST_BLOB_BYTES) throw cacheFull(size, quotaBytes)
-        const pieceBytes = pieceBytesFor(size)
-        const hashed = await hasher.file(temporary, pieceBytes)
-        const list: PieceList = { digest: hashed.digest, size: hashed.size, pieceBytes, pieces: hashed.pieces }
+        const list = await hasher.file(temporary, pieceBytesFor(size))
         if (holder !== undefined) blobs.pin(list.digest, holder)
         const known = entries.get(list.digest)
         if (known?.whole) {

@@ -1,25 +1,18 @@
 import { Worker } from "node:worker_threads"
 import type { Clock, Timer } from "../../protocol/base/clock.ts"
-import { digest, type Digest } from "../../protocol/domain/ids.ts"
+import type { PieceList } from "../../protocol/wire/piece-list.ts"
 
 /** Hashing away from the thread that runs the mesh (architecture §6). A simulation passes one that hashes inline. */
 export interface Hasher extends AsyncDisposable {
-  /** Hashes a file whole and piece by piece, in one reading. Rejects when it cannot be read. */
-  file(path: string, pieceBytes: number): Promise<HashedFile>
+  /** The piece list of a file, `pieceBytes` being that of its size. Rejects when it cannot be read. */
+  file(path: string, pieceBytes: number): Promise<PieceList>
   /** sha256 of one piece, 32 bytes. */
   piece(bytes: Uint8Array): Promise<Uint8Array>
 }
 
-export interface HashedFile {
-  digest: Digest
-  size: number
-  /** The sha256 of every piece, 32 bytes each. */
-  pieces: Uint8Array
-}
-
 /** Starts its thread with the first file and ends it when nothing was hashed for a while: an idle agent keeps no thread. */
 export function createHasher(clock: Clock): Hasher {
-  const waiting = new Map<number, { resolve: (hashed: HashedFile) => void; reject: (error: Error) => void }>()
+  const waiting = new Map<number, { resolve: (list: PieceList) => void; reject: (error: Error) => void }>()
   let worker: Worker | null = null
   let idle: Timer | null = null
   let lastId = 0
@@ -32,7 +25,7 @@ export function createHasher(clock: Clock): Hasher {
       const asked = waiting.get(answer.id)
       waiting.delete(answer.id)
       if ("problem" in answer) asked?.reject(new Error(`cannot hash the file: ${answer.problem}`))
-      else asked?.resolve({ ...answer.hashed, digest: digest(answer.hashed.digest) })
+      else asked?.resolve(answer.list)
       if (waiting.size === 0) rest()
     })
     started.on("error", (error) => fail(started, error instanceof Error ? error : new Error(String(error))))
@@ -64,7 +57,7 @@ export function createHasher(clock: Clock): Hasher {
       worker ??= start()
       worker.ref()
       const id = ++lastId
-      const answered = new Promise<HashedFile>((resolve, reject) => waiting.set(id, { resolve, reject }))
+      const answered = new Promise<PieceList>((resolve, reject) => waiting.set(id, { resolve, reject }))
       worker.postMessage({ id, path, pieceBytes } satisfies HashOrder)
       return answered
     },
@@ -91,9 +84,7 @@ export interface HashOrder {
   pieceBytes: number
 }
 
-export type HashAnswer =
-  | { id: number; hashed: { digest: string; size: number; pieces: Uint8Array<ArrayBuffer> } }
-  | { id: number; problem: string }
+export type HashAnswer = { id: number; list: PieceList } | { id: number; problem: string }
 
 /** The compiled program runs the compiled worker. */
 const WORKER = new URL(import.meta.url.endsWith(".ts") ? "./hash-worker.ts" : "./hash-worker.js", import.meta.url)

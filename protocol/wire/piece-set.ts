@@ -20,13 +20,21 @@ export function addPiece(set: PieceSet, index: number): void {
   set[index >> 3] = (set[index >> 3] ?? 0) | (1 << (index & 7))
 }
 
+export function removePiece(set: PieceSet, index: number): void {
+  set[index >> 3] = (set[index >> 3] ?? 0) & ~(1 << (index & 7))
+}
+
 /** How many of the first `count` pieces are there. */
 export function countPieces(set: Uint8Array, count: number): number {
+  const wholeBytes = Math.min(count >> 3, set.length)
   let there = 0
-  for (let index = 0; index < count; index++) if (hasPiece(set, index)) there++
+  for (let at = 0; at < wholeBytes; at++) there += bitsIn(set[at] ?? 0)
+  for (let index = wholeBytes * 8; index < count; index++) if (hasPiece(set, index)) there++
   return there
 }
 
-export function removePiece(set: PieceSet, index: number): void {
-  set[index >> 3] = (set[index >> 3] ?? 0) & ~(1 << (index & 7))
+function bitsIn(byte: number): number {
+  let pairs = byte - ((byte >> 1) & 0x55)
+  pairs = (pairs & 0x33) + ((pairs >> 2) & 0x33)
+  return (pairs + (pairs >> 4)) & 0x0f
 }
