@@ -198,18 +198,13 @@ export function createDownload(parts: DownloadParts, blob: ContentRef): Download
     return best
   }
 
+  /** Peers at work that have the piece: one that rests, because it is busy or failed, helps nobody now. */
   function peersWith(index: number): number {
+    const now = clock.monotonicMs()
     let holders = 0
     for (const source of sources.values()) {
-      if (
-        source.kind === "peer" &&
-        !source.gone &&
-        source.failures === 0 &&
-        source.have &&
-        hasPiece(source.have, index)
-      ) {
-        holders++
-      }
+      if (source.kind === "origin" || source.gone || source.restsUntil > now || source.failures > 0) continue
+      if (source.have !== null && hasPiece(source.have, index)) holders++
     }
     return holders
   }

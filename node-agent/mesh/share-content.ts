@@ -7,6 +7,6 @@ export function shareContent(mesh: Mesh, blobs: Blobs, parts: Omit<ServeContentP
   serveContent(mesh, blobs, {
     ...parts,
     // A node works for its tasks first: sharing may take about one core and a few pieces of memory.
-    limits: { streams: 32, sends: 4, copiesPerBlob: null },
+    limits: { streams: 64, sends: 4, copiesPerBlob: null },
   })
 }

@@ -31,7 +31,10 @@ export interface ServeLimits {
   streams: number
   /** Pieces read and sent at once. Peers take turns. */
   sends: number
-  /** Peers that are sent one blob at once; the next should ask them. Null: no limit. */
+  /**
+   * Peers that are sent pieces of one blob at once; the next is told to come back, and meanwhile asks those. A peer that takes
+   * nothing for a few seconds counts no more. Null: no limit.
+   */
   copiesPerBlob: number | null
 }
 
@@ -42,6 +45,7 @@ export interface ServeLimits {
 export function serveContent(mesh: Mesh, source: ContentSource, parts: ServeContentParts): void {
   const { clock, limits } = parts
   const turns = createTurns(limits.sends, clock)
+  /** By blob and peer: until when (monotonic) the peer counts as being sent the blob. */
   const copies = new Map<Digest, Map<PeerId, number>>()
   let streams = 0
 
@@ -56,16 +60,17 @@ export function serveContent(mesh: Mesh, source: ContentSource, parts: ServeCont
       return await end(stream, { type: "busy", retry_ms: BUSY_RETRY_MS })
     }
     streams++
-    using _copy = countCopy(blob.digest, from)
     try {
       for (let request: ContentRequest | null = opening; request !== null;) {
         if (clock.now() >= until || parts.revoked(from)) return await end(stream, { type: "refused" })
+        countCopy(blob.digest, from)
         await answer(stream, from, blob, request)
         request = await nextRequest(stream, requests)
       }
       await stream.close()
     } finally {
       streams--
+      forgetCopies(blob.digest)
     }
   })
 
@@ -86,20 +91,23 @@ export function serveContent(mesh: Mesh, source: ContentSource, parts: ServeCont
 
   function crowded(blob: Digest, from: PeerId): boolean {
     const peers = copies.get(blob)
-    return limits.copiesPerBlob !== null && peers?.has(from) === false && peers.size >= limits.copiesPerBlob
+    if (limits.copiesPerBlob === null || peers === undefined || peers.has(from)) return false
+    const now = clock.monotonicMs()
+    for (const [peer, until] of peers) if (until <= now) peers.delete(peer)
+    return peers.size >= limits.copiesPerBlob
   }
 
-  function countCopy(blob: Digest, from: PeerId): Disposable {
+  function countCopy(blob: Digest, from: PeerId): void {
+    if (limits.copiesPerBlob === null) return
     const peers = copies.get(blob) ?? new Map<PeerId, number>()
-    copies.set(blob, peers.set(from, (peers.get(from) ?? 0) + 1))
-    return {
-      [Symbol.dispose]() {
-        const left = (peers.get(from) ?? 0) - 1
-        if (left > 0) peers.set(from, left)
-        else peers.delete(from)
-        if (peers.size === 0) copies.delete(blob)
-      },
-    }
+    copies.set(blob, peers.set(from, clock.monotonicMs() + COPY_COUNTS_MS))
+  }
+
+  /** When a stream ends: a blob that nobody takes any more is forgotten. */
+  function forgetCopies(blob: Digest): void {
+    const now = clock.monotonicMs()
+    const taken = [...(copies.get(blob)?.values() ?? [])].some((until) => until > now)
+    if (!taken) copies.delete(blob)
   }
 
   async function answer(stream: MeshStream, from: PeerId, blob: ContentRef, request: ContentRequest): Promise<void> {
@@ -153,7 +161,9 @@ export function serveContent(mesh: Mesh, source: ContentSource, parts: ServeCont
 }
 
 /** A stream without requests is closed: it holds a place that another could use. */
-const REQUEST_WITHIN_MS = 30_000
+const REQUEST_WITHIN_MS = 10_000
+/** Longer than a slow disk takes to write a piece, shorter than others like to wait for a copy that nobody fetches. */
+const COPY_COUNTS_MS = 3_000
 /** A peer must take one chunk (256 KiB) in this time, or it is let go. */
 const SEND_WITHIN_MS = 15_000
 /** So long a request waits for its turn; the asker then tries another source instead of taking us for dead. */

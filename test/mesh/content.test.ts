@@ -331,6 +331,41 @@ test("a node serves pieces while it still downloads: the origin sends one copy, 
   expect(nodes.some((node) => bytesSent(node) > 0)).toBe(true)
 })
 
+test("an origin with a limit on copies sends one peer at a time, and the next as soon as the first takes no more", async () => {
+  await using world = await newWorld()
+  const blob = newTestBlob(2 * MIB)
+  const origin = await world.origin({ copiesPerBlob: 1 }, [blob])
+  const [first, second] = [await world.peer(), await world.peer()]
+  const ask = async (peer: Peer): Promise<string> => {
+    using stream = await openContentStream(peer.node, systemClock, origin.holder, AbortSignal.timeout(10_000))
+    const grant = world.grant(peer.node.peerId, [blob.ref])
+    return (await stream.ask({ type: "open", grant, blob: blob.ref.digest })).type
+  }
+  expect(await ask(first)).toBe("have")
+  expect(await ask(second)).toBe("busy")
+  expect(await ask(first)).toBe("have")
+  await expect.poll(() => ask(second), { timeout: 20_000, interval: 500 }).toBe("have")
+})
+
+test("a source whose streams are all taken says busy, and serves again when one ends", async () => {
+  await using world = await newWorld()
+  const blob = newTestBlob(2 * MIB)
+  const origin = await world.origin({ streams: 1 }, [blob])
+  const fetcher = await world.peer()
+  const grant = world.grant(fetcher.node.peerId, [blob.ref])
+  const open = async () => {
+    const stream = await openContentStream(fetcher.node, systemClock, origin.holder, AbortSignal.timeout(20_000))
+    return { stream, answer: await stream.ask({ type: "open", grant, blob: blob.ref.digest }) }
+  }
+  const first = await open()
+  expect(first.answer.type).toBe("have")
+  const second = await open()
+  expect(second.answer.type).toBe("busy")
+  first.stream[Symbol.dispose]()
+  expect(await fetcher.fetch(blob.ref, { origin })).toMatchObject({ bytesFromOrigin: 2 * MIB })
+  second.stream[Symbol.dispose]()
+})
+
 test("calls for one blob share one download, and it outlives a caller that gives up", async () => {
   await using world = await newWorld()
   const blob = newTestBlob(12 * MIB)
