@@ -7,8 +7,10 @@ import type { Priority } from "../../protocol/domain/statuses.ts"
  * then fair share between its jobs. Pure memory and a hint: a grant looks at the rows again.
  */
 export interface ReadyQueue {
-  /** A job has tasks to grant, or changed how many. Known jobs keep their virtual time. */
+  /** A job became grantable. A job that is known already only gets its number of tasks set. */
   put(job: ReadyJob): void
+  /** More tasks of a known job wait, or fewer (negative). Unknown jobs are fine: they are over. */
+  add(seq: number, tasks: number): void
   /** The job is over. Unknown jobs are fine. */
   remove(seq: number): void
   /** Tasks waiting, as far as memory knows; 0 for unknown jobs. */
@@ -128,19 +130,24 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     }
   }
 
+  function setTasks(entry: Entry, tasks: number): void {
+    const wasEmpty = entry.tasks === 0
+    entry.tasks = tasks
+    if (wasEmpty && tasks > 0) activate(entry)
+    else if (!wasEmpty && tasks === 0) share(entry.account).jobs -= 1
+  }
+
   return {
     put(job) {
       const known = jobs.get(job.seq)
-      if (!known) {
-        const entry: Entry = { ...job, virtual: 0, rank: LEVELS[job.priority], queued: false }
-        jobs.set(job.seq, entry)
-        if (job.tasks > 0) activate(entry)
-        return
-      }
-      const wasEmpty = known.tasks === 0
-      known.tasks = job.tasks
-      if (wasEmpty && job.tasks > 0) activate(known)
-      else if (!wasEmpty && job.tasks === 0) share(known.account).jobs -= 1
+      if (known) return setTasks(known, job.tasks)
+      const entry: Entry = { ...job, tasks: 0, virtual: 0, rank: LEVELS[job.priority], queued: false }
+      jobs.set(job.seq, entry)
+      setTasks(entry, job.tasks)
+    },
+    add(seq, tasks) {
+      const entry = jobs.get(seq)
+      if (entry) setTasks(entry, Math.max(0, entry.tasks + tasks))
     },
     remove(seq) {
       const entry = jobs.get(seq)
@@ -172,14 +179,9 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     putBack(seq, tasks) {
       const entry = jobs.get(seq)
       if (!entry || tasks === 0) return
-      const account = share(entry.account)
       entry.virtual -= entry.cost * tasks
-      account.virtual -= entry.cost * tasks
-      entry.tasks += tasks
-      if (entry.tasks === tasks) {
-        account.jobs += 1
-        enqueue(entry)
-      }
+      share(entry.account).virtual -= entry.cost * tasks
+      setTasks(entry, entry.tasks + tasks)
     },
     correct(seq, over) {
       const entry = jobs.get(seq)

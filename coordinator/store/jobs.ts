@@ -112,11 +112,41 @@ export async function jobById(view: View, id: JobId, account: AccountId | null):
   return row && (account === null || row.account === account) ? jobFrom(row) : null
 }
 
-/** Jobs that are not terminal, oldest first: what a starting coordinator goes on with. */
-export async function activeJobs(view: View): Promise<JobRow[]> {
-  const rows = await view.all<RawJob>(
-    "SELECT * FROM jobs WHERE status IN ('planning', 'queued', 'running', 'finishing') ORDER BY seq",
+/** What a grant or report decides on: thin, whatever the job's request weighs. */
+export interface JobCounts {
+  status: StoredJobStatus
+  account: AccountId
+  hold: HoldId
+  reserveMicro: bigint
+  taskCount: number
+  queued: number
+  granted: number
+  running: number
+  completed: number
+  failed: number
+  cancelled: number
+}
+
+export async function jobCounts(view: View, seq: number): Promise<JobCounts | null> {
+  const row = await view.get<RawCounts>(
+    `SELECT status, account, hold, reserve_micro, task_count, queued, granted, running, completed, failed, cancelled
+     FROM jobs WHERE seq = ?`,
+    seq,
   )
+  if (!row) return null
+  const { reserve_micro, task_count, account, hold, ...counts } = row
+  return {
+    ...counts,
+    account: accountId(account),
+    hold: holdId(hold),
+    reserveMicro: BigInt(reserve_micro),
+    taskCount: task_count,
+  }
+}
+
+/** Jobs that are not wholly done, oldest first: what a starting coordinator goes on with. Terminal ones lack their aggregate. */
+export async function unfinishedJobs(view: View): Promise<JobRow[]> {
+  const rows = await view.all<RawJob>("SELECT * FROM jobs WHERE outcome IS NULL ORDER BY seq")
   return rows.map(jobFrom)
 }
 
@@ -286,7 +316,8 @@ export async function endJobEarly(
   end: { status: "cancelled" | "failed"; error: string; at: Instant },
 ): Promise<boolean> {
   const { changes } = await tx.run(
-    `UPDATE jobs SET status = ?, error = ?, completed_at = ?
+    `UPDATE jobs SET status = ?, error = ?, completed_at = ?,
+       cancelled = task_count - completed - failed, queued = 0, granted = 0, running = 0
      WHERE seq = ? AND status IN ('planning', 'queued', 'running', 'finishing')`,
     end.status,
     end.error,
@@ -299,6 +330,20 @@ export async function endJobEarly(
 /** Stores the aggregate of a job that was ended early. */
 export async function storeOutcome(tx: Tx, seq: number, outcome: string): Promise<void> {
   await tx.run("UPDATE jobs SET outcome = ? WHERE seq = ?", outcome, seq)
+}
+
+interface RawCounts {
+  status: StoredJobStatus
+  account: number
+  hold: string
+  reserve_micro: number
+  task_count: number
+  queued: number
+  granted: number
+  running: number
+  completed: number
+  failed: number
+  cancelled: number
 }
 
 interface RawJob {

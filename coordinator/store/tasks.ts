@@ -29,7 +29,6 @@ export interface TaskRow {
   key: TaskKey
   index: number
   state: StoredTaskState
-  payload: string
   attempt: number
   failures: number
   losses: number
@@ -68,12 +67,10 @@ export interface LiveAttemptRow {
 
 // ── tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-/** Inserts queued tasks `from` … of a job. A slice that was inserted before is a bug: `advancePlanning` guards it. */
-export async function insertTasks(tx: Tx, job: number, from: number, payloads: readonly string[]): Promise<void> {
-  let index = from
-  for (const payload of payloads) {
-    await tx.run("INSERT INTO tasks (id, state, payload) VALUES (?, 'queued', ?)", taskKey(job, index), payload)
-    index += 1
+/** Inserts the queued tasks `from` … `upto` − 1 of a job. A slice that was inserted before is a bug: `advancePlanning` guards it. */
+export async function insertTasks(tx: Tx, job: number, from: number, upto: number): Promise<void> {
+  for (let index = from; index < upto; index++) {
+    await tx.run("INSERT INTO tasks (id, state) VALUES (?, 'queued')", taskKey(job, index))
   }
 }
 
@@ -82,9 +79,9 @@ export async function waitingTasks(
   view: View,
   job: number,
   limit: number,
-): Promise<{ key: TaskKey; state: "queued" | "lost"; payload: string; attempt: number; losses: number; claim: number | null }[]> {
+): Promise<{ key: TaskKey; state: "queued" | "lost"; attempt: number; losses: number; claim: number | null }[]> {
   return view.all(
-    `SELECT id AS key, state, payload, attempt, losses, claim FROM tasks
+    `SELECT id AS key, state, attempt, losses, claim FROM tasks
      WHERE state IN ('queued', 'lost') AND id >= ? AND id < ? ORDER BY id LIMIT ?`,
     taskKey(job, 0),
     taskKey(job + 1, 0),
@@ -397,7 +394,6 @@ export async function addLostContact(tx: Tx, claim: ClaimNumber, ms: number): Pr
 interface RawTask {
   id: number
   state: StoredTaskState
-  payload: string
   attempt: number
   failures: number
   losses: number
@@ -441,7 +437,6 @@ function taskFrom(row: RawTask): TaskRow {
     key: row.id,
     index: indexOfTask(row.id),
     state: row.state,
-    payload: row.payload,
     attempt: row.attempt,
     failures: row.failures,
     losses: row.losses,

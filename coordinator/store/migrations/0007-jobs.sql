@@ -54,6 +54,9 @@ CREATE INDEX jobs_by_account_status ON jobs (account, status, created_at DESC, i
 CREATE INDEX jobs_by_project ON jobs (account, project, created_at DESC, id DESC);
 CREATE INDEX jobs_active ON jobs (status) WHERE status IN ('planning', 'queued', 'running', 'finishing');
 
+-- Also the terminal ones whose tasks were still being cancelled when the coordinator stopped.
+CREATE INDEX jobs_without_outcome ON jobs (seq) WHERE outcome IS NULL;
+
 CREATE TABLE job_tags (
   account INTEGER NOT NULL,
   tag TEXT NOT NULL,
@@ -62,13 +65,13 @@ CREATE TABLE job_tags (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX job_tags_by_job ON job_tags (job);
 
+-- Payloads are not stored: the plan makes each again from the submission.
 CREATE TABLE tasks (
   -- job seq × 131072 + index: one key that finds a task, orders a job's tasks and bounds a job to 131,072 of them
   id INTEGER PRIMARY KEY,
   -- granted is internal: handed to a node and not started; clients read it as queued.
   -- lost is internal: contact was lost for long enough that the task may be granted again; clients read it as running
   state TEXT NOT NULL CHECK (state IN ('queued', 'granted', 'running', 'lost', 'completed', 'failed', 'cancelled')),
-  payload TEXT NOT NULL,
   attempt INTEGER NOT NULL DEFAULT 0,
   -- program failures so far: what max_retries is held against
   failures INTEGER NOT NULL DEFAULT 0,

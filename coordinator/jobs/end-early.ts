@@ -1,0 +1,115 @@
+import type { Clock, Instant } from "../../protocol/base/clock.ts"
+import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
+import type { AccountId, ClaimNumber, JobId } from "../../protocol/domain/ids.ts"
+import { chargeAttempts, settleHold, type Charge } from "../billing/holds.ts"
+import { billedMilliseconds, costOf } from "../billing/pricing.ts"
+import { appendEvent } from "../events/event-log.ts"
+import { endJobEarly, jobById, jobBySeq, type JobRow } from "../store/jobs.ts"
+import type { Store, Tx } from "../store/store.ts"
+import { cancelTasks, endAttempt, liveAttemptsOfJob, type LiveAttemptRow } from "../store/tasks.ts"
+import { jobFacts, rateOfJob, type JobFacts } from "./job-facts.ts"
+
+export interface EndEarlyParts {
+  store: Store
+  clock: Clock
+  /** What a running attempt says it has run so far, in ms; null when it has not said. */
+  runningMs: (claim: ClaimNumber) => number | null
+}
+
+export interface EarlyEnd {
+  job: JobRow
+  /** Spent by it: their nodes are to be told. */
+  spent: ClaimNumber[]
+}
+
+/**
+ * Ends a job before its tasks have ended: one write {job terminal, running attempts charged and spent, hold settled, event}.
+ * Task rows follow in slices (`sweepTasks`) and read as cancelled meanwhile. Null when the job is terminal already.
+ */
+export async function endEarly(
+  parts: EndEarlyParts,
+  seq: number,
+  end: { status: "cancelled" | "failed"; error: string },
+): Promise<EarlyEnd | null> {
+  const at = parts.clock.now()
+  return await parts.store.write((tx) => endEarlyIn(tx, parts, seq, end, at))
+}
+
+async function endEarlyIn(
+  tx: Tx,
+  parts: EndEarlyParts,
+  seq: number,
+  end: { status: "cancelled" | "failed"; error: string },
+  at: Instant,
+): Promise<EarlyEnd | null> {
+  if (!(await endJobEarly(tx, seq, { ...end, at }))) return null
+  const job = await jobBySeq(tx, seq)
+  if (!job) throw new Error("an ended job is found")
+  const facts = jobFacts(job)
+  const live = await liveAttemptsOfJob(tx, seq)
+  const charges: Charge[] = []
+  for (const attempt of live) {
+    const ranMs = attempt.state === "offered" ? null : parts.runningMs(attempt.claim)
+    if (ranMs !== null) charges.push(chargeOf(facts, attempt, ranMs, at))
+    await endAttempt(tx, attempt.claim, {
+      state: "cancelled",
+      failureKind: "cancelled",
+      runtimeMs: ranMs,
+      itemDigest: null,
+      at,
+    })
+  }
+  await chargeAttempts(tx, charges)
+  await settleHold(tx, job.hold, at)
+  await appendEvent(tx, {
+    job: seq,
+    type: `job.${end.status}`,
+    message: end.error,
+    data: { to: end.status },
+    at,
+  })
+  return { job, spent: live.map(({ claim }) => claim) }
+}
+
+/** Seconds reported before the write that ends it are billed, and no more (rulings, Holds). */
+function chargeOf(job: JobFacts, attempt: LiveAttemptRow, ranMs: number, at: Instant): Charge {
+  const milliseconds = billedMilliseconds({
+    measuredMs: ranMs,
+    acceptedAtMs: attempt.acceptedAt ?? attempt.grantedAt,
+    reportedAtMs: at,
+    lostContactMs: attempt.lostContactMs,
+  })
+  return { claim: attempt.claim, hold: job.hold, amount: costOf(rateOfJob(job), milliseconds), milliseconds, at }
+}
+
+/** GAP-31: cancelled already: the same answer again; otherwise terminal: 409. */
+export async function cancelJob(
+  parts: EndEarlyParts,
+  id: JobId,
+  account: AccountId | null,
+  reason: string,
+): Promise<{ job: JobRow; spent: ClaimNumber[] }> {
+  const job = await parts.store.read((view) => jobById(view, id, account))
+  if (!job) throw notFound(`the job ${id}`)
+  const ended = await endEarly(parts, job.seq, { status: "cancelled", error: reason })
+  if (ended) return ended
+  const now = await parts.store.read((view) => jobBySeq(view, job.seq))
+  if (now?.status === "cancelled") return { job: now, spent: [] }
+  throw new ComputalotError("conflict", `the job has ended already: it is ${now?.status ?? "gone"}`, {
+    recommendedAction: "Read its results; a job that has ended cannot be cancelled.",
+    details: { status: now?.status },
+  })
+}
+
+/** Tasks in one slice of a cancel. */
+const SLICE_TASKS = 1000
+
+/** Cancels the task rows of an ended job, slice by slice. A second call goes on where an earlier one stopped. */
+export async function sweepTasks(parts: { store: Store; clock: Clock }, seq: number, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    signal.throwIfAborted()
+    const at = parts.clock.now()
+    const cancelled = await parts.store.write((tx) => cancelTasks(tx, seq, SLICE_TASKS, at))
+    if (cancelled < SLICE_TASKS) return
+  }
+}

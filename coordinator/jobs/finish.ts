@@ -1,0 +1,87 @@
+import { setImmediate as turn } from "node:timers/promises"
+import type { Clock } from "../../protocol/base/clock.ts"
+import { stringifyJson } from "../../protocol/base/json-text.ts"
+import { digest } from "../../protocol/domain/ids.ts"
+import type { ObjectFiles } from "../artifacts/object-files.ts"
+import { settleHold } from "../billing/holds.ts"
+import { appendEvent } from "../events/event-log.ts"
+import { endFinishedJob, jobBySeq, storeOutcome, type JobRow } from "../store/jobs.ts"
+import type { Store } from "../store/store.ts"
+import { firstFailure, taskSlice, type TaskWithResult } from "../store/tasks.ts"
+import { aggregateOnWire, createFold, type TaskOutcome } from "./aggregate/fold.ts"
+import { outcomeOf } from "./job-state.ts"
+import { planTasks } from "./plan/plan.ts"
+import type { Submission } from "./submission/submission.ts"
+import { jobError } from "./text.ts"
+
+export interface FinishParts {
+  store: Store
+  files: ObjectFiles
+  clock: Clock
+}
+
+/** Tasks read at a time while results are merged: other requests go between. */
+const SLICE_TASKS = 500
+
+/**
+ * Merges the results of a job whose tasks are all final, off the write path, and makes its last write: status, aggregate,
+ * settlement, event. For jobs that were ended early it adds the aggregate only. Twice gives the same.
+ */
+export async function finishJob(parts: FinishParts, seq: number, signal: AbortSignal): Promise<void> {
+  const job = await parts.store.read((view) => jobBySeq(view, seq))
+  if (!job || (job.status !== "finishing" && job.outcome !== null)) return
+  const outcome = await aggregateJob(parts, job, signal)
+  if (job.status !== "finishing") return await parts.store.write((tx) => storeOutcome(tx, seq, outcome))
+
+  const failure = await parts.store.read((view) => firstFailure(view, seq))
+  const submission = JSON.parse(job.submission) as Submission
+  const status = outcomeOf(
+    { completed: job.completed, failed: job.failed, cancelled: job.cancelled },
+    submission.reliabilityMode,
+    job.suspect > 0,
+  )
+  const error = job.failed > 0 ? jobError(job.failed, job.taskCount, failure?.error ?? "the task failed") : null
+  const at = parts.clock.now()
+  await parts.store.write(async (tx) => {
+    if (!(await endFinishedJob(tx, seq, { status, error, outcome, at }))) return
+    await settleHold(tx, job.hold, at)
+    await appendEvent(tx, {
+      job: seq,
+      type: `job.${status}`,
+      message: error ?? `all ${job.taskCount} tasks completed`,
+      data: { from: "running", to: status },
+      at,
+    })
+  })
+}
+
+/** What the job's tasks add up to so far, as JSON text for `summary`. */
+export async function aggregateJob(
+  parts: Pick<FinishParts, "store" | "files">,
+  job: JobRow,
+  signal?: AbortSignal,
+): Promise<string> {
+  const submission = JSON.parse(job.submission) as Submission
+  const fold = createFold(submission, planTasks(submission))
+  for (let from = 0; from < job.taskCount; ) {
+    signal?.throwIfAborted()
+    const start = from
+    const slice = await parts.store.read((view) => taskSlice(view, job.seq, start, SLICE_TASKS))
+    for (const task of slice) {
+      const outcome = await outcomeOfTask(parts.files, task)
+      if (outcome) fold.add(outcome)
+    }
+    if (slice.length < SLICE_TASKS) break
+    from += slice.length
+    await turn()
+  }
+  return stringifyJson(aggregateOnWire(fold.finish()))
+}
+
+async function outcomeOfTask(files: ObjectFiles, { index, state, end }: TaskWithResult): Promise<TaskOutcome | null> {
+  if (state !== "completed" && state !== "failed" && state !== "cancelled") return null
+  if (state !== "completed" || !end) return { index, status: state, resultText: null }
+  if (end.resultDigest === null) return { index, status: state, resultText: end.result }
+  const spilled = await files.readRange(digest(end.resultDigest), 0, end.resultBytes ?? 0)
+  return { index, status: state, resultText: spilled?.toString("utf8") ?? null }
+}

@@ -1,0 +1,91 @@
+import type { JsonObject } from "../../protocol/base/json-text.ts"
+import type { AccountId, HoldId, JobId } from "../../protocol/domain/ids.ts"
+import type { Requirements } from "../../protocol/domain/requirements.ts"
+import type { Priority, ReliabilityMode } from "../../protocol/domain/statuses.ts"
+import type { Rate } from "../billing/pricing.ts"
+import { requirementsKey } from "../fleet/fit.ts"
+import type { JobRow } from "../store/jobs.ts"
+import { qualitySchema } from "./quality.ts"
+import type { ResultSchema, Submission } from "./submission/submission.ts"
+
+/** What scheduling and reporting need of a job that is not over: small, whatever the job's payloads weigh. */
+export interface JobFacts {
+  seq: number
+  id: JobId
+  account: AccountId
+  project: string
+  revision: string
+  hold: HoldId
+  reserveMicro: bigint
+  billing: JobBilling
+  priority: Priority
+  reliability: ReliabilityMode
+  requirements: Requirements
+  command: string[]
+  timeoutSeconds: number
+  runtimeHintSeconds: number | null
+  maxRetries: number
+  /** `meta.env`: the last layer of the tasks' environment. */
+  env: Record<string, string>
+  quality: ResultSchema
+  taskCount: number
+  createdAt: number
+  /** Work of one kind fits the same nodes: requirements and revision in one string. */
+  kind: string
+}
+
+/** Kept with the job as it was at submit: later prices change nothing for it. Amounts are micro-dollars in digits. */
+export interface JobBilling {
+  rateNumerator: string
+  resourceClass: string
+  runtimeClass: string
+  estimate: string
+  /** What was available before the hold was placed. */
+  available: string
+}
+
+export const rateOfJob = ({ billing }: JobFacts): Rate => ({ numerator: BigInt(billing.rateNumerator) })
+
+export function jobFacts(row: JobRow): JobFacts {
+  const submission = JSON.parse(row.submission) as Submission
+  return {
+    seq: row.seq,
+    id: row.id,
+    account: row.account,
+    project: row.project,
+    revision: row.revision,
+    hold: row.hold,
+    reserveMicro: row.reserveMicro,
+    billing: JSON.parse(row.billing) as JobBilling,
+    priority: row.priority,
+    reliability: submission.reliabilityMode,
+    requirements: submission.requirements,
+    command: submission.command,
+    timeoutSeconds: submission.timeoutSeconds,
+    runtimeHintSeconds: submission.runtimeHintSeconds,
+    maxRetries: submission.maxRetries,
+    env: ((submission.meta as JsonObject | null)?.["env"] ?? {}) as Record<string, string>,
+    quality: qualitySchema(submission),
+    taskCount: row.taskCount,
+    createdAt: row.createdAt,
+    kind: `${requirementsKey(submission.requirements)}|${row.revision}`,
+  }
+}
+
+/** The facts of jobs that are not over, read once each. */
+export interface KnownJobs {
+  get(seq: number): JobFacts | undefined
+  put(facts: JobFacts): void
+  forget(seq: number): void
+  all(): Iterable<JobFacts>
+}
+
+export function createKnownJobs(): KnownJobs {
+  const jobs = new Map<number, JobFacts>()
+  return {
+    get: (seq) => jobs.get(seq),
+    put: (facts) => void jobs.set(facts.seq, facts),
+    forget: (seq) => void jobs.delete(seq),
+    all: () => jobs.values(),
+  }
+}
