@@ -75,6 +75,8 @@ interface Guest {
   openedAt: number
   serves: boolean
   admitted: boolean
+  /** It was told to go, or told us to, and why was said once. */
+  parted: boolean
   /** Text of the certificate it showed, to be judged again later. */
   certificate: string | null
   membership: Membership | null
@@ -101,6 +103,7 @@ export function createAdmission(options: AdmissionOptions): Admission {
       openedAt: clock.monotonicMs(),
       serves: false,
       admitted: false,
+      parted: false,
       certificate: null,
       membership: null,
       deadline: clock.after(ADMISSION_TIMEOUT_MS, () => {
@@ -237,7 +240,7 @@ export function createAdmission(options: AdmissionOptions): Admission {
   }
 
   function admit(guest: Guest): void {
-    if (guest.admitted || !guests.has(guest.connection)) return
+    if (guest.admitted || guest.parted || !guests.has(guest.connection)) return
     guest.admitted = true
     guest.deadline.cancel()
     options.guests.left(guest.connection)
@@ -248,15 +251,15 @@ export function createAdmission(options: AdmissionOptions): Admission {
     wakeWaiters()
     // A peer that dials although it is connected holds the former connection for dead. Two young ones are two that dialed
     // each other at the same time: both may stay.
-    for (const other of others) {
+    for (const [i, other] of others.entries()) {
       const age = clock.monotonicMs() - (guests.get(other)?.openedAt ?? 0)
-      if (age > SIMULTANEOUS_DIAL_MS) other.abort(new Error("replaced by a newer connection"))
+      const tooMany = others.length - i >= CONNECTIONS_PER_MEMBER
+      if (age > SIMULTANEOUS_DIAL_MS || tooMany) other.abort(new Error("replaced by a newer connection"))
     }
   }
 
   async function refuse(guest: Guest, stream: MeshStream, verdict: { reason: Refusal; detail: string }): Promise<void> {
     report(guest, { by: "us", ...verdict })
-    guest.serves = false
     const { oldest, newest } = options.versions
     await stream.send(encodeHello({ type: "refused", oldest, newest, reason: verdict.reason, detail: verdict.detail }))
     await stream.close()
@@ -272,11 +275,14 @@ export function createAdmission(options: AdmissionOptions): Admission {
 
   function part(guest: Guest, why: Omit<RefusedPeer, "peer">): void {
     report(guest, why)
-    guest.serves = false
     endConnection(guest)
   }
 
   function report(guest: Guest, why: Omit<RefusedPeer, "peer">): void {
+    guest.serves = false
+    guest.deadline.cancel()
+    if (guest.parted) return
+    guest.parted = true
     log.info("peer not admitted", { peer: guest.peer, ...why })
     options.refused({ peer: guest.peer, ...why })
   }
@@ -365,6 +371,8 @@ export function createAdmission(options: AdmissionOptions): Admission {
 const PARTING_MS = 1_000
 /** Connections opened this close to one another may be two peers dialing each other. */
 const SIMULTANEOUS_DIAL_MS = 10_000
+/** Two dialed each other, and both returned before the former connections were seen to be dead. */
+const CONNECTIONS_PER_MEMBER = 4
 
 const refusal = (reason: Refusal, detail: string): Verdict => ({ admit: false, reason, detail })
 

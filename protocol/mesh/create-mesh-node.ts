@@ -20,7 +20,7 @@ import { assert, present } from "../base/assert.ts"
 import { every, type Clock } from "../base/clock.ts"
 import { errorText } from "../base/error-text.ts"
 import type { Log } from "../base/log.ts"
-import { peerId, type NodeId, type PeerId } from "../domain/ids.ts"
+import { peerId, type PeerId } from "../domain/ids.ts"
 import { TOPICS } from "../gossip/topics.ts"
 import type { Verdict } from "../gossip/verdict.ts"
 import type { Membership } from "../wire/certificate.ts"
@@ -32,7 +32,7 @@ import { gateRegistrar, type GatedRegistrar } from "./gated-registrar.ts"
 import { createGuests } from "./guests.ts"
 import type { Identity } from "./identity.ts"
 import { wrapStream } from "./mesh-stream.ts"
-import type { GossipMessage, Mesh, MeshStream } from "./mesh.ts"
+import type { GossipMessage, MeshNode, MeshStream } from "./mesh.ts"
 
 export interface MeshNodeOptions {
   identity: Identity
@@ -59,15 +59,6 @@ export interface MeshNodeOptions {
   refused?: (refusal: RefusedPeer) => void
   /** Of the mesh protocol; programs leave it out. */
   versions?: VersionRange
-}
-
-export interface MeshNode extends Mesh {
-  /** What an admitted peer's certificate says; null for the coordinator and for others. */
-  membership(peer: PeerId): Membership | null
-  /** Replaces the list of revoked members: those that are connected are dropped, none of them is admitted. */
-  setRevoked(ids: Iterable<NodeId>): void
-  /** Shows the (renewed) certificate to every connected peer. */
-  showCertificate(): Promise<void>
 }
 
 /** Starts a libp2p node and gives it as the mesh. Rejects when an address cannot be listened on. */
@@ -149,7 +140,10 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
   const gossip = node.services.gossip
 
   const onOpen = (event: CustomEvent<Connection>): void => admission.opened(event.detail)
-  const onClose = (event: CustomEvent<Connection>): void => admission.closed(event.detail)
+  const onClose = (event: CustomEvent<Connection>): void => {
+    admission.closed(event.detail)
+    void forgetStranger(event.detail.remotePeer)
+  }
   node.addEventListener("connection:open", onOpen)
   node.addEventListener("connection:close", onClose)
   await node.handle(HELLO_PROTOCOL.name, (stream, connection) => admission.answer(stream, connection), {
@@ -167,6 +161,12 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
       if (connection !== null) gate?.joined(connection.remotePeer, connection)
     }
   })
+
+  /** libp2p remembers every peer that ever proved a key; those that never became members shall cost nothing. */
+  async function forgetStranger(peer: LibPeerId): Promise<void> {
+    if (known.has(peerId(peer.toString())) || node.getConnections(peer).length > 0) return
+    await node.peerStore.delete(peer).catch(() => {})
+  }
 
   async function dial(address: string, signal?: AbortSignal): Promise<PeerId> {
     const timeout = AbortSignal.timeout(DIAL_TIMEOUT_MS)

@@ -1,7 +1,7 @@
 import { generateKeyPairFromSeed } from "@libp2p/crypto/keys"
 import type { Ed25519PrivateKey } from "@libp2p/interface"
 import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from "node:fs"
-import { systemRandom, type Random } from "../base/random.ts"
+import type { Random } from "../base/random.ts"
 import type { PeerId } from "../domain/ids.ts"
 import { peerIdOfPublicKey, signingKeyFromSeed, type SigningKey } from "../wire/signing.ts"
 
@@ -16,7 +16,7 @@ export interface Identity extends SigningKey {
  * The identity in `file` (mode 0600, the seed as 64 hex digits), made there at the first call. Throws when the file cannot
  * be read or holds something else: a node must not become another one by accident.
  */
-export async function loadOrCreateIdentity(file: string, random: Random = systemRandom): Promise<Identity> {
+export async function loadOrCreateIdentity(file: string, random: Random): Promise<Identity> {
   return identityFromSeed(readSeed(file) ?? writeSeed(file, random.bytes(SEED_BYTES)))
 }
 

@@ -1,5 +1,6 @@
-import type { PeerId } from "../domain/ids.ts"
+import type { NodeId, PeerId } from "../domain/ids.ts"
 import type { Verdict } from "../gossip/verdict.ts"
+import type { Membership } from "../wire/certificate.ts"
 import type { StreamProtocol } from "../wire/stream-protocol.ts"
 
 /**
@@ -20,8 +21,8 @@ export interface Mesh extends AsyncDisposable {
   /** Ends every connection to `peer`. Unknown peers: nothing happens. */
   drop(peer: PeerId, reason: string): Promise<void>
   /**
-   * Opens a stream to a connected peer (or dials `address` first). Resolving does not mean that it is served: every protocol
-   * answers something of its own.
+   * Opens a stream to a connected peer, once it is admitted; rejects when it is not connected, or not admitted in time.
+   * Resolving does not mean that it is served: every protocol answers something of its own.
    */
   openStream(to: PeerId, protocol: StreamProtocol, signal?: AbortSignal): Promise<MeshStream>
   /** Serves `protocol`. A handler that throws resets the stream. One handler a protocol; a second call replaces it. */
@@ -32,6 +33,16 @@ export interface Mesh extends AsyncDisposable {
   publish(topic: string, data: Uint8Array): Promise<{ recipients: number }>
   /** Called whenever an admitted peer connects or its last connection closes. Returns how to stop listening. */
   watchPeers(seen: (change: { peer: PeerId; connected: boolean }) => void): () => void
+}
+
+/** The mesh, and who its members are. */
+export interface MeshNode extends Mesh {
+  /** What an admitted peer's certificate says; null for the coordinator and for others. */
+  membership(peer: PeerId): Membership | null
+  /** Replaces the list of revoked members: those that are connected are dropped, none of them is admitted. */
+  setRevoked(ids: Iterable<NodeId>): void
+  /** Shows the (renewed) certificate to every connected peer. */
+  showCertificate(): Promise<void>
 }
 
 export interface GossipMessage {

@@ -21,7 +21,7 @@ export interface RedialOptions {
 }
 
 /** Beside the coordinator a node keeps this many peers, so that one lost connection splits nothing off. */
-export const PEERS_KEPT = 2
+const PEERS_KEPT = 2
 
 /**
  * Keeps a connection to the coordinator and to at least two peers, for ever: whenever one is missing it dials, each time

@@ -6,7 +6,7 @@
  */
 export const PROTOCOL_VERSION = 1
 /** The oldest version this program still speaks. */
-export const OLDEST_PROTOCOL_VERSION = 1
+const OLDEST_PROTOCOL_VERSION = 1
 
 export interface VersionRange {
   oldest: number

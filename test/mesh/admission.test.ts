@@ -1,72 +1,17 @@
-import { noise } from "@libp2p/noise"
-import type { Connection, Stream } from "@libp2p/interface"
-import { tcp } from "@libp2p/tcp"
-import { yamux } from "@libp2p/yamux"
-import { identify } from "@libp2p/identify"
-import { gossipsub } from "@chainsafe/libp2p-gossipsub"
-import { multiaddr } from "@multiformats/multiaddr"
-import { createLibp2p } from "libp2p"
+import type { Connection } from "@libp2p/interface"
 import { connect, type Socket } from "node:net"
 import { describe, expect, test } from "vitest"
+import { systemClock } from "../../protocol/base/clock.ts"
 import { nodeId } from "../../protocol/domain/ids.ts"
 import { ADVERTS_TOPIC } from "../../protocol/gossip/topics.ts"
 import { accept } from "../../protocol/gossip/verdict.ts"
 import { ADMISSION_TIMEOUT_MS } from "../../protocol/mesh/admission.ts"
-import type { Identity } from "../../protocol/mesh/identity.ts"
 import { encodeFrame } from "../../protocol/wire/frames.ts"
-import { encodeHello, HELLO_PROTOCOL, type HelloMessage } from "../../protocol/wire/hello.ts"
+import { encodeHello } from "../../protocol/wire/hello.ts"
 import { newIdentity, startTestMesh, type TestNode } from "../support/mesh.ts"
+import { ended, enter, hello, sayHello, startStranger } from "../support/stranger.ts"
 
 const ECHO = { name: "/test/echo/1", largestFrameBytes: 1024, streamsPerPeer: 4, unsentBytes: 64 * 1024 }
-
-/** A libp2p node that is none of ours: it shows what it likes, or nothing. */
-async function startStranger(identity?: Identity) {
-  const { privateKey } = identity ?? (await newIdentity())
-  const node = await createLibp2p({
-    privateKey,
-    transports: [tcp()],
-    connectionEncrypters: [noise()],
-    streamMuxers: [yamux()],
-    connectionMonitor: { enabled: false },
-    services: {
-      identify: identify(),
-      gossip: gossipsub({ allowPublishToZeroTopicPeers: true, scoreParams: { IPColocationFactorWeight: 0 } }),
-    },
-  })
-  return {
-    node,
-    dial: (address: string): Promise<Connection> => node.dial(multiaddr(address)),
-    [Symbol.asyncDispose]: async () => {
-      await node.stop()
-    },
-  }
-}
-
-/** Says one message of the exchange; gives the bytes of all that came back. */
-async function sayHello(connection: Connection, message: HelloMessage | Uint8Array): Promise<string> {
-  const stream = await connection.newStream([HELLO_PROTOCOL.name])
-  const answer: Uint8Array[] = []
-  stream.addEventListener("message", (event) => answer.push(event.data.subarray()))
-  stream.send(message instanceof Uint8Array ? message : encodeFrame(encodeHello(message)))
-  await ended(stream)
-  return Buffer.concat(answer).toString("latin1")
-}
-
-const ended = (stream: Stream): Promise<void> =>
-  new Promise((resolve) => {
-    if (stream.readableEnded || stream.status !== "open") resolve()
-    stream.addEventListener("end", () => resolve())
-    stream.addEventListener("close", () => resolve())
-  })
-
-const hello = (certificate: string | null, more: Partial<{ oldest: number; newest: number }> = {}): HelloMessage => ({
-  type: "hello",
-  oldest: 1,
-  newest: 1,
-  agent_version: "stranger/1",
-  certificate,
-  ...more,
-})
 
 const serveEcho = (node: TestNode): string[] => {
   const served: string[] = []
@@ -256,6 +201,41 @@ describe("members over time", () => {
     expect(other.peers()).toEqual([node.peerId])
   })
 
+  test("a member whose certificate ends while it is connected, and who shows no newer one, is dropped", async () => {
+    let ahead = 0
+    await using mesh = await startTestMesh({ clock: { ...systemClock, now: () => Date.now() + ahead } })
+    const [idle, fresh] = [await newIdentity(), await newIdentity()]
+    const lasting = { expiresAt: Date.now() + 3600_000 }
+    let certificate = mesh.certificateOf(fresh, lasting)
+    const nodes = [
+      await mesh.member({ identity: idle, membership: lasting }),
+      await mesh.member({ identity: fresh, certificate: () => certificate }),
+    ]
+    for (const node of nodes) await node.dial(mesh.coordinator.address)
+    await expect.poll(() => mesh.coordinator.peers().length).toBe(2)
+    certificate = mesh.certificateOf(fresh)
+    await nodes[1]?.showCertificate()
+    ahead = 2 * 3600_000
+    await expect.poll(() => mesh.coordinator.peers(), { timeout: 15_000 }).toEqual([fresh.peerId])
+    expect(mesh.coordinator.refusals).toMatchObject([{ reason: "expired_certificate", peer: idle.peerId }])
+  })
+
+  test("a member cannot pile up connections", async () => {
+    await using mesh = await startTestMesh()
+    const identity = await newIdentity()
+    await using strangers = new AsyncDisposableStack()
+    const connections: Connection[] = []
+    for (let i = 0; i < 8; i++) {
+      const stranger = strangers.use(await startStranger(identity))
+      const connection = await stranger.dial(mesh.coordinator.address)
+      await enter(connection, mesh.certificateOf(identity))
+      connections.push(connection)
+    }
+    await expect.poll(() => connections.filter(({ status }) => status === "open").length).toBe(4)
+    expect(connections.at(-1)?.status).toBe("open")
+    expect(mesh.coordinator.peers()).toEqual([identity.peerId])
+  })
+
   test("a revoked member is dropped at once, and refused when it returns", async () => {
     await using mesh = await startTestMesh()
     const [bad, good] = [await mesh.member(), await mesh.member()]
@@ -339,4 +319,21 @@ describe("a crowd of strangers", () => {
     await member.dial(mesh.coordinator.address)
     await expect.poll(() => member.peers(), { timeout: 1_500 }).toEqual([mesh.coordinator.peerId])
   })
+})
+
+test("two that dial each other at the same moment are connected, and stay so", async () => {
+  await using mesh = await startTestMesh()
+  const [a, b] = [await mesh.member(), await mesh.member()]
+  for (const node of [a, b]) serveEcho(node)
+  await Promise.all([a.dial(b.address), b.dial(a.address)])
+  await expect.poll(() => [a.peers(), b.peers()]).toEqual([[b.peerId], [a.peerId]])
+  for (const [from, to] of [
+    [a, b],
+    [b, a],
+  ] as const) {
+    const stream = await from.openStream(to.peerId, ECHO)
+    await stream.send(new Uint8Array([5]))
+    expect((await stream.frames()[Symbol.asyncIterator]().next()).value).toEqual(new Uint8Array([5]))
+    await stream.close()
+  }
 })

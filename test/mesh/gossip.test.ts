@@ -1,8 +1,9 @@
-import { expect, test } from "vitest"
+import { describe, expect, test } from "vitest"
 import { ADVERTS_TOPIC, OFFERS_TOPIC } from "../../protocol/gossip/topics.ts"
 import { accept, ignore, reject, type Verdict } from "../../protocol/gossip/verdict.ts"
 import type { GossipMessage } from "../../protocol/mesh/mesh.ts"
-import { startTestMesh, type TestMesh, type TestNode } from "../support/mesh.ts"
+import { newIdentity, startTestMesh, type TestMesh, type TestNode } from "../support/mesh.ts"
+import { enter, gossipRpc, startStranger, varint } from "../support/stranger.ts"
 
 const text = (message: GossipMessage): string => Buffer.from(message.data).toString()
 const bytes = (words: string): Uint8Array => new TextEncoder().encode(words)
@@ -140,4 +141,72 @@ test("a node that returns with the same key hears and is heard again", async () 
   await second.dial(mesh.coordinator.address)
   await sayUntil(second, ADVERTS_TOPIC, "second", () => heard.includes(`${me} second`))
   await sayUntil(mesh.coordinator, ADVERTS_TOPIC, "welcome", () => back.some((line) => line.endsWith("welcome")))
+})
+
+describe("a member whose gossip is not ours", () => {
+  test("a message that another signed, or that was changed, reaches no judge", async () => {
+    await using mesh = await startTestMesh()
+    const [identity, victim] = [await newIdentity(), await mesh.member()]
+    await victim.dial(mesh.coordinator.address)
+    const heard = listen(mesh.coordinator, ADVERTS_TOPIC)
+    await using stranger = await startStranger(identity)
+    const connection = await stranger.dial(mesh.coordinator.address)
+    await enter(connection, mesh.certificateOf(identity))
+    await expect.poll(() => mesh.coordinator.peers()).toContain(identity.peerId)
+    const stream = await connection.newStream(["/meshsub/1.1.0"])
+    const facts = { signer: identity, from: identity.peerId, topic: ADVERTS_TOPIC, data: bytes("mine"), seqno: 1 }
+    stream.send(gossipRpc({ ...facts, from: victim.peerId, data: bytes("forged") }))
+    const changed = gossipRpc({ ...facts, data: bytes("before"), seqno: 2 })
+    changed.set(bytes("behind"), Buffer.from(changed).indexOf("before"))
+    stream.send(changed)
+    stream.send(gossipRpc({ ...facts, topic: "computalot/other/1", seqno: 3 }))
+    stream.send(gossipRpc({ ...facts, seqno: 4 }))
+    await expect.poll(() => heard).toEqual([`${identity.peerId.slice(-6)} mine`])
+  })
+
+  test("more bytes than a message may have are not read, and cost only the one who sent them", async () => {
+    await using mesh = await startTestMesh()
+    const [identity, other] = [await newIdentity(), await mesh.member()]
+    await other.dial(mesh.coordinator.address)
+    listen(other, ADVERTS_TOPIC)
+    const heard = listen(mesh.coordinator, ADVERTS_TOPIC)
+    await using stranger = await startStranger(identity)
+    const connection = await stranger.dial(mesh.coordinator.address)
+    await enter(connection, mesh.certificateOf(identity))
+    const stream = await connection.newStream(["/meshsub/1.1.0"])
+    const facts = { signer: identity, from: identity.peerId, topic: ADVERTS_TOPIC, seqno: 1 }
+    stream.send(gossipRpc({ ...facts, data: new Uint8Array(100 * 1024) }))
+    stream.send(varint(2 ** 31))
+    stream.send(new Uint8Array(200 * 1024))
+    await sayUntil(other, ADVERTS_TOPIC, "fine", () => heard.some((line) => line.endsWith("fine")))
+    expect(heard.every((line) => line.endsWith("fine"))).toBe(true)
+  })
+
+  test("a peer that is not admitted is neither heard nor told anything", async () => {
+    await using mesh = await startTestMesh()
+    const [identity, member] = [await newIdentity(), await mesh.member()]
+    await member.dial(mesh.coordinator.address)
+    const heard = listen(mesh.coordinator, ADVERTS_TOPIC)
+    const back = listen(member, ADVERTS_TOPIC)
+    await using stranger = await startStranger(identity)
+    const told: string[] = []
+    stranger.node.services.gossip.addEventListener("message", ({ detail }) =>
+      told.push(Buffer.from(detail.data).toString()),
+    )
+    stranger.node.services.gossip.subscribe(ADVERTS_TOPIC)
+    const connection = await stranger.dial(mesh.coordinator.address)
+    const stream = await connection.newStream(["/meshsub/1.1.0"]).catch(() => null)
+    const facts = { signer: identity, from: identity.peerId, topic: ADVERTS_TOPIC, data: bytes("let me in"), seqno: 1 }
+    try {
+      stream?.send(gossipRpc(facts))
+    } catch {
+      // It was reset already.
+    }
+    await sayUntil(mesh.coordinator, ADVERTS_TOPIC, "among us", () => back.length > 0)
+    await sayUntil(member, ADVERTS_TOPIC, "yes", () => heard.length > 0)
+    expect(connection.status).toBe("open")
+    expect(heard.filter((line) => line.endsWith("let me in"))).toEqual([])
+    expect(told).toEqual([])
+    expect(stranger.node.services.gossip.getSubscribers(ADVERTS_TOPIC)).toEqual([])
+  })
 })

@@ -3,8 +3,9 @@ import { silentLog } from "../../protocol/base/log.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
 import { nodeId, type NodeId } from "../../protocol/domain/ids.ts"
 import type { RefusedPeer } from "../../protocol/mesh/admission.ts"
-import { createMeshNode, type MeshNode, type MeshNodeOptions } from "../../protocol/mesh/create-mesh-node.ts"
+import { createMeshNode, type MeshNodeOptions } from "../../protocol/mesh/create-mesh-node.ts"
 import { identityFromSeed, type Identity } from "../../protocol/mesh/identity.ts"
+import type { MeshNode } from "../../protocol/mesh/mesh.ts"
 import { signCertificate, type Membership } from "../../protocol/wire/certificate.ts"
 
 /** A coordinator and members through real libp2p on 127.0.0.1. Dispose it to stop every node. */
