@@ -81,7 +81,7 @@ export const listQuotes = endpoint({
   path: "/api/v1/account/quotes",
   access: "viewer",
   summary: "Quotes for top-ups and shortfalls, newest first.",
-  query: z.object({ ...pages, status: quote.shape.status.optional() }),
+  query: z.object(pages),
   reply: pageOf("quotes", quote),
 })
 

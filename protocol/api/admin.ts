@@ -105,7 +105,7 @@ export const creditAccount = endpoint({
   creates: true,
   params: z.object({ id: numericId }),
   body: z.object({
-    amount_usd: usdInput(-1_000_000_000_000_000n, 1_000_000_000_000_000n),
+    amount_usd: usdInput(-1_000_000_000_000n, 1_000_000_000_000n),
     description: z.string().max(500).optional(),
   }),
   status: 201,

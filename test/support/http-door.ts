@@ -1,6 +1,6 @@
 import { request as httpRequest, type IncomingHttpHeaders } from "node:http"
 import { connect, type Socket } from "node:net"
-import { systemClock } from "../../protocol/base/clock.ts"
+import { systemClock, type Clock } from "../../protocol/base/clock.ts"
 import { silentLog, type Log } from "../../protocol/base/log.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
 import { createHttpApp, type HttpApp } from "../../coordinator/http/app.ts"
@@ -13,8 +13,8 @@ export interface HttpDoor extends AsyncDisposable {
 }
 
 /** The real door on a free port, with the operations routes and none else; every reply is compared with its schema. */
-export async function startHttpDoor(log: Log = silentLog): Promise<HttpDoor> {
-  const app = createHttpApp({ clock: systemClock, random: systemRandom, log, checkReplies: true })
+export async function startHttpDoor(log: Log = silentLog, clock: Clock = systemClock): Promise<HttpDoor> {
+  const app = createHttpApp({ clock, random: systemRandom, log, checkReplies: true })
   mountOps(app)
   const server = await startHttpServer({ app, host: "127.0.0.1", port: 0, log })
   return { app, server, [Symbol.asyncDispose]: () => server.close(500) }
@@ -24,12 +24,10 @@ export interface PlainReply {
   status: number
   headers: IncomingHttpHeaders
   text: string
-  json: JsonBody
-}
-
-/** A reply's body as tests look at it. */
-export interface JsonBody {
-  [key: string]: JsonBody & string & number & boolean & null & JsonBody[]
+  /** Empty where the reply is no JSON object. */
+  json: Record<string, unknown>
+  /** What lies there in the JSON: `get("key", "id")`; undefined where the path ends early. */
+  get(...path: (string | number)[]): unknown
 }
 
 /** One request over node:http, so that nothing is added or tidied as fetch would. */
@@ -52,8 +50,9 @@ export function send(
         response.on("end", () => {
           const text = Buffer.concat(chunks).toString("utf8")
           const isJson = response.headers["content-type"]?.startsWith("application/json") === true && text !== ""
-          const json = (isJson ? JSON.parse(text) : {}) as JsonBody
-          resolve({ status: response.statusCode ?? 0, headers: response.headers, text, json })
+          const json = (isJson ? JSON.parse(text) : {}) as Record<string, unknown>
+          const get = (...path: (string | number)[]): unknown => path.reduce(member, json)
+          resolve({ status: response.statusCode ?? 0, headers: response.headers, text, json, get })
         })
         response.on("error", reject)
       },
@@ -62,6 +61,9 @@ export function send(
     sent.end(body)
   })
 }
+
+const member = (of: unknown, name: string | number): unknown =>
+  (of as Record<string | number, unknown> | undefined)?.[name]
 
 /** Sends bytes as they are and gives everything that comes back until the server closes. */
 export async function sendRaw(port: number, bytes: string | Uint8Array): Promise<string> {
