@@ -27,7 +27,7 @@ export type ContentAnswer = Exclude<ContentReply, { type: "bytes" }> | { type: "
 
 /** Opens a stream to `holder`, dialling its addresses in turn when it is not connected. */
 export async function openContentStream(
-  mesh: Mesh,
+  mesh: Pick<Mesh, "peers" | "dial" | "openStream">,
   clock: Clock,
   holder: ContentHolder,
   signal: AbortSignal,
@@ -36,16 +36,19 @@ export async function openContentStream(
   const stream = await mesh.openStream(holder.peer, CONTENT_PROTOCOL, signal)
   const frames = stream.frames()[Symbol.asyncIterator]()
 
-  async function nextFrame(): Promise<Uint8Array> {
-    const next = await within(clock, STALL_MS, stream, frames.next(), signal)
+  async function nextFrame(withinMs: number): Promise<Uint8Array> {
+    const next = await within(clock, withinMs, stream, frames.next(), signal)
     if (next.done === true) throw new Error("the source hung up")
     return next.value
   }
 
   async function readBytes(size: number): Promise<Uint8Array> {
     const bytes = new Uint8Array(size)
+    const until = clock.monotonicMs() + STALL_MS + size / SLOWEST_BYTES_PER_MS
     for (let filled = 0; filled < size;) {
-      const chunk = await nextFrame()
+      const left = until - clock.monotonicMs()
+      if (left <= 0) throw new Error("the source sends too slowly")
+      const chunk = await nextFrame(Math.min(STALL_MS, left))
       if (chunk.length === 0 || chunk.length > size - filled)
         throw new Error("the source sent other bytes than announced")
       bytes.set(chunk, filled)
@@ -61,7 +64,7 @@ export async function openContentStream(
     async ask(request, largestBytes = 0) {
       asking = true
       await within(clock, STALL_MS, stream, stream.send(encodeContent(request)), signal)
-      const reply = decodeContentReply(await nextFrame())
+      const reply = decodeContentReply(await nextFrame(STALL_MS))
       if (reply === null) throw new Error("the source's reply is malformed")
       if (reply.type === "bytes" && reply.size > largestBytes) throw new Error("the source announced too many bytes")
       const answer = reply.type === "bytes" ? { type: reply.type, bytes: await readBytes(reply.size) } : reply
@@ -75,7 +78,7 @@ export async function openContentStream(
   }
 }
 
-async function dialAny(mesh: Mesh, holder: ContentHolder, signal: AbortSignal): Promise<void> {
+async function dialAny(mesh: Pick<Mesh, "dial">, holder: ContentHolder, signal: AbortSignal): Promise<void> {
   let problem: unknown = new Error("the holder has no address")
   for (const address of holder.addresses) {
     try {
@@ -90,5 +93,7 @@ async function dialAny(mesh: Mesh, holder: ContentHolder, signal: AbortSignal): 
   throw problem
 }
 
-/** A source must send the next 256 KiB within this: 50 KB/s are the least that is worth waiting for. */
+/** A source must send the next frame within this. */
 const STALL_MS = 5_000
+/** And its frames must add up: 50 KB/s are the least that is worth waiting for. */
+const SLOWEST_BYTES_PER_MS = 50

@@ -29,7 +29,7 @@ export interface ServeContentParts {
 export interface ServeLimits {
   /** Streams served at once, over all peers; the next is told to come back. */
   streams: number
-  /** Pieces read and sent at once. Peers take turns. */
+  /** Pieces and lists read and sent at once. Peers take turns. */
   sends: number
   /**
    * Peers that are sent pieces of one blob at once; the next is told to come back, and meanwhile asks those. A peer that takes
@@ -80,7 +80,7 @@ export function serveContent(mesh: Mesh, source: ContentSource, parts: ServeCont
   ): { blob: ContentRef; until: number } | null {
     const verdict = verifyContentGrant(opening.grant, parts.coordinatorPublicKey, from, clock.now())
     const refuse = (reason: string): null => {
-      parts.log.warn("content refused", { peer: from, reason })
+      parts.log.debug("content refused", { peer: from, reason })
       return null
     }
     if (parts.revoked(from)) return refuse("revoked")
@@ -121,8 +121,10 @@ export function serveContent(mesh: Mesh, source: ContentSource, parts: ServeCont
         return reply(stream, pieces === null ? { type: "absent" } : { type: "have", pieces })
       }
       case "list": {
+        using turn = await turns.enter(from, TURN_PATIENCE_MS)
+        if (turn === null) return reply(stream, { type: "busy", retry_ms: BUSY_RETRY_MS })
         const list = await source.pieceList(blob.digest)
-        return list === null ? reply(stream, { type: "absent" }) : sendBytes(stream, list)
+        return await (list === null ? reply(stream, { type: "absent" }) : sendBytes(stream, list))
       }
       case "piece": {
         using turn = await turns.enter(from, TURN_PATIENCE_MS)

@@ -1,8 +1,8 @@
 import { z } from "zod"
 import { decodeCbor, encodeCbor } from "../base/cbor.ts"
 import type { Instant } from "../base/clock.ts"
-import { DIGEST_PATTERN, digest, peerId, type Digest, type PeerId } from "../domain/ids.ts"
-import type { ContentRef } from "./content-source.ts"
+import { DIGEST_PATTERN, peerId, type Digest, type PeerId } from "../domain/ids.ts"
+import { fromWireRef, toWireRef, type ContentRef } from "./content-source.ts"
 import { SIGNATURE_BYTES, signBytes, unbase64, verifyBytes, type SigningKey } from "./signing.ts"
 
 /** The coordinator's leave for one node to be given these blobs (architecture §5.6). Shown to whoever has their pieces. */
@@ -27,7 +27,7 @@ export const LONGEST_GRANT = 80 * 1024
 export function signContentGrant(coordinator: SigningKey, grant: ContentGrant): string {
   const facts = encodeCbor({
     node: grant.node,
-    blobs: grant.blobs.map((blob) => ({ digest: blob.digest, size: blob.size, piece_list: blob.pieceListDigest })),
+    blobs: grant.blobs.map(toWireRef),
     expires_at: grant.expiresAt,
   })
   return Buffer.concat([facts, signBytes(coordinator.seed, signed(facts))]).toString("base64")
@@ -77,12 +77,7 @@ const factsSchema = z.object({
 function parseFacts(bytes: Uint8Array): ContentGrant | null {
   try {
     const facts = factsSchema.parse(decodeCbor(bytes))
-    const blobs = facts.blobs.map((blob) => ({
-      digest: digest(blob.digest),
-      size: blob.size,
-      pieceListDigest: blob.piece_list === null ? null : digest(blob.piece_list),
-    }))
-    return { node: peerId(facts.node), blobs, expiresAt: facts.expires_at }
+    return { node: peerId(facts.node), blobs: facts.blobs.map(fromWireRef), expiresAt: facts.expires_at }
   } catch {
     return null
   }

@@ -1,4 +1,4 @@
-import type { Digest } from "../domain/ids.ts"
+import { digest, type Digest } from "../domain/ids.ts"
 import type { PieceSet } from "./piece-set.ts"
 
 /** A blob as grants and images name it. */
@@ -9,6 +9,22 @@ export interface ContentRef {
   size: number
   /** sha256 of its piece list; null exactly for blobs of at most one piece (1 MiB). */
   pieceListDigest: Digest | null
+}
+
+/** As control frames, image records and grants write it; digests checked by their schemas. */
+export interface WireContentRef {
+  digest: string
+  size: number
+  piece_list: string | null
+}
+
+export function toWireRef(blob: ContentRef): WireContentRef {
+  return { digest: blob.digest, size: blob.size, piece_list: blob.pieceListDigest }
+}
+
+export function fromWireRef(blob: WireContentRef): ContentRef {
+  const pieceListDigest = blob.piece_list === null ? null : digest(blob.piece_list)
+  return { digest: digest(blob.digest), size: blob.size, pieceListDigest }
 }
 
 /** What the content protocol serves from: a node's cache, the coordinator's artifact store. Absent blobs give null, never an error. */
