@@ -4,18 +4,17 @@ import express, { type Request, type Response, type Router } from "express"
 import { assert } from "../../protocol/base/assert.ts"
 import { every, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
-import { parseExactJson } from "../../protocol/base/exact-json.ts"
-import { isJsonObject, stringifyJson, type JsonObject } from "../../protocol/base/json-text.ts"
+import { stringifyJson } from "../../protocol/base/json-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { randomText, type Random } from "../../protocol/base/random.ts"
 import type { BodyOf, Endpoint, ParamsOf, QueryOf, ReplyOf } from "../../protocol/api/endpoint.ts"
 import { parseFields } from "../../protocol/api/parse.ts"
-import { ComputalotError, invalidField } from "../../protocol/domain/errors.ts"
+import { ComputalotError } from "../../protocol/domain/errors.ts"
 import { quoteId, type AccountId } from "../../protocol/domain/ids.ts"
 import type { Store } from "../store/store.ts"
 import type { Caller } from "../accounts/authenticate.ts"
 import { accountOf, authorize, type CallerOf, type Identities, type NodeCaller } from "./auth.ts"
-import { ClientGone, JSON_LIMIT_BYTES, requestBody, type RequestBody } from "./body.ts"
+import { ClientGone, JSON_LIMIT_BYTES, newBodyMemory, PUBLIC_JSON_LIMIT_BYTES, requestBody } from "./body.ts"
 import { asRefusal, sendError, unavailable } from "./errors.ts"
 import {
   createIdempotencyKeys,
@@ -25,6 +24,7 @@ import {
   type IdempotencyKeys,
 } from "./idempotency.ts"
 import { Reply } from "./reply.ts"
+import { sendJson } from "./send-json.ts"
 
 /** The client-facing door. It answers from its creation on; `/api/v1` does once `open` was called. */
 export interface HttpApp {
@@ -119,6 +119,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
   const stopping = new AbortController()
   let running: RunningCore | null = null
   let router: Router | null = null
+  const memory = newBodyMemory()
 
   const app = express()
   app.disable("x-powered-by")
@@ -127,6 +128,8 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
   app.use((request, response, next) => {
     response.locals[REQUEST_ID] = requestIdOf(request, parts.random)
     response.setHeader("x-request-id", response.locals[REQUEST_ID] as string)
+    // Artifacts are what strangers made: a browser shall not guess what they are.
+    response.setHeader("x-content-type-options", "nosniff")
     if (stopping.signal.aborted) response.setHeader("connection", "close")
     if (!isDecodable(request.originalUrl))
       throw new ComputalotError("malformed_path", "a percent sign in the address starts no valid escape")
@@ -154,8 +157,12 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     const identities: Identities = core ?? { identify: async () => null }
     const caller = await authorize(identities, row.access, request)
     const gone = new AbortController()
-    response.on("close", () => gone.abort(new ClientGone("the client closed the connection")))
-    const body = requestBody(request, response, row.rawBody?.limitBytes ?? JSON_LIMIT_BYTES, awaitsContinue(request))
+    const jsonLimit = row.access === "public" ? PUBLIC_JSON_LIMIT_BYTES : JSON_LIMIT_BYTES
+    const body = requestBody(request, response, row.rawBody?.limitBytes ?? jsonLimit, awaitsContinue(request))
+    response.on("close", () => {
+      gone.abort(new ClientGone("the client closed the connection"))
+      body.release()
+    })
     const parsed = {
       id: response.locals[REQUEST_ID] as string,
       caller,
@@ -171,7 +178,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     }
     await before?.(parsed as unknown as HttpRequest)
     if (row.body !== undefined || row.rawBody !== undefined) body.checkDeclaredSize()
-    const json = row.body === undefined ? null : await readJson(body)
+    const json = row.body === undefined ? null : await body.readJson(memory)
     const full = {
       ...parsed,
       body: row.body === undefined || json === null ? undefined : parseFields(row.body, json.value),
@@ -181,7 +188,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
 
     const key = request.headers["idempotency-key"]
     if (core === null || row.creates === undefined || typeof key !== "string") {
-      return answer(row, response, await handle(full as unknown as HttpRequest))
+      return answer(row, request, response, await handle(full as unknown as HttpRequest))
     }
     const taken = await core.keys.take(asCaller(caller), key, {
       line: `${request.method} ${request.originalUrl}`,
@@ -190,21 +197,21 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     })
     if (taken.kind === "answered") {
       response.setHeader("idempotent-replayed", "true")
-      return sendJson(response, taken.status, taken.bodyJson)
+      return sendJson(request, response, taken.status, taken.bodyJson)
     }
     const reply = await withHeldKey(taken.held, row, () =>
       handle({ ...full, idempotency: taken.held } as unknown as HttpRequest),
     )
-    return answer(row, response, reply)
+    return answer(row, request, response, reply)
   }
 
-  function answer(row: Endpoint, response: Response, result: unknown): void {
+  function answer(row: Endpoint, request: Request, response: Response, result: unknown): void {
     if (result === undefined && row.stream !== undefined) return
     const reply = result instanceof Reply ? result : new Reply(row.status ?? 200, result)
     for (const [name, value] of Object.entries(reply.headers)) response.setHeader(name, value)
     if (reply.status === 204) return void response.writeHead(204).end()
     if (parts.checkReplies) assertDocumented(row, reply)
-    sendJson(response, reply.status, stringifyJson(reply.body))
+    sendJson(request, response, reply.status, stringifyJson(reply.body))
   }
 
   function readiness(): Readiness {
@@ -325,34 +332,6 @@ async function isStillAllowed(identities: Identities, row: Endpoint, request: Re
 function asCaller(caller: Caller | NodeCaller | null): Caller {
   assert(caller !== null && "role" in caller, "only callers with an account are asked for it")
   return caller
-}
-
-/** JSON whatever the Content-Type; no body at all is the empty object (E-007; rulings, HTTP). */
-async function readJson(body: RequestBody): Promise<{ value: JsonObject; text: string }> {
-  const text = utf8Text(await body.readWhole())
-  if (text === "") return { value: {}, text: "{}" }
-  const parsed = parseExactJson(text)
-  if (!parsed.ok) throw invalidField(parsed.path, parsed.problem)
-  if (isJsonObject(parsed.value)) return { value: parsed.value, text }
-  throw invalidField(
-    "",
-    `must be a JSON object, not ${parsed.value === null ? "null" : Array.isArray(parsed.value) ? "a list" : `a ${typeof parsed.value}`}`,
-  )
-}
-
-function utf8Text(bytes: Buffer): string {
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes)
-  } catch {
-    throw invalidField("", "must be JSON in UTF-8")
-  }
-}
-
-function sendJson(response: Response, status: number, text: string): void {
-  response.statusCode = status
-  response.setHeader("content-type", "application/json; charset=utf-8")
-  response.setHeader("content-length", Buffer.byteLength(text))
-  response.end(text)
 }
 
 function assertDocumented(row: Endpoint, reply: Reply): void {

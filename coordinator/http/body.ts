@@ -2,10 +2,21 @@ import { createHash } from "node:crypto"
 import type { IncomingMessage, ServerResponse } from "node:http"
 import { Readable } from "node:stream"
 import { assert } from "../../protocol/base/assert.ts"
+import { parseExactJson } from "../../protocol/base/exact-json.ts"
+import { isJsonObject, type JsonObject, type JsonValue } from "../../protocol/base/json-text.ts"
 import { ComputalotError, invalidField } from "../../protocol/domain/errors.ts"
 
 /** A JSON body at most, a batch of 200 jobs included (GAP-32). */
 export const JSON_LIMIT_BYTES = 10 * 1024 * 1024
+/** The same for strangers: what they may send (an enrolment, a report of trouble) is small. */
+export const PUBLIC_JSON_LIMIT_BYTES = 64 * 1024
+
+/** How much memory all JSON bodies together may take: thousands of connections could else send 10 MiB each. */
+export interface BodyMemory {
+  leftBytes: number
+}
+
+export const newBodyMemory = (): BodyMemory => ({ leftBytes: 256 * 1024 * 1024 })
 
 /** The body of one request: read at most once, counted, and hashed on the way. */
 export interface RequestBody {
@@ -13,8 +24,13 @@ export interface RequestBody {
   checkDeclaredSize(): void
   /** The bytes as they come. `100 Continue` goes out at the first read; one byte over the limit ends it with 413. */
   open(): Readable
-  /** All bytes at once. */
-  readWhole(): Promise<Buffer>
+  /**
+   * The JSON object, and its text as it came; JSON whatever the Content-Type, and no body at all is `{}` (E-007). 422 for
+   * everything else. Its memory is taken from `memory` until `release`; 503 when there is none left.
+   */
+  readJson(memory: BodyMemory): Promise<{ value: JsonObject; text: string }>
+  /** Gives back what `readJson` took. */
+  release(): void
   /** sha256 of the whole body. Reads it to its end where nobody has. */
   digest(): Promise<string>
 }
@@ -28,6 +44,7 @@ export function requestBody(
   const hash = createHash("sha256")
   let opened: Readable | null = null
   let digested: string | null = null
+  const taken: { memory: BodyMemory; bytes: number }[] = []
 
   async function* counted(): AsyncGenerator<Buffer> {
     if (awaitsContinue) response.writeContinue()
@@ -53,10 +70,18 @@ export function requestBody(
       opened = Readable.from(counted(), { objectMode: false })
       return opened
     },
-    async readWhole() {
+    async readJson(memory) {
       const chunks: Buffer[] = []
-      for await (const chunk of body.open()) chunks.push(chunk as Buffer)
-      return Buffer.concat(chunks)
+      for await (const chunk of body.open() as AsyncIterable<Buffer>) {
+        if (memory.leftBytes < chunk.length) throw new ComputalotError("busy", "too many large requests at once")
+        memory.leftBytes -= chunk.length
+        taken.push({ memory, bytes: chunk.length })
+        chunks.push(chunk)
+      }
+      return jsonObject(Buffer.concat(chunks))
+    },
+    release() {
+      for (const { memory, bytes } of taken.splice(0)) memory.leftBytes += bytes
     },
     async digest() {
       if (opened === null) for await (const _ of body.open());
@@ -102,6 +127,28 @@ async function* withoutIdling(request: IncomingMessage): AsyncGenerator<Buffer> 
 const GRACE_MS = 30_000
 /** and must otherwise come at 8 KiB a second: slower ones hold a connection for its own sake. */
 const SLOWEST_BYTES_PER_MS = 8.192
+
+function jsonObject(bytes: Buffer): { value: JsonObject; text: string } {
+  const text = utf8Text(bytes)
+  if (text === "") return { value: {}, text: "{}" }
+  const parsed = parseExactJson(text)
+  if (!parsed.ok) throw invalidField(parsed.path, parsed.problem)
+  if (!isJsonObject(parsed.value)) throw invalidField("", `must be a JSON object, not ${kindOf(parsed.value)}`)
+  return { value: parsed.value, text }
+}
+
+function utf8Text(bytes: Buffer): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes)
+  } catch {
+    throw invalidField("", "must be JSON in UTF-8")
+  }
+}
+
+function kindOf(value: JsonValue): string {
+  if (value === null) return "null"
+  return Array.isArray(value) ? "a list" : `a ${typeof value}`
+}
 
 function tooLarge(limitBytes: number): ComputalotError {
   return new ComputalotError("body_too_large", `the body is larger than ${limitBytes} bytes`, {

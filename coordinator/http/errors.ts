@@ -3,6 +3,7 @@ import type { Log } from "../../protocol/base/log.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import { ComputalotError } from "../../protocol/domain/errors.ts"
 import type { ErrorBody } from "../../protocol/api/common.ts"
+import { sendJson } from "./send-json.ts"
 
 /** Writes a refusal in its one shape. What is no `ComputalotError` is our own fault: 500, logged, and its text stays inside. */
 export function sendError(
@@ -16,13 +17,8 @@ export function sendError(
   if (refusal.status === 500)
     log.error("request failed", { request_id: requestId, error: errorText(error), stack: stackOf(error) })
   if (response.headersSent) return void response.destroy()
-  const text = JSON.stringify(errorBodyOf(refusal, requestId))
-  response.statusCode = refusal.status
   for (const [name, value] of Object.entries(headersOf(refusal))) response.setHeader(name, value)
-  response.setHeader("content-type", "application/json; charset=utf-8")
-  response.setHeader("content-length", Buffer.byteLength(text))
-  if (hasUnreadBody(request)) endWithoutReading(request, response, text)
-  else response.end(text)
+  sendJson(request, response, refusal.status, JSON.stringify(errorBodyOf(refusal, requestId)))
 }
 
 /** For servers that answer while they start or stop, and for those that cannot store anything just now. */
@@ -63,40 +59,5 @@ function headersOf(refusal: ComputalotError): Record<string, string> {
     headers["retry-after"] ??= String(RETRY_AFTER_S)
   return headers
 }
-
-function hasUnreadBody(request: IncomingMessage): boolean {
-  const announced =
-    request.headers["transfer-encoding"] !== undefined || Number(request.headers["content-length"] ?? 0) > 0
-  return announced && !request.complete
-}
-
-/**
- * The client may still be sending. Closing now would reset the connection, and the reset can overtake the answer; so the
- * answer goes out at once, what arrives is thrown away for a moment, and then the connection ends.
- */
-function endWithoutReading(request: IncomingMessage, response: ServerResponse, text: string): void {
-  response.setHeader("connection", "close")
-  // A client that waits for `100 Continue` sends nothing after a refusal.
-  if (request.headers.expect !== undefined) return void response.end(text)
-  response.write(text)
-  let discarded = 0
-  const end = (): void => {
-    clearTimeout(timer)
-    response.end()
-  }
-  const timer = setTimeout(end, LINGER_MS)
-  timer.unref()
-  request.on("data", (chunk: Buffer) => {
-    discarded += chunk.length
-    if (discarded > LINGER_BYTES) end()
-  })
-  request.on("end", end)
-  request.on("close", end)
-  request.resume()
-}
-
-/** Long enough for the answer to reach a client on the other side of the world, short enough that nobody can camp here. */
-const LINGER_MS = 2_000
-const LINGER_BYTES = 8 * 1024 * 1024
 
 const stackOf = (error: unknown): string | undefined => (error instanceof Error ? error.stack : undefined)

@@ -37,6 +37,8 @@ export async function startHttpServer(parts: {
   server.on("request", parts.app.listener)
   // The door itself sends `100 Continue`, once token, role, resource and size are checked (rulings, HTTP).
   server.on("checkContinue", parts.app.listener)
+  // Other expectations mean nothing here, and are no reason to refuse.
+  server.on("checkExpectation", parts.app.listener)
   server.on("clientError", refuseGarbage)
   server.on("drop", () => parts.log.warn("connection dropped", { limit: MOST_CONNECTIONS }))
   const working = watchConnections(server)
@@ -96,6 +98,7 @@ function watchConnections(server: Server): Map<Socket, number> {
   }
   server.on("request", started)
   server.on("checkContinue", started)
+  server.on("checkExpectation", started)
   return working
 }
 

@@ -116,7 +116,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   })
   response.on("close", () => ending || stop())
   response.write(": connected\n\n")
-  if (parts.signal.aborted) stream.end()
+  if (parts.signal.aborted || response.req.method === "HEAD") stream.end()
   else parts.signal.addEventListener("abort", () => stream.end(), { once: true })
   return stream
 }

@@ -80,8 +80,3 @@ type ParamNames<Path extends string> = Path extends `${string}:${infer Rest}`
     ? Name | ParamNames<`/${Tail}`>
     : Rest
   : never
-
-/** The names of a path's parameters, in order. */
-export function pathParameters(path: string): string[] {
-  return [...path.matchAll(/:([a-z_]+)/g)].map((match) => match[1] ?? "")
-}

@@ -6,6 +6,7 @@ import { promisify } from "node:util"
 import { afterAll, beforeAll, expect, test } from "vitest"
 import { z } from "zod"
 import { endpoint } from "../../protocol/api/endpoint.ts"
+import { silentLog } from "../../protocol/base/log.ts"
 import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
 import { accountId, keyId, userId } from "../../protocol/domain/ids.ts"
 import { mount } from "../../coordinator/http/app.ts"
@@ -324,4 +325,73 @@ test("closing lets a request in work finish, ends idle connections and refuses n
   expect((await slow).json).toEqual({ id: "slow" })
   await closed
   await expect(send(other.server.origin, "GET", "/health")).rejects.toThrow()
+})
+
+test("/ready says when nothing can be stored, while what is stored can be read", async () => {
+  await using other = await startHttpDoor()
+  mount(other.app, thing, async ({ params }) => ({ id: params.id }))
+  let problem: string | null = "the disk is full"
+  const full: Store = { ...store, writeProblem: () => problem }
+  const identify = async () => ({ role: "viewer", account: accountId(1), user: userId(1), key: keyId("k") }) as const
+  other.app.open({ store: full, identify })
+  const ready = await send(other.server.origin, "GET", "/ready")
+  expect([ready.status, ready.json["checks"]]).toEqual([
+    503,
+    { repo: "down", api_supervisor: "ok", controller_core: "ok" },
+  ])
+  expect((await send(other.server.origin, "GET", "/api/v1/test/a", { token })).status).toBe(200)
+  problem = null
+  expect((await send(other.server.origin, "GET", "/ready")).status).toBe(200)
+})
+
+test("strangers may send small bodies only, and an endless body that nobody wants ends the connection", async () => {
+  const knock = endpoint({
+    id: "test-knock",
+    method: "POST",
+    path: "/api/v1/knock",
+    access: "public",
+    summary: "Takes a name.",
+    body: z.object({ name: z.string() }),
+    reply: z.object({ name: z.string() }),
+  })
+  await using other = await startHttpDoor()
+  mount(other.app, knock, async ({ body }) => body)
+  other.app.open({ store, identify: async () => null })
+  expect((await send(other.server.origin, "POST", "/api/v1/knock", { body: { name: "Ada" } })).json).toEqual({
+    name: "Ada",
+  })
+  expect(
+    (await send(other.server.origin, "POST", "/api/v1/knock", { body: { name: "x".repeat(70_000) } })).status,
+  ).toBe(413)
+
+  const socket = await openSocket(other.server.port)
+  const ended = untilClosed(socket)
+  socket.write("GET /health HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+  const chunk = `10000\r\n${"x".repeat(65_536)}\r\n`
+  const pour = setInterval(() => socket.writable && socket.write(chunk), 1)
+  try {
+    expect(await ended).toContain("200 OK")
+  } finally {
+    clearInterval(pour)
+  }
+})
+
+test("bodies that stop in the middle cost nothing: the connection ends with them, and no error is logged", async () => {
+  const errors: string[] = []
+  await using other = await startHttpDoor({ ...silentLog, error: (event) => errors.push(event) })
+  mount(other.app, echo, async ({ body }) => ({ body }))
+  other.app.open({
+    store,
+    identify: async () => ({ role: "member", account: accountId(1), user: userId(1), key: keyId("k") }),
+  })
+  for (let i = 0; i < 20; i++) {
+    const socket = await openSocket(other.server.port)
+    socket.write(
+      `POST /api/v1/test/echo HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${token}\r\ncontent-length: 100\r\n\r\n{"text"`,
+    )
+    setTimeout(() => socket.destroy(), 20)
+    await untilClosed(socket)
+  }
+  expect((await send(other.server.origin, "POST", "/api/v1/test/echo", { token, body: {} })).status).toBe(200)
+  expect(errors).toEqual([])
 })
