@@ -1,6 +1,8 @@
+import { ComputalotError } from "../../protocol/domain/errors.ts"
 import type { Digest } from "../../protocol/domain/ids.ts"
 import { createTurns } from "../../protocol/mesh/turns.ts"
 import type { ContentRef } from "../../protocol/wire/content-source.ts"
+import { PIECE_BYTES } from "../../protocol/wire/piece-list.ts"
 import type { ContentHolder } from "./content-stream.ts"
 import { createDownload, type Download, type Downloaded, type DownloadParts } from "./download.ts"
 
@@ -55,6 +57,7 @@ export function createFetchContent(parts: DownloadParts): FetchContent {
   return {
     async fetchBlob(blob, from) {
       from.signal.throwIfAborted()
+      checkRef(blob)
       for (;;) {
         const here = parts.blobs.find(blob.digest)
         if (here !== null) return { blob: here, bytesFromPeers: 0, bytesFromOrigin: 0, culprits: [] }
@@ -74,6 +77,15 @@ export function createFetchContent(parts: DownloadParts): FetchContent {
       }
     },
   }
+}
+
+/** Whoever published the blob may have written nonsense: what is larger than a piece needs a list, what is smaller has none. */
+function checkRef(blob: ContentRef): void {
+  if ((blob.pieceListDigest === null) === blob.size <= PIECE_BYTES) return
+  throw new ComputalotError(
+    "unavailable",
+    `the reference to blob ${blob.digest} is malformed: its piece list does not fit its size`,
+  )
 }
 
 /** Downloads at work at once; further ones wait. Each has up to four pieces in memory. */

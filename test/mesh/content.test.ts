@@ -312,6 +312,9 @@ test("a blob that nobody has ends as unavailable", async () => {
   const blob = newTestBlob(3 * MIB)
   await expect(fetcher.fetch(blob.ref, { holders: [empty], origin })).rejects.toMatchObject({ code: "unavailable" })
   await expect(fetcher.fetch(blob.ref, {})).rejects.toMatchObject({ code: "unavailable" })
+  await give(empty, blob)
+  const malformed = { ...blob.ref, pieceListDigest: null }
+  await expect(fetcher.fetch(malformed, { holders: [empty] })).rejects.toThrow("malformed")
 })
 
 test("a node serves pieces while it still downloads: the origin sends one copy, and three nodes get the blob", async () => {
