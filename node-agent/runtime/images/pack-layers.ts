@@ -5,7 +5,7 @@ import { stdout } from "node:process"
 import { Transform } from "node:stream"
 import { pipeline } from "node:stream/promises"
 import { constants, createZstdCompress } from "node:zlib"
-import { digest } from "../../../protocol/domain/ids.ts"
+import { digest, type Digest } from "../../../protocol/domain/ids.ts"
 import { pieceBytesFor, pieceListDigest } from "../../../protocol/wire/piece-list.ts"
 import { plainTar } from "./layer-stream.ts"
 
@@ -29,7 +29,7 @@ export interface PackOrder {
 
 export interface PackedLayer {
   /** sha256 of the plain tar. */
-  diffId: string
+  diffId: Digest
   /** Of the plain tar. */
   unpackedBytes: number
   blob: { digest: string; size: number; pieceList: string | null } | null
@@ -42,7 +42,7 @@ async function packLayer({ from, to }: PackOrder): Promise<PackedLayer> {
   if (to === null) {
     tar.resume()
     const { diffId, bytes } = await finished
-    return { diffId, unpackedBytes: bytes, blob: null }
+    return { diffId: digest(diffId), unpackedBytes: bytes, blob: null }
   }
   const whole = createHash("sha256")
   const written = `${to}.new`
@@ -53,7 +53,7 @@ async function packLayer({ from, to }: PackOrder): Promise<PackedLayer> {
   const pieces = await hashPieces(written, pieceBytes)
   await rename(written, to)
   return {
-    diffId,
+    diffId: digest(diffId),
     unpackedBytes: bytes,
     blob: { ...blob, pieceList: pieceListDigest({ ...blob, pieceBytes, pieces }) },
   }

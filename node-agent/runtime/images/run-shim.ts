@@ -30,6 +30,7 @@ export function shimScript(parts: ShimParts): string {
   const wanted = Object.keys(additions.env).length > 0
   const edit = `${quoted([process.execPath, EDIT_PROGRAM])} "$bundle" ${quoted([JSON.stringify(additions)])} || exit 1`
   return `#!/bin/sh
+unset TMPDIR # runsc makes its chroot there, and cannot enter one below a private directory
 case $1 in
 delete)
   waited=0
