@@ -14,6 +14,8 @@ export default defineConfig({
     include: ["test/**/*.test.ts"],
     testTimeout: TEST_TIMEOUT_MS,
     hookTimeout: TEST_TIMEOUT_MS,
+    // Waiting for a state: the default of one second is too short on such machines.
+    expect: { poll: { timeout: 20_000, interval: 20 } },
     pool: "forks",
     maxWorkers: 2,
   },

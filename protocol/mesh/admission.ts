@@ -23,7 +23,6 @@ export interface RefusedPeer {
 }
 
 export interface AdmissionOptions {
-  ownPeerId: PeerId
   isCoordinator: boolean
   coordinator: { peerId: PeerId; publicKey: Uint8Array }
   /** Our own, read at every exchange; null while there is none. */

@@ -8,7 +8,7 @@ import {
   type Message,
 } from "@chainsafe/libp2p-gossipsub"
 import { createTopicScoreParams } from "@chainsafe/libp2p-gossipsub/score"
-import { identify, identifyPush } from "@libp2p/identify"
+import { identify } from "@libp2p/identify"
 import type { Connection, PeerId as LibPeerId, Stream } from "@libp2p/interface"
 import { noise } from "@libp2p/noise"
 import { peerIdFromString } from "@libp2p/peer-id"
@@ -64,7 +64,6 @@ export interface MeshNodeOptions {
 /** Starts a libp2p node and gives it as the mesh. Rejects when an address cannot be listened on. */
 export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode> {
   const { identity, clock, log } = options
-  const ownPeerId = identity.peerId
   const watchers = new Set<(change: { peer: PeerId; connected: boolean }) => void>()
   const known = createMemory<PeerId>(KNOWN_PEERS)
   /** Open streams of each peer and protocol, whichever connection carries them. */
@@ -80,7 +79,6 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
   })
   let gate: GatedRegistrar | null = null
   const admission: Admission = createAdmission({
-    ownPeerId,
     isCoordinator: options.isCoordinator,
     coordinator: options.coordinatorKey,
     certificate: options.certificate,
@@ -113,10 +111,9 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
     connectionManager: CONNECTIONS,
     // It would abort a connection on one late ping, that is whenever a machine is busy. Peers notice loss themselves.
     connectionMonitor: { enabled: false },
-    connectionGater: { ...guests.gater, denyDialMultiaddr: () => false },
+    connectionGater: guests.gater,
     services: {
       identify: identify(),
-      identifyPush: identifyPush(),
       gossip: ({
         privateKey,
         peerId,
@@ -150,7 +147,12 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
     maxInboundStreams: HELLO_PROTOCOL.streamsPerPeer,
     maxOutboundStreams: HELLO_PROTOCOL.streamsPerPeer,
   })
-  await node.start()
+  try {
+    await node.start()
+  } catch (error) {
+    await node.stop()
+    throw new Error(`the mesh cannot listen on ${options.listen.join(", ")}`, { cause: error })
+  }
 
   const sweep = every(clock, SWEEP_INTERVAL_MS, () => {
     admission.sweepExpired()
@@ -274,7 +276,7 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
   }
 
   return {
-    peerId: ownPeerId,
+    peerId: identity.peerId,
     addresses: () => node.getMultiaddrs().map(String),
     peers: () => admission.peers(),
     dial,
