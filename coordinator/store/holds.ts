@@ -59,11 +59,6 @@ export async function findHold(view: View, id: HoldId): Promise<HoldRow | null> 
   return row ? toHold(row) : null
 }
 
-export async function findHolds(view: View, ids: HoldId[]): Promise<HoldRow[]> {
-  const rows = await view.all<RawHold>(`SELECT ${HOLD_COLUMNS} FROM holds WHERE id IN (${marks(ids.length)})`, ...ids)
-  return rows.map(toHold)
-}
-
 /** All rounds of a job, the first one first. */
 export async function holdsOfJob(view: View, job: JobId): Promise<HoldRow[]> {
   const rows = await view.all<RawHold>(`SELECT ${HOLD_COLUMNS} FROM holds WHERE job_id = ? ORDER BY round`, job)

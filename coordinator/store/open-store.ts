@@ -79,7 +79,7 @@ export async function openStore(options: StoreOptions): Promise<Store> {
   }
 }
 
-export const DATABASE_FILE = "computalot.db"
+const DATABASE_FILE = "computalot.db"
 
 /**
  * How long a statement waits for another program that holds the file (a backup, a shell). It blocks this thread, so it

@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process"
-import { mkdirSync, rmSync, statfsSync, unlinkSync, writeFileSync } from "node:fs"
+import { mkdirSync, readdirSync, rmSync, statfsSync, unlinkSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { setTimeout as wait } from "node:timers/promises"
 import { afterEach, beforeEach, expect, test } from "vitest"
@@ -76,6 +76,49 @@ test.runIf(canMount)(
     expect(await ids(store)).toEqual(kept)
   },
 )
+
+const canFreeze = freezeFiles(disk, true) && freezeFiles(disk, false)
+if (!canFreeze)
+  console.log("skipped: a read-only disk is tried with chattr +i, and this machine's temp folder refuses it")
+
+test.runIf(canFreeze)(
+  "a disk that became read-only: writes are refused, reads go on, service resumes by itself",
+  async () => {
+    const dataDir = newDataDir()
+    await using store = await openTestStore({ dataDir, migrations: MIGRATIONS })
+    const kept = [await store.write(insert(100, 1))]
+    freezeFiles(dataDir, true)
+    try {
+      await expect(store.write(insert(100, 2))).rejects.toMatchObject({ code: "storage_full", status: 503 })
+      expect(store.writeProblem()).toContain("cannot be written")
+      expect(await ids(store)).toEqual(kept)
+    } finally {
+      freezeFiles(dataDir, false)
+    }
+    while (store.writeProblem() !== null) await wait(50)
+    kept.push(await store.write(insert(100, 3)))
+    expect(await ids(store)).toEqual(kept)
+    await store[Symbol.asyncDispose]()
+    rmSync(dataDir, { recursive: true })
+  },
+)
+
+/**
+ * Makes a folder's files refuse writes, also through open descriptors; false where that cannot be had. Not the -shm file:
+ * it is written through a mapping, where a refusal is no error code but SIGBUS, the end of the process.
+ */
+function freezeFiles(folder: string, frozen: boolean): boolean {
+  mkdirSync(folder, { recursive: true })
+  if (readdirSync(folder).length === 0) writeFileSync(join(folder, "probe"), "")
+  try {
+    for (const file of readdirSync(folder).filter((name) => !name.endsWith("-shm"))) {
+      execFileSync("chattr", [frozen ? "+i" : "-i", join(folder, file)], { stdio: "ignore" })
+    }
+    return true
+  } catch {
+    return false
+  }
+}
 
 /** Writes until three groups in a row were refused; gives the refusals. */
 async function fill(store: Store, kept: number[]): Promise<unknown[]> {

@@ -1,5 +1,6 @@
 import { execFile } from "node:child_process"
-import { rmSync } from "node:fs"
+import { mkdirSync, rmSync, writeFileSync } from "node:fs"
+import { join } from "node:path"
 import { setTimeout as wait } from "node:timers/promises"
 import { promisify } from "node:util"
 import { describe, expect, test } from "vitest"
@@ -211,6 +212,15 @@ describe("acts", () => {
 })
 
 describe("the data directory", () => {
+  test("one that cannot be made or used is refused with one line", async () => {
+    const dataDir = newDataDir()
+    writeFileSync(join(dataDir, "file"), "")
+    await expect(openTestStore({ dataDir: join(dataDir, "file", "data") })).rejects.toThrow("cannot be made")
+    mkdirSync(join(dataDir, "lock"))
+    await expect(openTestStore({ dataDir })).rejects.toThrow(`the data directory ${dataDir} cannot be used`)
+    rmSync(dataDir, { recursive: true })
+  })
+
   test("a second store of the same process or another is refused with one line, and may open after the first", async () => {
     const dataDir = newDataDir()
     const openInChild = `
