@@ -228,14 +228,15 @@ export async function openBlobs(parts: BlobsParts): Promise<Blobs> {
         const { size } = await stat(temporary)
         if (size > LARGEST_BLOB_BYTES) throw cacheFull(size, quotaBytes)
         const list = await hasher.file(temporary, pieceBytesFor(size))
-        if (holder !== undefined) blobs.pin(list.digest, holder)
         const known = entries.get(list.digest)
         if (known?.whole) {
           use(known)
+          if (holder !== undefined) blobs.pin(list.digest, holder)
           return known.blob
         }
         await syncPath(temporary)
         const entry = await install(temporary, list)
+        if (holder !== undefined) blobs.pin(list.digest, holder)
         // A download of the same blob that is under way sees at its next step that it is whole.
         if (known !== undefined) await rm(partialPath(directory, list.digest), { force: true })
         return entry.blob
