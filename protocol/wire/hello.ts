@@ -19,7 +19,7 @@ export const HELLO_PROTOCOL: StreamProtocol = {
 }
 
 /** Why a peer is not admitted: one closed list, so that both sides can log it and act on it. */
-export const REFUSALS = [
+const REFUSALS = [
   /** No protocol version that both speak. */
   "version",
   /** The peer showed no certificate. */

@@ -7,7 +7,7 @@ export interface SigningKey {
   publicKey: Uint8Array
 }
 
-export const PUBLIC_KEY_BYTES = 32
+const PUBLIC_KEY_BYTES = 32
 export const SIGNATURE_BYTES = 64
 
 export function signingKeyFromSeed(seed: Uint8Array): SigningKey {
