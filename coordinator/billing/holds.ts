@@ -1,7 +1,8 @@
 import { assert, present } from "../../protocol/base/assert.ts"
 import type { Instant } from "../../protocol/base/clock.ts"
+import { invalidField } from "../../protocol/domain/errors.ts"
 import type { AccountId, ClaimNumber, HoldId, JobId } from "../../protocol/domain/ids.ts"
-import { lesser, type MicroUsd } from "../../protocol/domain/money.ts"
+import { lesser, usd, type MicroUsd } from "../../protocol/domain/money.ts"
 import * as rows from "../store/holds.ts"
 import { holdMoney, postEntry, releaseMoney } from "../store/ledger.ts"
 import type { Store, Tx, View } from "../store/store.ts"
@@ -14,12 +15,15 @@ export type Placement = { placed: true; hold: Hold } | { placed: false; shortfal
 
 /**
  * Sets aside what a job may cost, in the write that makes the job. When the account is short nothing changes and the
- * shortfall comes back. A second hold for the same job and round throws.
+ * shortfall comes back. 422 above any sum that can be held. A second hold for the same job and round throws.
  */
 export async function placeHold(
   tx: Tx,
   hold: { id: HoldId; account: AccountId; job: JobId; round: number; amount: MicroUsd; at: Instant },
 ): Promise<Placement> {
+  if (hold.amount > LARGEST_HOLD) {
+    throw invalidField("", `would cost up to $${usd(hold.amount)}, more than can be held; ask for less, or split it`)
+  }
   if (!(await holdMoney(tx, hold.account, hold.amount))) {
     const shortfall = await missingFunds(tx, hold.account, hold.amount, hold.at)
     return { placed: false, shortfall: present(shortfall, "what the account lacks") }
@@ -27,6 +31,9 @@ export async function placeHold(
   await rows.insertHold(tx, hold)
   return { placed: true, hold: await getHold(tx, hold.id) }
 }
+
+/** A billion dollars: far above any account, and sums of it stay below 2^53 micro-dollars. */
+const LARGEST_HOLD: MicroUsd = 1_000_000_000_000_000n
 
 export interface Charge {
   claim: ClaimNumber

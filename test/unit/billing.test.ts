@@ -179,6 +179,14 @@ test("B-017, B-024: a hold above what is available changes nothing and says what
   expect(empty).toEqual({ available: 0n, required: 5n, missing: 5n })
 })
 
+test("a job of a thousand years on a billion cores is refused as too large, not stored wrongly", async () => {
+  await using store = await openTestStore()
+  const account = await fundedAccount(store, 1_000n)
+  await expect(place(store, account, 1_000_000_000_000_001n)).rejects.toMatchObject({ status: 422 })
+  await expect(place(store, account, 1n << 70n)).rejects.toMatchObject({ status: 422 })
+  expect(await place(store, account, 1_000_000_000_000_000n)).toMatchObject({ placed: false })
+})
+
 test("a job's round has one hold, also against the code's own belief", async () => {
   await using store = await openTestStore()
   const account = await fundedAccount(store, 1_000n)
