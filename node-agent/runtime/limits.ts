@@ -2,7 +2,7 @@ import { createHash } from "node:crypto"
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from "node:fs"
 import { availableParallelism } from "node:os"
 import { join } from "node:path"
-import { sleep, systemClock } from "../../protocol/base/clock.ts"
+import { setTimeout as pause } from "node:timers/promises"
 import type { Enforceable } from "../../protocol/domain/statuses.ts"
 import type { Limits } from "./driver.ts"
 
@@ -224,7 +224,7 @@ async function removeGroup(directory: string): Promise<void> {
   for (let tries = 0; tries < REMOVE_TRIES && existsSync(directory); tries++) {
     for (const pid of pidsBelow(directory)) kill(pid)
     if (removeTree(directory)) return
-    await sleep(systemClock, REMOVE_PAUSE_MS)
+    await pause(REMOVE_PAUSE_MS)
   }
 }
 

@@ -3,9 +3,9 @@ import { readFileSync } from "node:fs"
 import { readFile, rename, writeFile } from "node:fs/promises"
 import { constants } from "node:os"
 import { join } from "node:path"
+import { setTimeout as pause } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import * as z from "zod"
-import { every, systemClock } from "../../protocol/base/clock.ts"
 import { RuntimeRefusal } from "./driver.ts"
 import type { GroupLimits, SupervisedGroup, TaskGroups } from "./limits.ts"
 
@@ -20,7 +20,21 @@ export interface SupervisedCommand {
   cwd: string
   timeoutMs: number
   deadline: number
+  /** Made in order in a mount namespace of the attempt's own, as root (a plain user: as root of a user namespace). */
+  mounts?: SupervisedMount[]
+  /** Path of a network namespace to run in. */
+  netns?: string
+  /** Files the program finds open as descriptors 3, 4, …; created when they are missing. */
+  files?: string[]
+  /** User and group to become before the program is executed. */
+  uid?: number
 }
+
+export type SupervisedMount =
+  | { kind: "mkdir" | "touch"; target: string }
+  | { kind: "bind"; source: string; target: string }
+  | { kind: "readonly-bind"; source: string; target: string }
+  | { kind: "tmpfs" | "overlay"; target: string; options: string }
 
 /** How an attempt ended, as its supervisor saw it. */
 export type SupervisorEnd = z.infer<typeof supervisorEnd>
@@ -226,11 +240,42 @@ function requestFields(command: SupervisedCommand, group: SupervisedGroup): stri
     ...command.argv.map((arg) => `arg=${arg}`),
     ...Object.entries(command.env).map(([name, value]) => `env=${name}=${value}`),
   ]
+  fields.push(...(command.files ?? []).map((path) => `file=${path}`))
+  if (command.netns !== undefined) fields.push(`netns=${command.netns}`)
+  if (command.uid !== undefined) fields.push(`uid=${command.uid}`)
+  fields.push(...(command.mounts ?? []).flatMap(mountSteps).map((step) => `mount=${step.join("\x01")}`))
   if (group.oomFile !== undefined) fields.push(`oom=${group.oomFile}`)
   if (group.peakFile !== undefined) fields.push(`peak=${group.peakFile}`)
   if (group.cpuFile !== undefined) fields.push(`cpu=${group.cpuFile}`, `cpu_per_ms=${group.cpuPerMs ?? 1}`)
   if (group.pidsFile !== undefined) fields.push(`pids=${group.pidsFile}`)
   return fields
+}
+
+const MS_RDONLY = 0x1
+const MS_NOSUID = 0x2
+const MS_NODEV = 0x4
+const MS_REMOUNT = 0x20
+const MS_BIND = 0x1000
+
+/** type, source, target, flags, data */
+function mountSteps(mount: SupervisedMount): (string | number)[][] {
+  switch (mount.kind) {
+    case "mkdir":
+    case "touch":
+      return [[mount.kind, "", mount.target, 0, ""]]
+    case "bind":
+      return [["", mount.source, mount.target, MS_BIND, ""]]
+    case "readonly-bind":
+      return [
+        ["", mount.source, mount.target, MS_BIND, ""],
+        // The kernel takes a bind's flags only in a second call.
+        ["", "none", mount.target, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV, ""],
+      ]
+    case "tmpfs":
+      return [["tmpfs", "none", mount.target, MS_NOSUID | MS_NODEV, mount.options]]
+    case "overlay":
+      return [["overlay", "none", mount.target, MS_NODEV, mount.options]]
+  }
 }
 
 function checkText(command: SupervisedCommand): void {
@@ -269,12 +314,7 @@ function follow(attemptDir: string, pid: number | null, reported: Promise<void> 
       const end = readEnd(attemptDir)
       if (end !== null) return end
       if (!alive) return LOST
-      await new Promise<void>((resolve) => {
-        const timer = every(systemClock, LOOK_INTERVAL_MS, () => {
-          timer[Symbol.dispose]()
-          resolve()
-        })
-      })
+      await pause(LOOK_INTERVAL_MS)
     }
   }
   const done = reported === null ? looked() : reported.then(looked)

@@ -1,0 +1,83 @@
+import { readdirSync } from "node:fs"
+import { rm } from "node:fs/promises"
+import { join, resolve } from "node:path"
+import { readRecord, runningAttempt, writeRecord, type EndSigns } from "./attempt.ts"
+import type { AttemptSpec, DriverPlace, DriverProbe, RuntimeDriver } from "./driver.ts"
+import type { AttemptDisks } from "./disk.ts"
+import type { GroupLimits, TaskGroups } from "./limits.ts"
+import { adoptSupervised, createLauncher, type SupervisedCommand } from "./supervisor.ts"
+
+/** What one driver does in its own way; everything else is the same for all. */
+export interface DriverWays {
+  name: string
+  groups: TaskGroups
+  disks: AttemptDisks
+  probe(): Promise<DriverProbe>
+  /** What the supervisor is to run. Rejects with a `RuntimeRefusal` where the attempt cannot be started. */
+  plan(spec: AttemptSpec, disk: string): Promise<Plan>
+  /** The limits of the control groups: those of the attempt and what the sandbox itself needs. */
+  groupLimits(spec: AttemptSpec): GroupLimits
+  /** Reads the signs of an end that only this driver can read. */
+  signs(attemptDir: string): Pick<EndSigns, "refused">
+  /** What the plan made in the attempt's directory. */
+  leftovers: string[]
+}
+
+export type Plan = Omit<SupervisedCommand, "attemptDir" | "timeoutMs" | "deadline">
+
+export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): RuntimeDriver {
+  const { groups, disks } = ways
+  const launcher = createLauncher(groups)
+  const signs = (attemptDir: string): EndSigns => ({
+    ...ways.signs(attemptDir),
+    diskFull: () => disks.isFull(attemptDir),
+  })
+  const driver: RuntimeDriver = {
+    name: ways.name,
+    probe: () => ways.probe(),
+    prepare: (attemptDir, diskBytes) => disks.make(attemptDir, diskBytes),
+    async start(spec) {
+      const { attemptDir, limits } = spec
+      const disk = await disks.make(attemptDir, limits.diskBytes)
+      const plan = await ways.plan(spec, disk)
+      const command = { ...plan, attemptDir, timeoutMs: limits.timeoutMs, deadline: limits.deadline }
+      const supervised = await launcher.start(command, ways.groupLimits(spec), (group) => writeRecord(spec, group))
+      return runningAttempt(attemptDir, limits, supervised, signs(attemptDir))
+    },
+    async adopt(attemptDir) {
+      const record = readRecord(attemptDir)
+      const supervised = record && (await adoptSupervised(attemptDir))
+      return supervised && runningAttempt(attemptDir, record, supervised, signs(attemptDir))
+    },
+    async release(attemptDir) {
+      const record = readRecord(attemptDir)
+      if (record !== null) {
+        const supervised = await adoptSupervised(attemptDir)
+        await supervised?.stop()
+        await groups.remove(record.group)
+      }
+      await disks.remove(attemptDir)
+      for (const name of ["attempt.json", ...ways.leftovers]) {
+        await rm(join(attemptDir, name), { recursive: true, force: true })
+      }
+    },
+    async sweep(keep) {
+      const kept = new Set([...keep].map((path) => resolve(path)))
+      const keptGroups = new Set([...kept].map((path) => readRecord(path)?.group))
+      for (const path of attemptDirs(place.attemptsDir)) if (!kept.has(path)) await driver.release(path)
+      for (const name of groups.list()) if (!keptGroups.has(name)) await groups.remove(name)
+    },
+    async [Symbol.asyncDispose]() {
+      await launcher[Symbol.asyncDispose]()
+    },
+  }
+  return driver
+}
+
+function attemptDirs(attemptsDir: string): string[] {
+  try {
+    return readdirSync(attemptsDir).map((name) => resolve(attemptsDir, name))
+  } catch {
+    return []
+  }
+}
