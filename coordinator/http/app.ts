@@ -45,7 +45,7 @@ export interface HttpCore extends Identities {
   store: Store
 }
 
-export interface Readiness {
+interface Readiness {
   status: "ready" | "unavailable"
   checks: { repo: "ok" | "down"; api_supervisor: "ok" | "down"; controller_core: "ok" | "down" }
 }
@@ -108,7 +108,7 @@ export function mount<Row extends Endpoint>(
 }
 
 /** A mounted row, its types forgotten. */
-export interface Route {
+interface Route {
   row: Endpoint
   handle: Handler<Endpoint>
   before: BeforeBody<Endpoint> | undefined

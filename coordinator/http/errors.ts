@@ -28,8 +28,8 @@ export function unavailable(why: string): ComputalotError {
   return new ComputalotError("unavailable", why, { recommendedAction: "Send the request again in a moment." })
 }
 
-/** The body of a refusal, also as a field of replies that carry several (batch). */
-export function errorBodyOf(refusal: ComputalotError, requestId: string): ErrorBody {
+/** The body of a refusal. */
+function errorBodyOf(refusal: ComputalotError, requestId: string): ErrorBody {
   return {
     error: refusal.message,
     code: refusal.code,

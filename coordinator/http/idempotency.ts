@@ -24,7 +24,7 @@ export interface Idempotency {
   remember<Result>(toReply: (result: Result) => RememberedReply): (tx: Tx, result: Result) => Promise<void>
 }
 
-export interface RememberedReply {
+interface RememberedReply {
   status: number
   body: unknown
 }
@@ -56,7 +56,7 @@ export interface IdempotencyKeys {
   sweep(): Promise<number>
 }
 
-export interface KeyedRequest {
+interface KeyedRequest {
   /** Method, path and query. */
   line: string
   /** sha256 of the body. For raw bodies it is known only once they were read. */

@@ -33,7 +33,7 @@ export const hold = z.object({
   settled_at: timestamp.nullable(),
 })
 
-export const quote = z.object({
+const quote = z.object({
   id: z.string(),
   kind: z.enum(["topup", "shortfall"]),
   amount_usd: usdAmount,

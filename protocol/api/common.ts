@@ -3,7 +3,7 @@ import { parseUsd, usd, type MicroUsd } from "../domain/money.ts"
 import { ERROR_STATUS, type ErrorCode } from "../domain/errors.ts"
 
 /** The one shape of every refusal (E-002; rulings, Errors). Some carry further keys: `quote`, `init_state`, … */
-export const errorBody = z
+const errorBody = z
   .looseObject({
     error: z.string(),
     code: z.enum(Object.keys(ERROR_STATUS) as [ErrorCode, ...ErrorCode[]]),

@@ -36,13 +36,13 @@ export interface Endpoint {
 /** Who may call: everybody, any key, keys that may change things, administrators, enrolled nodes. */
 export type Access = "public" | "viewer" | "member" | "admin" | "node"
 
-export interface RawBody {
+interface RawBody {
   /** Inclusive; one byte more is 413, by Content-Length before anything is read and by counting while it streams (GAP-13). */
   limitBytes: number
   contentType: string
 }
 
-export interface OtherReply {
+interface OtherReply {
   description: string
   schema?: Schema
 }

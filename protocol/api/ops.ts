@@ -3,7 +3,7 @@ import { endpoint } from "./endpoint.ts"
 
 const alive = z.object({ status: z.literal("ok"), app: z.literal("computalot_api") })
 const check = z.enum(["ok", "down"])
-export const readiness = z.object({
+const readiness = z.object({
   status: z.enum(["ready", "unavailable"]),
   checks: z.object({ repo: check, api_supervisor: check, controller_core: check }),
 })

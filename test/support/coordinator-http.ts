@@ -35,7 +35,7 @@ export interface Person {
   account: number
 }
 
-export const ADMIN_TOKEN = "fla_the_first_admin"
+const ADMIN_TOKEN = "fla_the_first_admin"
 
 /** The real door over the real store, with accounts and billing behind it. `mountMore` adds further groups. */
 export async function startHttp(
