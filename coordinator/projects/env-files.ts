@@ -7,8 +7,8 @@ export type EnvMap = Readonly<Record<string, string>>
  */
 export function parseEnvFile(text: string): EnvMap {
   const variables: Record<string, string> = {}
-  for (const line of text.replace(/^\uFEFF/, "").split(/\r?\n/)) {
-    const match = /^\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)$/.exec(line)
+  for (const line of text.replace(/^\uFEFF/, "").split(/\r\n|\n|\r/)) {
+    const match = /^\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)$/s.exec(line)
     if (!match) continue
     const [, name = "", value = ""] = match
     if (!isReserved(name) && !value.includes("\0")) variables[name] = withoutQuotes(value.trim())

@@ -1,0 +1,80 @@
+import type { JsonObject } from "../../protocol/base/json-text.ts"
+import type { Instant } from "../../protocol/base/clock.ts"
+import type { AccountId, RevisionId } from "../../protocol/domain/ids.ts"
+import { manifestSchema, type Manifest } from "../../protocol/domain/manifest.ts"
+import { dropBlobReferences } from "../store/blobs.ts"
+import {
+  deleteRevision,
+  findProject,
+  findRevision,
+  supersededRevisions,
+  type Project,
+  type Revision,
+} from "../store/projects.ts"
+import type { Store, View } from "../store/store.ts"
+import { nothingPushed } from "./init.ts"
+import { requireProject } from "./project.ts"
+
+/** What a job runs: a project and one revision of it. */
+export interface ProjectRevision {
+  project: Project
+  revision: Revision
+}
+
+/**
+ * The revision that a job submitted now runs. Refuses as GAP-21 says: `not_found` for a project the account does not have,
+ * `no_revision` (with `next_action`) before the first push. A project that needs attention is accepted.
+ */
+export async function requireActiveRevision(view: View, account: AccountId, name: string): Promise<ProjectRevision> {
+  const project = await requireProject(view, account, name)
+  const revision = project.activeRevision === null ? null : await findRevision(view, project.activeRevision)
+  if (revision === null) throw nothingPushed(project)
+  return { project, revision }
+}
+
+/**
+ * The revision that an attempt of a job runs: the one the job was submitted with, as long as it can run; else the active one
+ * (its build was cancelled by a newer push, or the revision is gone). Null when the project is gone.
+ */
+export async function revisionToRun(
+  view: View,
+  job: { account: AccountId; project: string; revision: RevisionId },
+  needsImage: boolean,
+): Promise<ProjectRevision | null> {
+  const project = await findProject(view, job.account, job.project)
+  if (project === null) return null
+  const pinned = await findRevision(view, job.revision)
+  if (pinned !== null && pinned.project === project.id && !(needsImage && pinned.build === "cancelled")) {
+    return { project, revision: pinned }
+  }
+  const active = project.activeRevision === null ? null : await findRevision(view, project.activeRevision)
+  return active === null ? null : { project, revision: active }
+}
+
+/** The manifest that counts: the tarball's, else the project's where it is one; null without either. */
+export function effectiveManifest({ project, revision }: ProjectRevision): Manifest | null {
+  return revision.manifest ?? parsed(project.manifest)
+}
+
+function parsed(manifest: JsonObject | null): Manifest | null {
+  const result = manifestSchema.safeParse(manifest)
+  return result.success ? result.data : null
+}
+
+/**
+ * Forgets revisions that are neither active nor needed by a job that may still run, and lets go of their tarballs and images.
+ * Those of the last minute stay: a submission may just be about to name one.
+ */
+export async function sweepRevisions(parts: { store: Store }, now: Instant): Promise<number> {
+  const old = await parts.store.read((view) => supersededRevisions(view, now - 60_000, REVISIONS_AT_ONCE))
+  for (const id of old) {
+    await parts.store.write(async (tx) => {
+      await dropBlobReferences(tx, { kind: "revision", owner: id })
+      await dropBlobReferences(tx, { kind: "image", owner: id })
+      await deleteRevision(tx, id)
+    })
+  }
+  return old.length
+}
+
+const REVISIONS_AT_ONCE = 200
