@@ -113,7 +113,7 @@ export async function createGvisorDriver(
         // The log is written by runsc alone: a program that exits with 128 leaves no error in it.
         const said = runscError(join(attemptDir, "runsc.log"))
         if (said === null) return null
-        return said.includes("failed to load")
+        return /failed to load|finding executable/.test(said)
           ? { failureKind: "preparation_failed", message: `the command could not be executed: ${said}` }
           : { failureKind: "sandbox_error", message: `gVisor failed: ${said}` }
       },

@@ -13,11 +13,21 @@ export interface ImageView {
 /** As many links as the kernel follows. */
 const MOST_LINKS = 40
 
-/** `layers` lowest first. */
-export function viewImage(layers: readonly string[]): ImageView {
+/** `layers` lowest first; `mounts` lie over them, the last over the others, at resolved places. */
+export function viewImage(
+  layers: readonly string[],
+  mounts: readonly { hostPath: string; path: string }[] = [],
+): ImageView {
   const topDown = layers.toReversed()
+  const lastFirst = mounts.toReversed()
 
   function look(path: string): { host: string; stats: Stats } | null {
+    const mount = lastFirst.find((candidate) => path === candidate.path || path.startsWith(`${candidate.path}/`))
+    if (mount !== undefined) {
+      const host = join(mount.hostPath, path.slice(mount.path.length))
+      const stats = lstatOf(host)
+      return stats === null ? null : { host, stats }
+    }
     for (const layer of topDown) {
       const host = join(layer, path)
       const stats = lstatOf(host)

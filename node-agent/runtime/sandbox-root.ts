@@ -59,7 +59,10 @@ export function composeSandboxRoot(spec: AttemptSpec, disk: string, owner: numbe
     makeMountPoint(view, upper, mount.path, isDirectory(mount.hostPath) ? "directory" : "file")
     if (owner !== 0 && !mount.readonly) chownSync(mount.hostPath, owner, owner)
   }
-  const program = findMounted(spec, view)
+  const command = spec.command[0] ?? ""
+  const program = findCommand(viewImage([...layers, upper], inside), command, spec.env["PATH"], spec.workdir)
+  if (program === null)
+    throw new RuntimeRefusal("preparation_failed", `the image has no command ${command} in its PATH`)
   const numbered = layers.map((layer, index) => ({ layer, at: `${STAGE}/l${index}` }))
   return {
     program,
@@ -88,17 +91,4 @@ export function composeSandboxRoot(spec: AttemptSpec, disk: string, owner: numbe
       })),
     ],
   }
-}
-
-function findMounted(spec: AttemptSpec, view: ReturnType<typeof viewImage>): string {
-  const command = spec.command[0] ?? ""
-  // What lies in a mount is found by the runtime itself: the tree is the attempt's own.
-  if (command.includes("/")) return command
-  const program = findCommand(view, command, spec.env["PATH"], spec.workdir)
-  if (program !== null) return program
-  const mounted = spec.mounts.some((mount) =>
-    (spec.env["PATH"] ?? "").split(":").some((path) => path.startsWith(mount.path)),
-  )
-  if (mounted) return command
-  throw new RuntimeRefusal("preparation_failed", `the image has no command ${command} in its PATH`)
 }
