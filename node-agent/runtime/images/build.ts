@@ -1,6 +1,18 @@
-import { mkdir, readdir, readFile, realpath, rename, rm, stat, statfs, utimes, writeFile } from "node:fs/promises"
+import {
+  copyFile,
+  mkdir,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  stat,
+  statfs,
+  utimes,
+  writeFile,
+} from "node:fs/promises"
 import { geteuid } from "node:process"
-import { join, resolve } from "node:path"
+import { dirname, join, resolve } from "node:path"
 import { fileURLToPath } from "node:url"
 import { z } from "zod"
 import { present } from "../../../protocol/base/assert.ts"
@@ -13,7 +25,7 @@ import { openBuildah, type BuildWork, type Confine } from "./buildah.ts"
 import { checkDockerfile } from "./dockerfile-policy.ts"
 import { readLayout, type LayoutImage } from "./oci.ts"
 import type { PackedLayer, PackOrder } from "./pack-layers.ts"
-import { shimScript, type PackageSettings } from "./run-shim.ts"
+import { CA_BUNDLE, shimScript, type PackageSettings } from "./run-shim.ts"
 import { runTool, type ToolEnd } from "./run-tool.ts"
 
 /** Builds project images with buildah; every RUN happens inside runsc (reference/runtime.md §1). */
@@ -206,9 +218,18 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
     const stateDirectory = join(work.directory, "runsc")
     await mkdir(stateDirectory, { recursive: true })
     const network = parts.outbound === undefined ? "none" : "host"
-    const runtime = { runsc: parts.runsc ?? "runsc", stateDirectory, flags: order.flags ?? [], network } as const
+    const runDirectory = join(work.directory, "run")
+    const packages = parts.packages ?? {}
+    if (packages.caBundlePath !== undefined) {
+      await mkdir(join(runDirectory, dirname(CA_BUNDLE)), { recursive: true })
+      await copyFile(packages.caBundlePath, join(runDirectory, CA_BUNDLE))
+    }
+    const flags = order.flags ?? []
+    const runsc = parts.runsc ?? "runsc"
     const script =
-      order.flags === null ? "#!/bin/sh\nexit 1\n" : shimScript({ ...runtime, packages: parts.packages ?? {} })
+      order.flags === null
+        ? "#!/bin/sh\nexit 1\n"
+        : shimScript({ runsc, stateDirectory, flags, network, packages, runDirectory })
     await writeFile(shim, script, { mode: 0o700 })
     await writeFile(file, order.dockerfile)
     const sandbox = ["--isolation", "oci", "--runtime", shim, "--network", network, ...dns()]
@@ -235,11 +256,8 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
     const known = await work.buildah(["inspect", "--type", "image", reference])
     if (known.exitCode === 0) return reference
     await measure(base)
-    const pulled = await work.buildah(["pull", "--quiet", `oci:${base.path}`], { signal: closing.signal })
-    const id = /[0-9a-f]{64}\s*$/.exec(pulled.output)?.[0].trim()
-    if (pulled.exitCode !== 0 || id === undefined) throw new Error(`base ${base.name}: ${lastLine(pulled.output)}`)
-    const tagged = await work.buildah(["tag", id, reference])
-    if (tagged.exitCode !== 0) throw new Error(`base ${base.name}: ${lastLine(tagged.output)}`)
+    const taken = await work.importImage(base.path, reference, { signal: closing.signal })
+    if (taken.exitCode !== 0) throw new Error(`base ${base.name}: ${lastLine(taken.output)}`)
     return reference
   }
 

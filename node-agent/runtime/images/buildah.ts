@@ -17,6 +17,8 @@ export interface BuildWork {
   directory: string
   /** `buildah ARGS`. */
   buildah(args: readonly string[], options?: BuildahOptions): Promise<ToolEnd>
+  /** Takes the layout's image into the storage, under this name. */
+  importImage(layout: string, name: string, options?: BuildahOptions): Promise<ToolEnd>
   /** Writes the image as an OCI layout whose layers are plain tars. Layers that lie there already are not written again. */
   exportImage(image: string, layout: string, options?: BuildahOptions): Promise<ToolEnd>
   remove(): Promise<void>
@@ -50,20 +52,17 @@ export async function openBuildah(directory: string): Promise<Buildah> {
       return runTool(confine(entered), { ...rest, env: { PATH: TOOL_PATH, HOME: work, TMPDIR: join(work, "tmp") } })
     }
     const place = ["--root", storage, "--runroot", runroot, "--storage-driver", "overlay"]
+    const stored = `containers-storage:[overlay@${storage}+${runroot}]`
     return {
       directory: work,
       buildah: (args, options) => run(["buildah", ...place, ...args], options),
+      // Not `buildah pull oci:`, which makes a name of the path and fails where that has a capital letter.
+      importImage(layout, name, options) {
+        return run(["skopeo", "--insecure-policy", "copy", "--quiet", `oci:${layout}`, `${stored}${name}`], options)
+      },
       exportImage(image, layout, options) {
-        const from = `containers-storage:[overlay@${storage}+${runroot}]@${image}`
-        const copy = [
-          "--insecure-policy",
-          "copy",
-          "--quiet",
-          "--dest-oci-accept-uncompressed-layers",
-          from,
-          `oci:${layout}`,
-        ]
-        return run(["skopeo", ...copy], options)
+        const plain = ["--quiet", "--dest-oci-accept-uncompressed-layers"]
+        return run(["skopeo", "--insecure-policy", "copy", ...plain, `${stored}@${image}`, `oci:${layout}`], options)
       },
       remove: () => removeTree(work),
     }

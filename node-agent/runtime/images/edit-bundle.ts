@@ -1,24 +1,25 @@
 import { readFileSync, writeFileSync } from "node:fs"
 
 /**
- * The child program that the runtime shim calls before each RUN: `edit-bundle.ts BUNDLE ADDITIONS_JSON` adds environment
- * and files to the bundle's config.json. What is added there is never part of the image.
+ * The child program that the runtime shim calls before each RUN: `edit-bundle.ts BUNDLE ADDITIONS_JSON` adds to the bundle's
+ * config.json what a RUN shall see and no image shall keep.
  */
 const [bundle = "", additions = ""] = process.argv.slice(2)
 const file = `${bundle}/config.json`
-const { env, files } = JSON.parse(additions) as RunAdditions
+const { env, runDirectory } = JSON.parse(additions) as RunAdditions
 const config = JSON.parse(readFileSync(file, "utf8")) as {
   process: { env?: string[] | null }
   mounts: { destination: string; type: string; source: string; options: string[] }[]
 }
 config.process.env = [...(config.process.env ?? []), ...Object.entries(env).map(([name, value]) => `${name}=${value}`)]
-for (const { hostPath, path } of files) {
-  config.mounts.push({ destination: path, type: "bind", source: hostPath, options: ["bind", "ro"] })
+// First, because buildah mounts a file below it.
+if (runDirectory !== null) {
+  config.mounts.unshift({ destination: "/run", type: "bind", source: runDirectory, options: ["rbind"] })
 }
 writeFileSync(file, JSON.stringify(config))
 
 export interface RunAdditions {
   env: Record<string, string>
-  /** Files of the machine shown read-only. */
-  files: { hostPath: string; path: string }[]
+  /** Directory of the machine shown as /run, which every image has: elsewhere runsc would leave the mount's place behind. */
+  runDirectory: string | null
 }

@@ -17,7 +17,12 @@ export interface ShimParts {
   flags: readonly string[]
   network: "none" | "host"
   packages: PackageSettings
+  /** Stands for /run in every RUN when there is a CA bundle; holds it as `CA_BUNDLE`. */
+  runDirectory: string
 }
+
+/** Where the CA bundle lies below /run. */
+export const CA_BUNDLE = "computalot/ca.crt"
 
 /**
  * The program that buildah takes for its runtime: runsc with our flags. `delete` is answered by us: Debian's runsc waits five
@@ -26,7 +31,7 @@ export interface ShimParts {
  */
 export function shimScript(parts: ShimParts): string {
   const runsc = [parts.runsc, `--root=${parts.stateDirectory}`, "--ignore-cgroups", `--network=${parts.network}`]
-  const additions = runAdditions(parts.packages)
+  const additions = runAdditions(parts)
   const wanted = Object.keys(additions.env).length > 0
   const edit = `${quoted([process.execPath, EDIT_PROGRAM])} "$bundle" ${quoted([JSON.stringify(additions)])} || exit 1`
   return `#!/bin/sh
@@ -51,18 +56,16 @@ exec ${quoted([...runsc, ...parts.flags])} "$@"
 `
 }
 
-/** Below /dev, which is a fresh tmpfs in every RUN: a file bound anywhere else would leave its name in the image. */
-const CA_BUNDLE_PATH = "/dev/computalot/ca.crt"
-
-function runAdditions({ pipIndexUrl, npmRegistry, caBundlePath }: PackageSettings): RunAdditions {
+function runAdditions({ packages, runDirectory }: ShimParts): RunAdditions {
   const env: Record<string, string> = {}
-  if (pipIndexUrl !== undefined) env["PIP_INDEX_URL"] = pipIndexUrl
-  if (npmRegistry !== undefined) env["NPM_CONFIG_REGISTRY"] = npmRegistry
-  if (caBundlePath === undefined) return { env, files: [] }
-  for (const name of ["PIP_CERT", "NPM_CONFIG_CAFILE", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"])
-    env[name] = CA_BUNDLE_PATH
-  return { env, files: [{ hostPath: caBundlePath, path: CA_BUNDLE_PATH }] }
+  if (packages.pipIndexUrl !== undefined) env["PIP_INDEX_URL"] = packages.pipIndexUrl
+  if (packages.npmRegistry !== undefined) env["NPM_CONFIG_REGISTRY"] = packages.npmRegistry
+  if (packages.caBundlePath === undefined) return { env, runDirectory: null }
+  for (const name of CA_VARIABLES) env[name] = `/run/${CA_BUNDLE}`
+  return { env, runDirectory }
 }
+
+const CA_VARIABLES = ["PIP_CERT", "NPM_CONFIG_CAFILE", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"]
 
 function quoted(words: readonly string[]): string {
   return words.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(" ")

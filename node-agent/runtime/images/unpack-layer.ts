@@ -16,7 +16,7 @@ import { LayerRefusal, plainTar } from "./layer-stream.ts"
 async function main(): Promise<never> {
   const order = JSON.parse(process.argv[2] ?? "") as UnpackOrder
   const answer = await unpack(order).catch((error: unknown): UnpackAnswer => {
-    return { ok: false, refused: error instanceof LayerRefusal, reason: errorText(error) }
+    return { ok: false, refused: !isMachines(error), reason: errorText(error) }
   })
   await new Promise((written) => stdout.write(JSON.stringify(answer), written))
   // A refused layer leaves its reader in the middle of the blob.
@@ -68,22 +68,12 @@ async function copyEntries(tar: Readable, target: Writable, order: UnpackOrder):
   const directories = new Map<string, PassedHeader>()
   let diskBytes = 0
   let entries = 0
-  let silent = 0
 
-  // A header may announce another header of any length, which would be held in memory whole.
-  const guarded = async function* (): AsyncGenerator<Buffer> {
-    for await (const chunk of tar as AsyncIterable<Buffer>) {
-      silent += chunk.length
-      if (silent > LONGEST_HEADERS) throw new LayerRefusal("it has a header of more than a megabyte")
-      yield chunk
-    }
-  }
-  const fed = pipeline(guarded, reading)
+  const fed = pipeline(tar, reading)
   const written = pipeline(writing, target)
   fed.catch(() => {})
   written.catch(() => {})
   for await (const entry of reading) {
-    silent = 0
     if (target.writableNeedDrain) await once(target, "drain")
     if (++entries > order.maxEntries) throw new LayerRefusal(`it has more than ${order.maxEntries} entries`)
     const header = checkEntry(entry.header)
@@ -100,7 +90,6 @@ async function copyEntries(tar: Readable, target: Writable, order: UnpackOrder):
     } else if (header.type === "file") {
       const into = writing.entry(header)
       for await (const chunk of entry as AsyncIterable<Buffer>) {
-        silent = 0
         if (!into.write(chunk)) await once(into, "drain")
       }
       into.end(null)
@@ -132,8 +121,6 @@ const WHITEOUT_DEVICE = {
   mtime: new Date(0),
 } as const
 const DIRECTORY = { type: "directory", mode: 0o755, uid: 0, gid: 0, mtime: new Date(0) } as const
-/** Long enough for any path and its attributes. */
-const LONGEST_HEADERS = 1024 * 1024
 /** A directory entry and an inode, about. */
 const BYTES_PER_ENTRY = 512
 /** Set-user and set-group bits are dropped: nothing in a task needs another's rights. */
@@ -205,9 +192,17 @@ async function ended(child: ChildProcess, stderr: Readable): Promise<void> {
   let said = ""
   stderr.on("data", (chunk: Buffer) => (said = (said + chunk.toString()).slice(0, 2000)))
   const [code] = (await once(child, "close")) as [number | null]
-  // tar stops at names that lead through links out of the directory, and at a full disk.
-  if (code !== 0)
-    throw /No space left|quota/i.test(said) ? new Error(`tar: ${said.trim()}`) : new LayerRefusal(`tar: ${said.trim()}`)
+  if (code === 0) return
+  // Otherwise tar stops at names that lead through links out of the directory.
+  const reason = `tar: ${said.trim()}`
+  throw /No space left|quota exceeded|Cannot allocate/i.test(said) ? new MachineFault(reason) : new LayerRefusal(reason)
+}
+
+class MachineFault extends Error {}
+
+/** Everything else that fails here fails by what is in the blob: no tar, broken compression. */
+function isMachines(error: unknown): boolean {
+  return error instanceof MachineFault || (error instanceof Error && "syscall" in error)
 }
 
 await main()
