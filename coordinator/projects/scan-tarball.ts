@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto"
 import { createReadStream } from "node:fs"
-import { open, readFile, rm } from "node:fs/promises"
+import { open, readFile, rm, type FileHandle } from "node:fs/promises"
 import { pipeline } from "node:stream/promises"
 import { createGunzip, createGzip } from "node:zlib"
 import { extract, pack, type Extract, type Header, type Pack } from "tar-stream"
@@ -124,11 +124,13 @@ async function rewrite(
   tree: Map<string, TreeEntry>,
   texts: Map<string, string>,
 ): Promise<WrittenFile> {
+  // Opened before anything flows: a pipeline that is put together after one of its streams ended waits for ever.
+  const file = await open(input.tarballPath, "wx", 0o600)
   const source = extract()
   const copy = pack()
   const reading = pipeline(createReadStream(input.path), createGunzip(), limitUnpacked(input.size), source)
   // The types of streamx leave its iterator out.
-  const writing = writeHashed(input.tarballPath, copy as unknown as AsyncIterable<Uint8Array>)
+  const writing = writeHashed(file, copy as unknown as AsyncIterable<Uint8Array>)
   // Either may fail while the loop below still waits for an entry; both are awaited in the end.
   reading.catch(() => {})
   writing.catch((error: unknown) => source.destroy(error as Error))
@@ -142,12 +144,14 @@ async function rewrite(
     await reading
     if (entries === 0) throw invalidTarball(null, "the archive is empty")
     copy.finalize()
-    return await writing
+    return { path: input.tarballPath, ...(await writing) }
   } catch (error) {
     source.destroy()
     copy.destroy()
     await Promise.allSettled([reading, writing])
     throw asRefusal(error)
+  } finally {
+    await file.close()
   }
 }
 
@@ -276,23 +280,21 @@ async function drain(entry: Entry): Promise<void> {
 }
 
 /** gzip, because every tool can read it; level 1, because the disk is not the bottleneck and the worker is. */
-async function writeHashed(path: string, copy: AsyncIterable<Uint8Array>): Promise<WrittenFile> {
-  const file = await open(path, "wx", 0o600)
-  try {
-    const hash = createHash("sha256")
-    let size = 0
-    await pipeline(copy, createGzip({ level: 1 }), async (packed: AsyncIterable<Uint8Array>) => {
-      for await (const chunk of packed) {
-        hash.update(chunk)
-        size += chunk.byteLength
-        await file.writeFile(chunk)
-      }
-    })
-    await file.sync()
-    return { path, digest: asDigest(hash.digest("hex")), size }
-  } finally {
-    await file.close()
-  }
+async function writeHashed(
+  file: FileHandle,
+  copy: AsyncIterable<Uint8Array>,
+): Promise<{ digest: Digest; size: number }> {
+  const hash = createHash("sha256")
+  let size = 0
+  await pipeline(copy, createGzip({ level: 1 }), async (packed: AsyncIterable<Uint8Array>) => {
+    for await (const chunk of packed) {
+      hash.update(chunk)
+      size += chunk.byteLength
+      await file.writeFile(chunk)
+    }
+  })
+  await file.sync()
+  return { digest: asDigest(hash.digest("hex")), size }
 }
 
 async function writeListing(path: string, listing: string): Promise<WrittenFile> {

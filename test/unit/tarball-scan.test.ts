@@ -221,14 +221,14 @@ describe("hostile tarballs are refused with the entry and the reason, and leave 
     await expect(scan(await tarballOf([...PROJECT, ...links]))).resolves.toBeDefined()
   })
 
-  test("more than 100,000 entries, of a tarball with a million", async () => {
+  test("more than 100,000 entries", async () => {
     const block = rawHeader({ name: "x" })
-    const million = Buffer.concat(
-      Array.from({ length: 1_000_000 }, (_, index) =>
+    const many = Buffer.concat(
+      Array.from({ length: 101_000 }, (_, index) =>
         index % 1000 === 0 ? rawHeader({ name: `d${index}/`, type: "directory" }) : block,
       ),
     )
-    const refusal = await refusalOf(gzipSync(uniqueNames(million), { level: 1 }))
+    const refusal = await refusalOf(gzipSync(uniqueNames(many), { level: 1 }))
     expect(refusal.details).toMatchObject({ reason: expect.stringContaining("100000 entries") as string })
   })
 
@@ -350,13 +350,12 @@ test("an aborted scan ends and leaves nothing", async () => {
   expect((await readdir(folder)).filter((name) => !name.endsWith(".pushed"))).toEqual([])
 })
 
-/** Gives each of the empty files named x its own number, without computing a million checksums: the digits add up. */
+/** Gives each of the empty files named x its own number, so that none appears twice. */
 function uniqueNames(headers: Buffer): Buffer {
   for (let at = 0; at < headers.length; at += 512) {
     if (headers[at] !== 0x78) continue
     const fresh = rawHeader({ name: `x${at / 512}` })
     fresh.copy(headers, at)
-    if (at / 512 > 100_100) break
   }
   return headers
 }
