@@ -4,6 +4,7 @@ import { openDisks } from "./disk.ts"
 import { RuntimeRefusal, type AttemptSpec, type DriverPlace, type RuntimeDriver } from "./driver.ts"
 import { findOnHost } from "./find-on-host.ts"
 import { openTaskGroups } from "./limits.ts"
+import { openTaskNetworks } from "./network.ts"
 import { trySandbox } from "./probe.ts"
 import { composeSandboxRoot, SANDBOX_ROOT } from "./sandbox-root.ts"
 import { refuseDangerousCalls } from "./seccomp.ts"
@@ -20,12 +21,14 @@ const SANDBOX_UID = 64_085
 export async function createBubblewrapDriver(place: DriverPlace): Promise<RuntimeDriver> {
   const groups = openTaskGroups(place.dataDir)
   const disks = await openDisks(place.dataDir)
+  const networks = await openTaskNetworks(place.dataDir, place.blockedAddresses)
   const program = findOnHost("bwrap")
   const isRoot = process.getuid?.() === 0
   const driver: RuntimeDriver = createSupervisedDriver(place, {
     name: "bubblewrap",
     groups,
     disks,
+    networks,
     async probe() {
       const enforces = [
         ...groups.enforces,
@@ -40,20 +43,21 @@ export async function createBubblewrapDriver(place: DriverPlace): Promise<Runtim
           : await trySandbox(driver, place)
       return {
         available: tried === null,
-        problems: tried === null ? [] : [tried],
+        problems: [tried, networks.problem].filter((problem) => problem !== null),
         isolation: "namespaces",
         enforces,
-        network: "none",
+        network: networks.problem === null ? "outbound" : "none",
         version: program ?? "",
       }
     },
-    async plan(spec, disk) {
+    async plan(spec, disk, netns) {
       if (program === null) throw new RuntimeRefusal("sandbox_error", "bubblewrap (bwrap) is not installed")
-      const root = composeSandboxRoot(spec, disk, SANDBOX_UID, "")
+      const root = composeSandboxRoot(spec, disk, SANDBOX_UID, netns === null ? "" : networks.resolvConf)
       const files = { args: join(spec.attemptDir, "bwrap-args"), status: join(spec.attemptDir, "bwrap-status") }
       const filter = refuseDangerousCalls(process.arch)
       const options = [
         ...bubblewrapOptions(spec),
+        ...(netns === null ? [] : ["--share-net"]),
         "--json-status-fd",
         "4",
         ...(filter === null ? [] : ["--seccomp", "5"]),

@@ -45,6 +45,8 @@ export interface DriverPlace {
   dataDir: string
   /** All attempt directories lie directly below it. */
   attemptsDir: string
+  /** IPv4 addresses that no task may reach beside private ones: the mesh's and the coordinator's public ones. */
+  blockedAddresses?: readonly string[]
 }
 
 export interface DriverProbe {

@@ -5,6 +5,7 @@ import { openDisks } from "./disk.ts"
 import { RuntimeRefusal, type AttemptSpec, type DriverPlace, type DriverProbe, type RuntimeDriver } from "./driver.ts"
 import { findOnHost } from "./find-on-host.ts"
 import { agentMark, openTaskGroups } from "./limits.ts"
+import { openTaskNetworks } from "./network.ts"
 import { trySandbox } from "./probe.ts"
 import { composeSandboxRoot, SANDBOX_ROOT, SANDBOX_TMP } from "./sandbox-root.ts"
 import { createSupervisedDriver } from "./supervised-driver.ts"
@@ -26,6 +27,7 @@ export async function createGvisorDriver(
 ): Promise<RuntimeDriver> {
   const groups = openTaskGroups(place.dataDir)
   const disks = await openDisks(place.dataDir)
+  const networks = await openTaskNetworks(place.dataDir, place.blockedAddresses)
   const program = options.runscPath ?? findOnHost("runsc")
   const mark = agentMark(place.dataDir)
   let flags = FLAG_CHOICES[0] ?? []
@@ -52,21 +54,30 @@ export async function createGvisorDriver(
         problems.splice(0, problems.length, problem ?? "")
       }
       if (available) problems.length = 0
+      if (networks.problem !== null) problems.push(networks.problem)
     }
-    return { available, problems, isolation: "gvisor", enforces, network: "none", version: program ?? "" }
+    return {
+      available,
+      problems,
+      isolation: "gvisor",
+      enforces,
+      network: networks.problem === null ? "outbound" : "none",
+      version: program ?? "",
+    }
   }
 
   const driver: RuntimeDriver = createSupervisedDriver(place, {
     name: "gvisor",
     groups,
     disks,
+    networks,
     probe: () => (probed ??= probe()),
-    async plan(spec, disk) {
+    async plan(spec, disk, netns) {
       if (program === null) throw new RuntimeRefusal("sandbox_error", "gVisor (runsc) is not installed")
-      const root = composeSandboxRoot(spec, disk, 0, "")
+      const root = composeSandboxRoot(spec, disk, 0, netns === null ? "" : networks.resolvConf)
       const bundle = join(spec.attemptDir, "bundle")
       await mkdir(bundle, { recursive: true })
-      writeFileSync(join(bundle, "config.json"), JSON.stringify(ociConfig(spec)), { mode: 0o600 })
+      writeFileSync(join(bundle, "config.json"), JSON.stringify(ociConfig(spec, netns)), { mode: 0o600 })
       // Names are global to the machine whatever the state root is, and are never used twice.
       const id = `${mark}-${spec.name}-${Date.now().toString(36)}`
       const global = [
@@ -84,7 +95,7 @@ export async function createGvisorDriver(
           ...global,
           "--ignore-cgroups",
           "--network",
-          "none",
+          netns === null ? "none" : "host",
           ...flags,
           "run",
           "--bundle",
@@ -134,7 +145,7 @@ const CAPABILITIES = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETG
   (name) => `CAP_${name}`,
 )
 
-function ociConfig(spec: AttemptSpec): unknown {
+function ociConfig(spec: AttemptSpec, netns: string | null): unknown {
   return {
     ociVersion: "1.0.0",
     process: {
@@ -154,7 +165,12 @@ function ociConfig(spec: AttemptSpec): unknown {
       // Named, or runsc puts a memory-backed one there.
       { destination: "/tmp", type: "bind", source: SANDBOX_TMP, options: ["rw"] },
     ],
-    linux: { namespaces: ["pid", "network", "ipc", "uts", "mount"].map((type) => ({ type })) },
+    linux: {
+      namespaces: [
+        ...["pid", "ipc", "uts", "mount"].map((type) => ({ type })),
+        { type: "network", ...(netns === null ? {} : { path: netns }) },
+      ],
+    },
   }
 }
 

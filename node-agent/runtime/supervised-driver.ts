@@ -5,6 +5,7 @@ import { readRecord, runningAttempt, writeRecord, type EndSigns } from "./attemp
 import type { AttemptSpec, DriverPlace, DriverProbe, RuntimeDriver } from "./driver.ts"
 import type { AttemptDisks } from "./disk.ts"
 import type { GroupLimits, TaskGroups } from "./limits.ts"
+import type { TaskNetworks } from "./network.ts"
 import { adoptSupervised, createLauncher, type SupervisedCommand } from "./supervisor.ts"
 
 /** What one driver does in its own way; everything else is the same for all. */
@@ -12,9 +13,11 @@ export interface DriverWays {
   name: string
   groups: TaskGroups
   disks: AttemptDisks
+  /** Absent: attempts share the machine's. */
+  networks?: TaskNetworks
   probe(): Promise<DriverProbe>
   /** What the supervisor is to run. Rejects with a `RuntimeRefusal` where the attempt cannot be started. */
-  plan(spec: AttemptSpec, disk: string): Promise<Plan>
+  plan(spec: AttemptSpec, disk: string, netns: string | null): Promise<Plan>
   /** The limits of the control groups: those of the attempt and what the sandbox itself needs. */
   groupLimits(spec: AttemptSpec): GroupLimits
   /** Reads the signs of an end that only this driver can read. */
@@ -26,7 +29,7 @@ export interface DriverWays {
 export type Plan = Omit<SupervisedCommand, "attemptDir" | "timeoutMs" | "deadline">
 
 export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): RuntimeDriver {
-  const { groups, disks } = ways
+  const { groups, disks, networks } = ways
   const launcher = createLauncher(groups)
   const signs = (attemptDir: string): EndSigns => ({
     ...ways.signs(attemptDir),
@@ -39,8 +42,16 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
     async start(spec) {
       const { attemptDir, limits } = spec
       const disk = await disks.make(attemptDir, limits.diskBytes)
-      const plan = await ways.plan(spec, disk)
-      const command = { ...plan, attemptDir, timeoutMs: limits.timeoutMs, deadline: limits.deadline }
+      // The driver without networks of its own (process) shares the machine's.
+      const netns = spec.network === "outbound" && networks ? await networks.make(attemptDir) : null
+      const plan = await ways.plan(spec, disk, netns)
+      const command = {
+        ...plan,
+        ...(netns === null ? {} : { netns }),
+        attemptDir,
+        timeoutMs: limits.timeoutMs,
+        deadline: limits.deadline,
+      }
       const supervised = await launcher.start(command, ways.groupLimits(spec), (group) => writeRecord(spec, group))
       return runningAttempt(attemptDir, limits, supervised, signs(attemptDir))
     },
@@ -56,8 +67,9 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
         await supervised?.stop()
         await groups.remove(record.group)
       }
+      await networks?.remove(attemptDir)
       await disks.remove(attemptDir)
-      for (const name of ["attempt.json", ...ways.leftovers]) {
+      for (const name of ["attempt.json", "network", ...ways.leftovers]) {
         await rm(join(attemptDir, name), { recursive: true, force: true })
       }
     },
@@ -66,9 +78,11 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
       const keptGroups = new Set([...kept].map((path) => readRecord(path)?.group))
       for (const path of attemptDirs(place.attemptsDir)) if (!kept.has(path)) await driver.release(path)
       for (const name of groups.list()) if (!keptGroups.has(name)) await groups.remove(name)
+      await networks?.sweep(kept)
     },
     async [Symbol.asyncDispose]() {
       await launcher[Symbol.asyncDispose]()
+      await networks?.close()
     },
   }
   return driver
