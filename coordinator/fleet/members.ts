@@ -99,6 +99,8 @@ export interface HeldAttempt {
   runningMs: number | null
   /** Contact was lost for long enough: the task may be granted again, though the number is not spent yet. */
   claimable: boolean
+  /** Recorded time without contact: never billed. */
+  lostContactMs: number
   /** One extension was given because time or the coordinator paused; no further one until its node was heard. */
   extended: boolean
   progress: string | null

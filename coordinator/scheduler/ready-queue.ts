@@ -22,6 +22,11 @@ export interface ReadyQueue {
   take(nowMs: number, fits: (kind: string) => boolean): ReadyJob | null
   /** Puts back a task that was taken and not granted, and its virtual time with it. */
   putBack(seq: number, tasks: number): void
+  /** Nothing more of the job can start before `unblock`: its hold covers no further task. `tasks` are put back. */
+  block(seq: number, tasks: number): void
+  unblock(seq: number): void
+  /** The seq of any job of the kind that waits. */
+  sample(kind: string): number | null
   /** Corrects the virtual time by what a task really cost: `over` is reserve − charge. */
   correct(seq: number, over: number): void
   /** Kinds of work that wait, each with the number of tasks: what offers announce. */
@@ -48,6 +53,8 @@ interface Entry extends ReadyJob {
   rank: number
   /** Stands in its kind's heap. */
   queued: boolean
+  /** Tasks set aside until money is free again. */
+  blocked: number
 }
 
 interface AccountShare {
@@ -141,7 +148,7 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     put(job) {
       const known = jobs.get(job.seq)
       if (known) return setTasks(known, job.tasks)
-      const entry: Entry = { ...job, tasks: 0, virtual: 0, rank: LEVELS[job.priority], queued: false }
+      const entry: Entry = { ...job, tasks: 0, virtual: 0, rank: LEVELS[job.priority], queued: false, blocked: 0 }
       jobs.set(job.seq, entry)
       setTasks(entry, job.tasks)
     },
@@ -182,6 +189,29 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
       entry.virtual -= entry.cost * tasks
       share(entry.account).virtual -= entry.cost * tasks
       setTasks(entry, entry.tasks + tasks)
+    },
+    block(seq, tasks) {
+      const entry = jobs.get(seq)
+      if (!entry) return
+      entry.virtual -= entry.cost * tasks
+      share(entry.account).virtual -= entry.cost * tasks
+      entry.blocked += tasks + entry.tasks
+      setTasks(entry, 0)
+    },
+    unblock(seq) {
+      const entry = jobs.get(seq)
+      if (!entry || entry.blocked === 0) return
+      const tasks = entry.blocked
+      entry.blocked = 0
+      setTasks(entry, entry.tasks + tasks)
+    },
+    sample(kind) {
+      for (const { kinds } of accounts.values()) {
+        const heap = kinds.get(kind)
+        const entry = heap && dropFinished(heap)
+        if (entry) return entry.seq
+      }
+      return null
     },
     correct(seq, over) {
       const entry = jobs.get(seq)

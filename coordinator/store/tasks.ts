@@ -49,6 +49,10 @@ export interface TaskResultRow {
   quality: number | null
   warnings: string[]
   runtimeMs: number | null
+  /** The signal that ended the program, null when none did. */
+  signal: string | null
+  /** The last progress line as its own JSON text, null without one. */
+  progress: string | null
 }
 
 export type TaskWithResult = TaskRow & { end: TaskResultRow | null }
@@ -118,7 +122,7 @@ export async function grantTask(tx: Tx, key: TaskKey, attempt: number, claim: Cl
 /** Back to the queue without a loss: the attempt never started. The attempt's number is taken back. */
 export async function requeueUnstarted(tx: Tx, key: TaskKey, claim: ClaimNumber): Promise<boolean> {
   const { changes } = await tx.run(
-    "UPDATE tasks SET state = 'queued', attempt = attempt - 1 WHERE id = ? AND claim = ? AND state IN ('granted', 'running')",
+    "UPDATE tasks SET state = 'queued', attempt = attempt - 1 WHERE id = ? AND claim = ? AND state IN ('granted', 'running', 'lost')",
     key,
     claim,
   )
@@ -153,6 +157,11 @@ export async function endTask(
     claim,
   )
   return changes === 1
+}
+
+/** A task that waits can never run: it fails without an attempt. */
+export async function failWaitingTask(tx: Tx, key: TaskKey, at: Instant): Promise<void> {
+  await tx.run("UPDATE tasks SET state = 'failed', completed_at = ? WHERE id = ? AND state = 'queued'", at, key)
 }
 
 /** The sixth loss would be the one too many: the task fails instead of being granted again. */
@@ -212,6 +221,16 @@ export async function listTasks(
   return rows.map(withResult)
 }
 
+/** These tasks with what their last attempts left, by key. Keys without a row are left out. */
+export async function tasksByKeys(view: View, keys: readonly TaskKey[]): Promise<TaskWithResult[]> {
+  const rows = await view.all<RawTask & RawResult>(
+    `SELECT ${TASK_WITH_RESULT} FROM tasks t LEFT JOIN task_results r ON r.task = t.id
+     WHERE t.id IN (${keys.map(() => "?").join(", ")}) ORDER BY t.id`,
+    ...keys,
+  )
+  return rows.map(withResult)
+}
+
 export async function countTasks(view: View, job: number, states: readonly StoredTaskState[]): Promise<number> {
   const row = await view.get<{ n: number }>(
     `SELECT count(*) AS n FROM tasks WHERE id >= ? AND id < ? AND state IN (${states.map(() => "?").join(", ")})`,
@@ -235,7 +254,7 @@ export async function taskSlice(view: View, job: number, fromIndex: number, limi
 }
 
 const TASK_WITH_RESULT = `t.*, r.claim AS result_claim, r.output, r.error, r.failure_kind, r.exit_code, r.result,
-  r.result_digest, r.result_bytes, r.quality, r.warnings, r.runtime_ms`
+  r.result_digest, r.result_bytes, r.quality, r.warnings, r.runtime_ms, r.signal, r.progress`
 
 const withResult = (row: RawTask & RawResult): TaskWithResult => ({
   ...taskFrom(row),
@@ -267,15 +286,20 @@ export async function suspectIndexes(view: View, job: number, limit: number): Pr
 // ── results ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /** What an attempt left, in place of what an earlier one did. */
-export async function putTaskResult(tx: Tx, key: TaskKey, end: TaskResultRow): Promise<void> {
+export async function putTaskResult(
+  tx: Tx,
+  key: TaskKey,
+  end: Omit<TaskResultRow, "signal" | "progress"> & Partial<Pick<TaskResultRow, "signal" | "progress">>,
+): Promise<void> {
   await tx.run(
     `INSERT INTO task_results (task, claim, output, error, failure_kind, exit_code, result, result_digest, result_bytes,
-       quality, warnings, runtime_ms)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+       quality, warnings, runtime_ms, signal, progress)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
      ON CONFLICT (task) DO UPDATE SET claim = excluded.claim, output = excluded.output, error = excluded.error,
        failure_kind = excluded.failure_kind, exit_code = excluded.exit_code, result = excluded.result,
        result_digest = excluded.result_digest, result_bytes = excluded.result_bytes, quality = excluded.quality,
-       warnings = excluded.warnings, runtime_ms = excluded.runtime_ms`,
+       warnings = excluded.warnings, runtime_ms = excluded.runtime_ms, signal = excluded.signal,
+       progress = excluded.progress`,
     key,
     end.claim,
     end.output,
@@ -288,6 +312,8 @@ export async function putTaskResult(tx: Tx, key: TaskKey, end: TaskResultRow): P
     end.quality,
     JSON.stringify(end.warnings),
     end.runtimeMs,
+    end.signal ?? null,
+    end.progress ?? null,
   )
 }
 
@@ -414,6 +440,8 @@ interface RawResult {
   quality: number | null
   warnings: string
   runtime_ms: number | null
+  signal: string | null
+  progress: string | null
 }
 
 interface RawAttempt {
@@ -459,6 +487,8 @@ function resultFrom(row: RawResult): TaskResultRow {
     quality: row.quality,
     warnings: JSON.parse(row.warnings) as string[],
     runtimeMs: row.runtime_ms,
+    signal: row.signal,
+    progress: row.progress,
   }
 }
 

@@ -211,6 +211,7 @@ const welcome = z.object({
   ),
   peers: z.array(z.string().max(256)).max(64),
   revocation_version: z.int().nonnegative(),
+  /** Node ids whose certificates have not ended by themselves. */
   revoked: z.array(z.string().max(128)).max(10_000),
   /** Bearer for this connection's uploads and downloads (`/api/v1/nodes/blobs`). Replaces any earlier one. */
   transfer_token: z.string().max(128),
@@ -229,7 +230,10 @@ const runtimeSpec = z.object({
   revision: z.string().max(64),
   tarball: blob,
   image: imageRecord.nullable(),
-  workdir: z.string().max(1024).nullable(),
+  /** Where commands run inside; null: the image's own. */
+  workdir: z.string().max(4096).nullable(),
+  /** Another path to the same code (C-06). */
+  remote_dir: z.string().max(4096).nullable(),
   setup_timeout_ms: milliseconds,
   /** Checks of the manifest, run once per node and revision at preparation. */
   validation: z
@@ -256,6 +260,8 @@ const taskSpec = z.object({
   memory_mb: z.number().positive(),
   storage_gb: z.number().positive(),
   timeout_ms: z.number().positive(),
+  /** Less than `timeout_ms` where the hold buys no more: reaching it is `budget_spent`. */
+  budget_ms: z.number().nonnegative().optional(),
 })
 export type TaskSpec = z.infer<typeof taskSpec>
 

@@ -1,0 +1,375 @@
+import { mkdir } from "node:fs/promises"
+import { join } from "node:path"
+import { every, type Clock } from "../protocol/base/clock.ts"
+import { errorText } from "../protocol/base/error-text.ts"
+import type { Log } from "../protocol/base/log.ts"
+import type { Random } from "../protocol/base/random.ts"
+import { claimNumber, digest, type ClaimNumber, type NodeId } from "../protocol/domain/ids.ts"
+import { judgeAdvert, createAdvertState } from "../protocol/gossip/node-advert.ts"
+import { ADVERTS_TOPIC, OFFERS_TOPIC } from "../protocol/gossip/topics.ts"
+import { ignore } from "../protocol/gossip/verdict.ts"
+import { createMeshNode } from "../protocol/mesh/create-mesh-node.ts"
+import { loadOrCreateIdentity } from "../protocol/mesh/identity.ts"
+import { serveContent } from "../protocol/mesh/serve-content.ts"
+import { createAuthenticator } from "./accounts/authenticate.ts"
+import { bootstrapToken } from "./accounts/bootstrap-token.ts"
+import { createObjectContent } from "./artifacts/object-content.ts"
+import { openObjectFiles } from "./artifacts/object-files.ts"
+import { freeReleasedBlobs, sweepArtifacts, sweepOrphans } from "./artifacts/retention.ts"
+import { sweepStaged } from "./artifacts/stage.ts"
+import { creditSignup } from "./billing/ledger.ts"
+import { DEFAULT_PRICES, readPrices } from "./billing/pricing.ts"
+import type { CoordinatorConfig } from "./config.ts"
+import { createJobWatch } from "./events/watch.ts"
+import { createFleet, fleetFacts } from "./fleet/fleet.ts"
+import { createMembers } from "./fleet/members.ts"
+import { createHttpApp } from "./http/app.ts"
+import { mountAccount } from "./http/routes/account.ts"
+import { mountAdmin } from "./http/routes/admin.ts"
+import { mountArtifacts } from "./http/routes/artifacts.ts"
+import { mountJobs } from "./http/routes/jobs.ts"
+import { mountNodes } from "./http/routes/nodes.ts"
+import { mountOps } from "./http/routes/ops.ts"
+import { mountProjects } from "./http/routes/projects.ts"
+import { startHttpServer } from "./http/server.ts"
+import { createBackground } from "./jobs/background.ts"
+import { createKnownJobs } from "./jobs/job-facts.ts"
+import { createPlans } from "./jobs/plans.ts"
+import { submitJob } from "./jobs/submit.ts"
+import { openControlDoor } from "./mesh/control-door.ts"
+import { sweepRevisions } from "./projects/revisions.ts"
+import { createTarballScanner } from "./projects/tarball.ts"
+import { createBuilds, requeueBuilds } from "./scheduler/builds.ts"
+import { createClaims } from "./scheduler/claims.ts"
+import { createDispatch } from "./scheduler/dispatch.ts"
+import { createJobLife } from "./scheduler/job-life.ts"
+import { createOffers } from "./scheduler/offers.ts"
+import { createPace } from "./scheduler/pace.ts"
+import { createPrepare } from "./scheduler/prepare.ts"
+import { createQueueReasons } from "./scheduler/queue-reason.ts"
+import { createReadyQueue } from "./scheduler/ready-queue.ts"
+import { createRuntimeSpecs } from "./scheduler/runtime-specs.ts"
+import { restoreClaims } from "./scheduler/restore-claims.ts"
+import { stageBlob } from "./store/blobs.ts"
+import { startEpoch } from "./store/meta.ts"
+import { openStore } from "./store/open-store.ts"
+import { attemptByClaim, liveAttempts } from "./store/tasks.ts"
+
+export interface CoordinatorParts {
+  config: CoordinatorConfig
+  clock: Clock
+  random: Random
+  log: Log
+  version: string
+  /** The store may or may not have committed: the program must end and recover at the next start. */
+  onFatal: (error: Error) => void
+}
+
+export interface Coordinator extends AsyncDisposable {
+  readonly origin: string
+  readonly meshAddresses: string[]
+  readonly peerId: string
+  readonly adminToken: string
+}
+
+/** Up to 500 nodes a heartbeat each second; more nodes beat more slowly (rulings, Mesh). */
+const HEARTBEAT_MS = 1_000
+/** Content served to nodes as the last resort: two first copies of a blob at once, peers for the rest. */
+const CONTENT_LIMITS = { streams: 64, sends: 4, copiesPerBlob: 2 }
+const SWEEP_MS = 60_000
+
+/** Builds every part once, in the order in which they need one another, and opens the doors last. */
+export async function startCoordinator(parts: CoordinatorParts): Promise<Coordinator> {
+  const { config, clock, random, log } = parts
+  await using opening = new AsyncDisposableStack()
+  await mkdir(config.dataDir, { recursive: true })
+
+  const app = createHttpApp({ clock, random, log })
+  mountOps(app)
+  const server = opening.use(await startHttpServer({ app, host: config.httpHost, port: config.httpPort, log }))
+  const origin = config.publicUrl ?? server.origin
+
+  const store = opening.use(await openStore({ dataDir: config.dataDir, clock, log, onFatal: parts.onFatal }))
+  const epoch = await store.write((tx) => startEpoch(tx, clock.now() / 1000))
+  const files = await openObjectFiles(config.dataDir, random)
+  const identity = await loadOrCreateIdentity(join(config.dataDir, "coordinator.key"), random)
+  const adminToken = bootstrapToken(config.dataDir, config.adminToken, random)
+  const authenticator = createAuthenticator({ store, clock, bootstrapToken: adminToken })
+  const prices = config.pricesFile === null ? DEFAULT_PRICES : readPrices(config.pricesFile)
+  const policy = { allowUnsandboxed: config.allowUnsandboxed, allowUnenforced: config.allowUnenforced }
+  const timing = {
+    heartbeatMs: config.heartbeatMs ?? HEARTBEAT_MS,
+    claimLifetimeMs: config.claimLifetimeMs,
+    lostAfterMs: config.lostAfterMs,
+  }
+
+  const members = createMembers(clock, timing)
+  const known = createKnownJobs()
+  const plans = createPlans(store)
+  const queue = createReadyQueue(config.priorityAgeingMs)
+  const pace = createPace()
+  const watch = createJobWatch()
+  const content = createObjectContent(files)
+  const background = opening.use(createBackground({ clock, random, log }))
+  const scanner = opening.use(createTarballScanner())
+  const enrolment = { store, clock, random, key: identity, certificateTtlMs: config.certificateTtlMs }
+  const specs = createRuntimeSpecs({ store, clock, key: identity, content, members })
+  const prepare = createPrepare({ store, clock, log, members, specs, policy })
+  const fleet = createFleet({ ...enrolment, members, replicaChanged })
+  await fleet.load()
+
+  const mesh = opening.use(
+    await createMeshNode({
+      identity,
+      listen: [`/ip4/${config.meshHost}/tcp/${config.meshPort}`],
+      announce: config.meshAnnounce,
+      coordinatorKey: identity,
+      certificate: () => null,
+      isCoordinator: true,
+      agentVersion: `computalot-coordinator/${parts.version}`,
+      log,
+      clock,
+      admitExpired: ({ nodeId }) => !fleet.revoked().includes(nodeId),
+      isKnown: (peer) => members.byPeer(peer) !== undefined,
+    }),
+  )
+  mesh.setRevoked(fleet.revoked())
+  serveContent(mesh, content, {
+    coordinatorPublicKey: identity.publicKey,
+    revoked: (peer) => members.byPeer(peer)?.state === "revoked",
+    clock,
+    log,
+    limits: CONTENT_LIMITS,
+  })
+  const adverts = createAdvertState({
+    coordinatorPublicKey: identity.publicKey,
+    withoutCoordinator: () => false,
+    isRevoked: (node) => fleet.revoked().includes(node),
+  })
+  mesh.subscribe(ADVERTS_TOPIC, (message) => judgeAdvert(adverts, message, clock.now()))
+  mesh.subscribe(OFFERS_TOPIC, () => ignore("our own"))
+
+  const offers = opening.use(
+    createOffers({ mesh, clock, log, queue, known, policy, epoch, revocationVersion: fleet.revocationVersion }),
+  )
+  const wake = (): void => {
+    dispatch.wake()
+    offers.wake()
+  }
+  const reports = { store, files, clock, random, artifactTtlMs: config.artifactTtlMs, resultSpillBytes: config.resultSpillBytes }
+  const jobLife = createJobLife({
+    store,
+    files,
+    clock,
+    log,
+    background,
+    known,
+    queue,
+    pace,
+    watch,
+    specs,
+    wake,
+    runningMs: (claim) => members.attempt(claim)?.runningMs ?? null,
+    spend: (claims, reason) => claims.spend(claims, reason),
+  })
+  const claims = opening.use(
+    createClaims({
+      ...reports,
+      log,
+      members,
+      known,
+      queue,
+      pace,
+      watch,
+      timing,
+      wake,
+      finish: jobLife.finish,
+      taskFailed: jobLife.taskFailed,
+    }),
+  )
+  const builds = opening.use(
+    createBuilds({
+      store,
+      clock,
+      random,
+      log,
+      members,
+      content,
+      specs,
+      built: () => {
+        prepare.wake()
+        wake()
+      },
+      failed: jobLife.setupFailed,
+    }),
+  )
+  const dispatch = opening.use(
+    createDispatch({
+      store,
+      clock,
+      log,
+      members,
+      known,
+      plans,
+      queue,
+      pace,
+      watch,
+      runtimes: specs,
+      policy,
+      claimLifetimeMs: timing.claimLifetimeMs,
+      spend: claims.spend,
+      finish: jobLife.finish,
+      budgetSpent: jobLife.budgetSpent,
+    }),
+  )
+  members.onChange(() => {
+    prepare.wake()
+    builds.wake()
+    wake()
+  })
+
+  await requeueBuilds(store, clock.now())
+  await restoreClaims({ store, clock, members, known, claimLifetimeMs: timing.claimLifetimeMs }, jobLife.resume)
+  const door = opening.use(
+    openControlDoor({ mesh, clock, random, log, key: identity, epoch, members, fleet, claims, builds, timing, wake }),
+  )
+  opening.use(everyMinute())
+  mountRoutes()
+  app.open({
+    store,
+    identify: (token) => authenticator.identify(token),
+    identifyNode: async (token) => {
+      const node = door.nodeOfToken(token)
+      return node && { node }
+    },
+  })
+  builds.wake()
+  wake()
+  const opened = opening.move()
+
+  function replicaChanged(revision: string, member: Parameters<typeof specs.failedOn>[1], state: string): void {
+    if (state === "failed") {
+      specs.failedOn(revision, member)
+      const fitting = fleetFacts(members, policy).workers
+      // On every live node that could run it, or on three: the project is at fault (rulings, Failed set-up).
+      if (specs.failures(revision) >= Math.min(SETUP_FAILURES, fitting)) {
+        jobLife.setupFailed(revision, "preparing the runtime failed", "")
+      }
+    }
+    wake()
+  }
+
+  function mountRoutes(): void {
+    const projects = {
+      store,
+      clock,
+      random,
+      files,
+      scanner,
+      quoteTtlMs: config.quoteTtlMs,
+      fleet: () => fleetFacts(members, policy),
+      changed: () => {
+        builds.wake()
+        prepare.wake()
+        wake()
+      },
+      cancelQueued: jobLife.cancelQueued,
+    }
+    mountAdmin(app, {
+      store,
+      clock,
+      random,
+      authenticator,
+      welcome: (tx, account, at) => creditSignup(tx, account, config.signupCredit, at),
+    })
+    mountAccount(app, { store, clock })
+    mountArtifacts(app, { store, files, clock, random, ttlMs: config.artifactTtlMs, origin: () => origin })
+    mountProjects(app, projects)
+    mountJobs(app, {
+      store,
+      files,
+      clock,
+      plans,
+      members,
+      watch,
+      queueReasons: createQueueReasons({ members, queue, known, specs, policy, clock }),
+      submit: (request) =>
+        submitJob({ store, clock, random, prices, quoteTtlMs: config.quoteTtlMs, plan: jobLife.plan }, request),
+      cancel: jobLife.cancel,
+      ssePingMs: config.ssePingMs,
+      sseLimitMs: config.sseLimitMs,
+    })
+    mountNodes(app, {
+      ...enrolment,
+      coordinator: () => ({ peerId: mesh.peerId, addresses: mesh.addresses(), epoch }),
+      fleet,
+      members,
+      known,
+      plans,
+      files,
+      isLive,
+      stage,
+      cutOff: (member) => {
+        mesh.setRevoked(fleet.revoked())
+        door.close(member.id, "the node was revoked")
+      },
+    })
+  }
+
+  function isLive(claim: number, node: NodeId): boolean {
+    return builds.isLive(claim, node) || members.attempt(claim)?.node === node
+  }
+
+  async function stage(node: NodeId, blob: { claim: number; digest: string; size: number }): Promise<boolean> {
+    const claim = claimNumber(blob.claim)
+    const isBuild = builds.isLive(blob.claim, node)
+    const at = clock.now()
+    return await store.write(async (tx) => {
+      const attempt = isBuild ? null : await attemptByClaim(tx, claim)
+      if (!isBuild && (attempt?.node !== node || attempt.endedAt !== null)) return false
+      await stageBlob(tx, { claim, digest: digest(blob.digest), size: blob.size, at })
+      return true
+    })
+  }
+
+  /** What nobody waits for: expired artifacts, unneeded bytes, old revisions, when members were last heard. */
+  function everyMinute(): Disposable {
+    return every(clock, Math.min(SWEEP_MS, config.artifactTtlMs), () => {
+      background.run("sweep", async () => {
+        const now = clock.now()
+        await fleet.storeSeen()
+        await sweepArtifacts({ store, files }, now)
+        await sweepRevisions({ store }, now)
+        await sweepStaged({ store, liveClaims }, now)
+        await freeReleasedBlobs({ store, files })
+      })
+    })
+  }
+
+  async function liveClaims(
+    view: Parameters<typeof attemptByClaim>[0],
+    claims: ClaimNumber[],
+  ): Promise<ReadonlySet<ClaimNumber>> {
+    const live = new Set<ClaimNumber>([...(await liveAttempts(view, null)).map(({ claim }) => claim), ...builds.liveClaims()])
+    return new Set(claims.filter((claim) => live.has(claim)))
+  }
+
+  await sweepOrphans({ store, files }, clock.now()).catch((error: unknown) => {
+    log.warn("orphans were not swept", { error: errorText(error) })
+  })
+  return {
+    origin: server.origin,
+    meshAddresses: mesh.addresses(),
+    peerId: mesh.peerId,
+    adminToken,
+    async [Symbol.asyncDispose]() {
+      app.close()
+      dispatch.stop()
+      await server.close()
+      await opened.disposeAsync()
+    },
+  }
+}
+
+/** Nodes on which preparing failed, after which the project is taken to be at fault. */
+const SETUP_FAILURES = 3

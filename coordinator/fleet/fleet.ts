@@ -1,0 +1,178 @@
+import type { Clock } from "../../protocol/base/clock.ts"
+import { jittered, type Random } from "../../protocol/base/random.ts"
+import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
+import { revisionId, type NodeId, type PeerId } from "../../protocol/domain/ids.ts"
+import type { Hello, ToCoordinator } from "../../protocol/wire/control.ts"
+import { randomText } from "../../protocol/base/random.ts"
+import { recordReplica, recordRuntimeNote } from "../projects/record.ts"
+import {
+  allNodes,
+  nodeById,
+  nodeByPeer,
+  recordHello,
+  recordSeen,
+  updateNodeState,
+  type NodeRow,
+  type NodeState,
+} from "../store/fleet.ts"
+import type { Store } from "../store/store.ts"
+import { capacityFrom } from "./capacity.ts"
+import { certify, type EnrolmentParts } from "./enrol.ts"
+import { mayRunProjects, type PlacementPolicy } from "./fit.ts"
+import type { Member, Members } from "./members.ts"
+
+/** The fleet's acts: who a peer is, what nodes say of themselves and their replicas, and the admin's word on them. */
+export interface Fleet {
+  /** Takes the members of an earlier start into memory. Once, before the mesh opens. */
+  load(): Promise<void>
+  /** The member that says hello, with its facts stored; null for peers that never enrolled. */
+  hello(peer: PeerId, hello: Hello): Promise<Member | null>
+  replica(member: Member, report: Extract<ToCoordinator, { type: "replica" }>): Promise<void>
+  memberCount(): number
+  /** Addresses of some other members, for the node to connect to. */
+  peersFor(member: Member): string[]
+  revocationVersion(): number
+  revoked(): NodeId[]
+  /** A fresh certificate when the member's is past the first part of its life, else null. */
+  renewedCertificate(member: Member): string | null
+  /** 404 for unknown nodes; 409 for a revoked one: that is final. A revoked node is cut off by the caller. */
+  setState(id: NodeId, state: NodeState, reason: string | null): Promise<Member>
+  rows(): Promise<NodeRow[]>
+  /** Stores when members were last heard; called now and then. */
+  storeSeen(): Promise<void>
+}
+
+export interface FleetParts extends EnrolmentParts {
+  store: Store
+  clock: Clock
+  random: Random
+  members: Members
+  /** Replicas changed: prepared runtimes may serve waiting work, or a set-up failed. */
+  replicaChanged: (revision: string, member: Member, state: "initializing" | "ready" | "failed" | "removed") => void
+}
+
+/** Addresses told to a joining node. */
+const PEERS_TOLD = 8
+
+export function createFleet(parts: FleetParts): Fleet {
+  const { store, clock, members } = parts
+  const certifiedAt = new Map<NodeId, number>()
+  let revokedNodes: NodeId[] = []
+
+  function adopt(row: NodeRow): Member {
+    const member = members.add({ id: row.id, peer: row.peerId, name: row.name, roles: row.roles, state: row.state })
+    member.lastSeenAt ??= row.lastSeenAt
+    return member
+  }
+
+  return {
+    async load() {
+      const rows = await store.read(allNodes)
+      for (const row of rows) adopt(row)
+      revokedNodes = rows.filter(({ state }) => state === "revoked").map(({ id }) => id)
+    },
+    async hello(peer, hello) {
+      const at = clock.now()
+      const row = await store.write(async (tx) => {
+        const known = await nodeByPeer(tx, peer)
+        if (known) await recordHello(tx, known.id, hello.agent_version, JSON.stringify(factsOnly(hello)), at)
+        return known
+      })
+      if (!row) return null
+      const member = adopt(row)
+      member.facts = {
+        agentVersion: hello.agent_version,
+        bootId: hello.boot_id,
+        roles: row.roles.filter((role) => hello.roles.includes(role)),
+        runtime: hello.runtime,
+        isolation: hello.isolation,
+        enforces: hello.enforces,
+        network: hello.network,
+        addresses: hello.addresses,
+        capacity: capacityFrom(hello.capacity),
+      }
+      return member
+    },
+    async replica(member, report) {
+      const revision = revisionId(report.revision)
+      const at = clock.now()
+      const ids = [`diag_${randomText(parts.random, 16)}`, `diag_${randomText(parts.random, 16)}`] as const
+      const needsNote = member.facts?.runtime === "process" && report.state === "ready"
+      const counts = await store.write(async (tx) => {
+        const recorded = await recordReplica(tx, {
+          revision,
+          node: member.id,
+          id: ids[0],
+          at,
+          state: report.state,
+          message: report.message,
+          logTail: report.log_tail,
+        })
+        if (recorded && needsNote) await recordRuntimeNote(tx, { revision, id: ids[1], at })
+        return recorded
+      })
+      if (counts) parts.replicaChanged(report.revision, member, report.state)
+    },
+    memberCount: () => [...members.all()].filter(({ session }) => session !== null).length,
+    peersFor(member) {
+      const others = [...members.all()].filter((other) => other !== member && other.session !== null)
+      const told: string[] = []
+      while (told.length < PEERS_TOLD && others.length > 0) {
+        const [other] = others.splice(parts.random.integer(others.length), 1)
+        told.push(...(other?.facts?.addresses ?? []).slice(0, 1))
+      }
+      return told
+    },
+    revocationVersion: () => revokedNodes.length,
+    revoked: () => revokedNodes,
+    renewedCertificate(member) {
+      const at = clock.now()
+      const before = certifiedAt.get(member.id)
+      // A random moment between 40 % and 60 % of its life, so that a fleet enrolled together does not renew together.
+      if (before !== undefined && at - before < jittered(parts.random, parts.certificateTtlMs * 0.5)) return null
+      certifiedAt.set(member.id, at)
+      return certify(parts, { id: member.id, peerId: member.peer, roles: member.roles })
+    },
+    async setState(id, state, reason) {
+      const row = await store.read((view) => nodeById(view, id))
+      if (!row) throw notFound(`the node ${id}`)
+      if (!(await store.write((tx) => updateNodeState(tx, id, state, reason)))) {
+        throw new ComputalotError("conflict", "the node is revoked, and that is final", {
+          recommendedAction: "Enrol the machine again with a new data directory and a new join token.",
+        })
+      }
+      const member = adopt(row)
+      member.state = state
+      if (state === "revoked") revokedNodes = [...revokedNodes, id]
+      members.changed()
+      return member
+    },
+    rows: () => store.read(allNodes),
+    async storeSeen() {
+      const heard = [...members.all()].filter(({ session, lastSeenAt }) => session !== null && lastSeenAt !== null)
+      if (heard.length === 0) return
+      await store.write(async (tx) => {
+        for (const { id, lastSeenAt } of heard) await recordSeen(tx, id, lastSeenAt ?? 0)
+      })
+    },
+  }
+}
+
+/** What projects need to know of the fleet at this moment (readiness). */
+export function fleetFacts(members: Members, policy: PlacementPolicy) {
+  const live = [...members.all()].filter(
+    ({ session, facts, state }) => session !== null && facts !== null && state === "active",
+  )
+  const workers = live.filter(({ facts }) => facts !== null && mayRunProjects(facts, policy))
+  const liveIds = new Set<NodeId>(live.map(({ id }) => id))
+  return {
+    isLive: (node: NodeId) => liveIds.has(node),
+    workers: workers.length,
+    workersWithoutImage: workers.filter(({ facts }) => facts?.runtime === "process").length,
+    builders: live.filter(({ facts }) => facts?.roles.includes("builder") && facts.runtime !== "process").length,
+  }
+}
+
+function factsOnly({ roles, capacity, runtime, isolation, enforces, network, addresses, boot_id }: Hello): object {
+  return { roles, capacity, runtime, isolation, enforces, network, addresses, boot_id }
+}

@@ -1,0 +1,145 @@
+import { setImmediate as turn } from "node:timers/promises"
+import type { Clock } from "../../protocol/base/clock.ts"
+import type { Random } from "../../protocol/base/random.ts"
+import type { SubmissionWarning } from "../../protocol/api/jobs.ts"
+import { newHoldId, newJobId, newQuoteId, type AccountId, type QuoteId, type UserId } from "../../protocol/domain/ids.ts"
+import { estimateJob, type JobEstimate, type Prices } from "../billing/pricing.ts"
+import { placeHold } from "../billing/holds.ts"
+import { quoteShortfall, type Quote } from "../billing/quotes.ts"
+import { insufficientFunds, type Shortfall } from "../billing/shortfall.ts"
+import { readBalance } from "../billing/ledger.ts"
+import { appendEvent } from "../events/event-log.ts"
+import { requireActiveRevision } from "../projects/revisions.ts"
+import { insertJob, jobBySeq, type JobRow } from "../store/jobs.ts"
+import type { Store, Tx } from "../store/store.ts"
+import type { JobBilling } from "./job-facts.ts"
+import { firstOversizedTask, payloadTooLarge, planTasks, type Plan } from "./plan/plan.ts"
+import { parseSubmission } from "./submission/parse-submission.ts"
+import type { Submission } from "./submission/submission.ts"
+
+export interface SubmitParts {
+  store: Store
+  clock: Clock
+  random: Random
+  prices: Prices
+  quoteTtlMs: number
+  /** Writes the job's tasks and makes it grantable, after the answer. */
+  plan: (job: JobRow) => void
+}
+
+export interface SubmitRequest {
+  account: AccountId
+  user: UserId | null
+  /** As parsed, and as it came. */
+  body: unknown
+  bodyText: string
+  /** The quote that this very request was given before. */
+  earlierQuote?: QuoteId | null
+  /** Runs in the write that makes the job. */
+  also?: (tx: Tx, submitted: SubmittedJob) => Promise<void>
+}
+
+export interface SubmittedJob {
+  job: JobRow
+  warnings: SubmissionWarning[]
+}
+
+/**
+ * Takes a job in: one write makes the job and its hold, or neither (B-015). Refuses with what is wrong by field (422), with
+ * `not_found` or `no_revision` for its project (GAP-21), and with a stored quote when the account is short (402); nothing
+ * is created then, so the same request may be sent again. Its tasks are written afterwards, slice by slice.
+ */
+export async function submitJob(parts: SubmitParts, request: SubmitRequest): Promise<SubmittedJob> {
+  const { submission, warnings } = parseSubmission(request.body)
+  const plan = planTasks(submission)
+  await refuseLargePayloads(plan)
+  const estimate = estimateJob(pricedWork(submission, plan), parts.prices)
+  const at = parts.clock.now()
+  const ids = { job: newJobId(parts.random, at), hold: newHoldId(parts.random), quote: newQuoteId(parts.random) }
+  const outcome = await parts.store.write(async (tx) => {
+    const { project, revision } = await requireActiveRevision(tx, request.account, submission.project)
+    const balance = await readBalance(tx, request.account, at)
+    const placed = await placeHold(tx, {
+      id: ids.hold,
+      account: request.account,
+      job: ids.job,
+      round: 1,
+      amount: estimate.hold,
+      at,
+    })
+    if (!placed.placed) {
+      const description = `Submit of a ${submission.work.type} job of ${plan.count} tasks`
+      const wanted = {
+        id: ids.quote,
+        account: request.account,
+        amount: placed.shortfall.missing,
+        description,
+        at,
+        expiresAt: at + parts.quoteTtlMs,
+      }
+      return short(placed.shortfall, await quoteShortfall(tx, wanted, request.earlierQuote ?? null))
+    }
+    const seq = await insertJob(tx, {
+      id: ids.job,
+      account: request.account,
+      userId: request.user,
+      project: project.name,
+      revision: revision.id,
+      contentHash: revision.contentHash,
+      type: submission.work.type,
+      priority: submission.priority,
+      request: request.bodyText,
+      submission: JSON.stringify(submission),
+      tags: submission.tags,
+      clientRef: submission.clientRef,
+      taskCount: plan.count,
+      hold: ids.hold,
+      reserveMicro: estimate.taskReserve,
+      billing: JSON.stringify(billingOf(estimate, balance.ledger - balance.held)),
+      createdAt: at,
+    })
+    await appendEvent(tx, {
+      job: seq,
+      type: "job.planning",
+      message: `submitted with ${plan.count} ${plan.count === 1 ? "task" : "tasks"}`,
+      data: { to: "planning", tasks: plan.count },
+      at,
+    })
+    const job = await jobBySeq(tx, seq)
+    if (!job) throw new Error("an inserted job is found")
+    const submitted = { job, warnings }
+    await request.also?.(tx, submitted)
+    return { kind: "submitted", submitted } as const
+  })
+  if (outcome.kind === "short") throw insufficientFunds(outcome.shortfall, outcome.quote, at)
+  parts.plan(outcome.submitted.job)
+  return outcome.submitted
+}
+
+const short = (shortfall: Shortfall, quote: Quote) => ({ kind: "short", shortfall, quote }) as const
+
+/** Tasks checked before others get a turn. */
+const CHECKED_AT_ONCE = 5_000
+
+async function refuseLargePayloads(plan: Plan): Promise<void> {
+  for (let from = 0; from < plan.count; from += CHECKED_AT_ONCE) {
+    if (from > 0) await turn()
+    const index = firstOversizedTask(plan, from, from + CHECKED_AT_ONCE)
+    if (index !== null) throw payloadTooLarge(plan, index)
+  }
+}
+
+function pricedWork(submission: Submission, plan: Plan): Parameters<typeof estimateJob>[0] {
+  const { requirements, timeoutSeconds, runtimeHintSeconds, maxRetries, reliabilityMode } = submission
+  return { requirements, timeoutSeconds, runtimeHintSeconds, maxRetries, reliabilityMode, tasks: plan.count }
+}
+
+function billingOf(estimate: JobEstimate, available: bigint): JobBilling {
+  return {
+    rateNumerator: String(estimate.rate.numerator),
+    resourceClass: estimate.resourceClass,
+    runtimeClass: estimate.runtimeClass,
+    estimate: String(estimate.hold),
+    available: String(available),
+  }
+}

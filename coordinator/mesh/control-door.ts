@@ -1,0 +1,274 @@
+import type { Clock } from "../../protocol/base/clock.ts"
+import { sleep } from "../../protocol/base/clock.ts"
+import { unreachable } from "../../protocol/base/assert.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import type { Log } from "../../protocol/base/log.ts"
+import { randomText, type Random } from "../../protocol/base/random.ts"
+import type { NodeId, PeerId } from "../../protocol/domain/ids.ts"
+import type { Mesh, MeshStream } from "../../protocol/mesh/mesh.ts"
+import {
+  CONTROL_PROTOCOL,
+  CONTROL_VERSION,
+  decodeToCoordinator,
+  encodeMessage,
+  type Hello,
+  type ToCoordinator,
+  type ToNode,
+} from "../../protocol/wire/control.ts"
+import { signEpoch, verifyEpoch } from "../../protocol/wire/epoch.ts"
+import type { SigningKey } from "../../protocol/wire/signing.ts"
+import { capacityFrom } from "../fleet/capacity.ts"
+import type { Member, Members, Session } from "../fleet/members.ts"
+import type { Fleet } from "../fleet/fleet.ts"
+import type { Claims } from "../scheduler/claims.ts"
+import type { Builds } from "../scheduler/builds.ts"
+
+/** The node-facing door: reads control streams, calls one act a message, answers (architecture §5.3). */
+export interface ControlDoor extends AsyncDisposable {
+  /** The node behind a transfer token, or null. Tokens live as long as their connection. */
+  nodeOfToken(token: string): NodeId | null
+  /** Ends a member's stream. */
+  close(node: NodeId, reason: string): void
+}
+
+export interface ControlDoorParts {
+  mesh: Mesh
+  clock: Clock
+  random: Random
+  log: Log
+  key: SigningKey
+  epoch: number
+  members: Members
+  fleet: Fleet
+  claims: Claims
+  builds: Builds
+  timing: { heartbeatMs: number; claimLifetimeMs: number }
+  wake: () => void
+}
+
+/** A stream that says no hello within this is closed. */
+const HELLO_TIMEOUT_MS = 15_000
+/** Reports of one node in work at once; further frames wait unread (architecture §5.3). */
+const REPORTS_IN_WORK = 2
+
+export function openControlDoor(parts: ControlDoorParts): ControlDoor {
+  const { mesh, clock, log, members } = parts
+  const tokens = new Map<string, NodeId>()
+  const sessions = new Map<NodeId, { session: Session; token: string }>()
+  const stopped = new AbortController()
+  const open = new Set<Promise<void>>()
+  const proof = signEpoch(parts.key, parts.epoch)
+
+  mesh.serve(CONTROL_PROTOCOL, async (stream, from) => {
+    const served = serve(stream, from).catch((error: unknown) => {
+      log.warn("control stream ended", { peer: from, reason: errorText(error) })
+    })
+    open.add(served)
+    await served.finally(() => open.delete(served))
+    stream.reset("the control stream is over")
+  })
+
+  async function serve(stream: MeshStream, from: PeerId): Promise<void> {
+    const frames = stream.frames()[Symbol.asyncIterator]()
+    const first = await within(HELLO_TIMEOUT_MS, frames.next())
+    if (first.done) return
+    const hello = decodeToCoordinator(first.value)
+    if (hello.type !== "hello") return await refuse(stream, "malformed", "the first frame says hello")
+    const member = await admit(stream, from, hello)
+    if (!member) return
+    const session = createSession(stream)
+    const token = takeOver(member, session)
+    try {
+      await greet(member, session, hello, token)
+      for (let next = await frames.next(); !next.done; next = await frames.next()) {
+        parts.claims.heard(member)
+        await handle(member, session, decodeToCoordinator(next.value))
+      }
+    } finally {
+      leave(member, session, token)
+    }
+  }
+
+  /** The member behind the hello, or null after a refusal that says why. */
+  async function admit(stream: MeshStream, from: PeerId, hello: Hello): Promise<Member | null> {
+    if (hello.version !== CONTROL_VERSION) {
+      await refuse(stream, "version", `this coordinator speaks version ${CONTROL_VERSION}, the node ${hello.version}`)
+      return null
+    }
+    const proved = hello.epoch_proof !== null && verifyEpoch(mesh.peerId, hello.epoch, hello.epoch_proof)
+    if (hello.epoch > parts.epoch && proved) {
+      log.error("a node knows a later epoch of this coordinator: this is an older copy of its data", {
+        ours: parts.epoch,
+        later: hello.epoch,
+      })
+      await refuse(stream, "epoch", "this coordinator runs on an older copy of its data")
+      return null
+    }
+    const member = await parts.fleet.hello(from, hello)
+    if (member && member.state !== "revoked") return member
+    await refuse(stream, "revoked", "this node is not a member, or was revoked")
+    return null
+  }
+
+  async function refuse(
+    stream: MeshStream,
+    reason: Extract<ToNode, { type: "refusal" }>["reason"],
+    message: string,
+  ): Promise<void> {
+    await stream.send(encodeMessage({ type: "refusal", reason, message }))
+    await stream.close()
+  }
+
+  function createSession(stream: MeshStream): Session {
+    return {
+      send(message) {
+        stream.send(encodeMessage(message)).catch(() => stream.reset("it could not be written to"))
+      },
+      close: (reason) => stream.reset(reason),
+    }
+  }
+
+  /** A newer stream of the same node replaces the older one: the node redials before we notice a broken one. */
+  function takeOver(member: Member, session: Session): string {
+    const before = sessions.get(member.id)
+    if (before) {
+      tokens.delete(before.token)
+      before.session.close("a newer stream of this node replaced it")
+    }
+    const token = `nds_${randomText(parts.random, 40)}`
+    tokens.set(token, member.id)
+    sessions.set(member.id, { session, token })
+    member.standing = null
+    return token
+  }
+
+  async function greet(member: Member, session: Session, hello: Hello, token: string): Promise<void> {
+    const attempts = await parts.claims.hello(member, hello.attempts)
+    parts.claims.heard(member)
+    member.session = session
+    session.send({
+      type: "welcome",
+      version: CONTROL_VERSION,
+      epoch: parts.epoch,
+      epoch_proof: proof,
+      now: clock.now(),
+      heartbeat_ms: parts.timing.heartbeatMs,
+      claim_lifetime_ms: parts.timing.claimLifetimeMs,
+      members: parts.fleet.memberCount(),
+      attempts,
+      peers: parts.fleet.peersFor(member),
+      revocation_version: parts.fleet.revocationVersion(),
+      revoked: parts.fleet.revoked(),
+      transfer_token: token,
+      certificate: parts.fleet.renewedCertificate(member),
+    })
+    if (member.state === "draining") session.send({ type: "node_state", state: "draining" })
+    await parts.builds.hello(member)
+    log.info("node connected", { node: member.id, attempts: hello.attempts.length })
+    members.changed()
+  }
+
+  function leave(member: Member, session: Session, token: string): void {
+    tokens.delete(token)
+    if (sessions.get(member.id)?.session !== session) return
+    sessions.delete(member.id)
+    member.session = null
+    member.standing = null
+    log.info("node disconnected", { node: member.id })
+    members.changed()
+  }
+
+  let reporting = new WeakMap<Member, Set<Promise<void>>>()
+
+  async function handle(member: Member, session: Session, message: ToCoordinator): Promise<void> {
+    switch (message.type) {
+      case "hello":
+        return session.close("hello is said once")
+      case "claim":
+        member.standing = {
+          open: message.open,
+          draining: message.draining,
+          capacity: capacityFrom(message.capacity),
+          warm: new Set(message.warm),
+          credit: message.credit,
+        }
+        members.changed()
+        return parts.wake()
+      case "accept":
+        return parts.claims.accepted(member, message.claims)
+      case "give_back":
+        return await parts.claims.gaveBack(member, message.items)
+      case "started":
+        return parts.claims.started(member, message.claims)
+      case "heartbeat": {
+        const answer = parts.claims.heartbeat(member, message.attempts)
+        return session.send({ type: "heartbeat_reply", n: message.n, ...answer })
+      }
+      case "progress":
+        return parts.claims.progress(member, message.items)
+      case "report":
+        return await report(member, session, message.items)
+      case "replica":
+        return await parts.fleet.replica(member, message)
+      case "built": {
+        const verdict = await parts.builds.built(member, message)
+        return session.send({ type: "verdicts", items: [verdict] })
+      }
+      case "taken_back":
+        return await parts.claims.gaveBack(
+          member,
+          message.not_started.map((claim) => ({ claim, reason: "taken back" })),
+        )
+      default:
+        return unreachable(message)
+    }
+  }
+
+  /** Reports are stored side by side, two at most, so that one write's wait does not hold up heartbeats. */
+  async function report(
+    member: Member,
+    session: Session,
+    items: Extract<ToCoordinator, { type: "report" }>["items"],
+  ): Promise<void> {
+    const inWork = reporting.get(member) ?? new Set()
+    reporting.set(member, inWork)
+    while (inWork.size >= REPORTS_IN_WORK) await Promise.race(inWork)
+    const stored = parts.claims
+      .report(member, items)
+      .then((verdicts) => session.send({ type: "verdicts", items: verdicts }))
+      .catch((error: unknown) => {
+        // Nothing was stored and nothing is answered: after the next hello the node reports again.
+        log.error("a report could not be stored", { node: member.id, error: errorText(error) })
+        session.close("a report could not be stored")
+      })
+      .finally(() => inWork.delete(stored))
+    inWork.add(stored)
+  }
+
+  async function within<T>(limitMs: number, promise: Promise<T>): Promise<T> {
+    const timeout = new AbortController()
+    try {
+      return await Promise.race([
+        promise,
+        sleep(clock, limitMs, AbortSignal.any([timeout.signal, stopped.signal])).then(() => {
+          throw new Error("no hello came in time")
+        }),
+      ])
+    } finally {
+      timeout.abort(new Error("answered"))
+    }
+  }
+
+  return {
+    nodeOfToken: (token) => tokens.get(token) ?? null,
+    close(node, reason) {
+      sessions.get(node)?.session.close(reason)
+    },
+    async [Symbol.asyncDispose]() {
+      stopped.abort(new Error("the coordinator stops"))
+      for (const { session } of sessions.values()) session.close("the coordinator stops")
+      await Promise.all(open)
+      reporting = new WeakMap()
+    },
+  }
+}

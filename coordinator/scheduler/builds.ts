@@ -1,0 +1,270 @@
+import { every, type Clock } from "../../protocol/base/clock.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import type { Log } from "../../protocol/base/log.ts"
+import { randomText, type Random } from "../../protocol/base/random.ts"
+import { claimNumber, digest, type ClaimNumber, type NodeId, type RevisionId } from "../../protocol/domain/ids.ts"
+import { toWireRef } from "../../protocol/wire/content-source.ts"
+import type { ItemVerdict, ToCoordinator } from "../../protocol/wire/control.ts"
+import type { ObjectContent } from "../artifacts/object-content.ts"
+import { keepStaged } from "../artifacts/stage.ts"
+import type { Member, Members } from "../fleet/members.ts"
+import { recordBuildFailed, recordBuildStarted, recordBuilt } from "../projects/record.ts"
+import { dropStagedBlobs } from "../store/blobs.ts"
+import { nextClaimNumbers } from "../store/meta.ts"
+import { changeBuild, revisionsToBuild, type Revision } from "../store/projects.ts"
+import type { Store } from "../store/store.ts"
+import type { RuntimeSpecs } from "./runtime-specs.ts"
+
+/**
+ * Has images built: one builder a revision, under a claim number of its own, so that a builder that returns late changes
+ * nothing (architecture §6). A lost builder's build is queued again.
+ */
+export interface Builds extends AsyncDisposable {
+  /** Rows say that something is to be built, or no longer: look. */
+  wake(): void
+  /** A builder connected: a new start of its agent has lost its builds. */
+  hello(member: Member): Promise<void>
+  built(member: Member, report: Extract<ToCoordinator, { type: "built" }>): Promise<ItemVerdict>
+  /** Build numbers that may still upload. */
+  liveClaims(): ClaimNumber[]
+  isLive(claim: number, node: NodeId): boolean
+}
+
+export interface BuildsParts {
+  store: Store
+  clock: Clock
+  random: Random
+  log: Log
+  members: Members
+  content: ObjectContent
+  specs: RuntimeSpecs
+  /** The revision's image is there, or its build failed for good. */
+  built: (revision: RevisionId) => void
+  failed: (revision: RevisionId, message: string, logTail: string) => void
+}
+
+interface RunningBuild {
+  claim: ClaimNumber
+  revision: RevisionId
+  node: NodeId
+  bootId: string
+}
+
+/** A build without its builder for this long starts again elsewhere. */
+const BUILDER_GONE_MS = 60_000
+/** A builder takes one build at a time: it has the machine's other work beside it. */
+const BUILDS_PER_NODE = 1
+/** Builders that failed by themselves on one revision, before it is told to have failed. */
+const MOST_TRIES = 3
+
+export function createBuilds(parts: BuildsParts): Builds {
+  const { store, clock, log, members } = parts
+  const running = new Map<number, RunningBuild>()
+  const tries = new Map<string, number>()
+  let looking: Promise<void> | null = null
+  let again = false
+  let stopped = false
+  const watching = every(clock, 5_000, () => wake())
+
+  function wake(): void {
+    if (stopped) return
+    if (looking) {
+      again = true
+      return
+    }
+    looking = look()
+      .catch((error: unknown) => log.error("builds could not be looked at", { error: errorText(error) }))
+      .finally(() => {
+        looking = null
+        if (again) {
+          again = false
+          wake()
+        }
+      })
+  }
+
+  async function look(): Promise<void> {
+    await giveUpLost()
+    const builders = [...members.all()].filter(canBuild)
+    const revisions = await store.read(revisionsToBuild)
+    await cancelOutdated(revisions)
+    for (const revision of revisions) {
+      if (revision.build !== "queued") continue
+      const builder = builders.find((member) => buildsOf(member.id) < BUILDS_PER_NODE)
+      if (!builder) return
+      await start(revision, builder)
+    }
+  }
+
+  function canBuild(member: Member): boolean {
+    const { session, facts, state, standing } = member
+    return (
+      session !== null &&
+      state === "active" &&
+      facts !== null &&
+      facts.runtime !== "process" &&
+      facts.roles.includes("builder") &&
+      standing?.draining !== true
+    )
+  }
+
+  const buildsOf = (node: NodeId): number => [...running.values()].filter((build) => build.node === node).length
+
+  async function start(revision: Revision, builder: Member): Promise<void> {
+    await parts.specs.refresh(revision.id)
+    const known = parts.specs.known(revision.id)
+    const tarball = await parts.content.ref(revision.tarball.digest)
+    if (!known || !tarball) return log.error("a revision's tarball is missing", { revision: revision.id })
+    const at = clock.now()
+    const diagnostic = newDiagnosticId()
+    const claim = await store.write(async (tx) => {
+      const started = await recordBuildStarted(tx, { revision: revision.id, node: builder.id, id: diagnostic, at })
+      return started ? await nextClaimNumbers(tx, 1, at * 1000) : null
+    })
+    if (claim === null) return
+    const build = { claim, revision: revision.id, node: builder.id, bootId: builder.facts?.bootId ?? "" }
+    running.set(claim, build)
+    const settings = known.manifest?.build
+    builder.session?.send({
+      type: "build",
+      claim,
+      revision: revision.id,
+      tarball: toWireRef(tarball),
+      content_grant: parts.specs.contentGrant(builder, [tarball]),
+      dockerfile: settings?.dockerfile ?? "Dockerfile",
+      context: settings?.context ?? ".",
+      target: settings?.target ?? null,
+      args: settings?.args ?? {},
+      timeout_ms: known.project.setupTimeoutSeconds * 1000,
+    })
+    log.info("build started", { revision: revision.id, node: builder.id, claim })
+  }
+
+  /** A newer push made the rows of these builds something else than `building`: their builders stop. */
+  async function cancelOutdated(revisions: readonly Revision[]): Promise<void> {
+    const building = new Set<string>(revisions.filter(({ build }) => build === "building").map(({ id }) => id))
+    for (const build of running.values()) {
+      if (building.has(build.revision)) continue
+      running.delete(build.claim)
+      members.byNode(build.node)?.session?.send({ type: "cancel_build", claim: build.claim })
+      await store.write((tx) => dropStagedBlobs(tx, build.claim))
+    }
+  }
+
+  async function giveUpLost(): Promise<void> {
+    const nowMs = clock.monotonicMs()
+    for (const build of running.values()) {
+      const member = members.byNode(build.node)
+      const silentMs = nowMs - (member?.lastHeardMs ?? Number.NEGATIVE_INFINITY)
+      if (member?.session || silentMs < BUILDER_GONE_MS) continue
+      await fail(build, "node", "the builder was lost", null)
+    }
+  }
+
+  async function fail(
+    build: RunningBuild,
+    kind: "project" | "node",
+    message: string,
+    logTail: string | null,
+  ): Promise<boolean> {
+    running.delete(build.claim)
+    const failures = (tries.get(build.revision) ?? 0) + 1
+    tries.set(build.revision, failures)
+    const final = kind === "project" || failures >= MOST_TRIES ? "project" : "node"
+    const at = clock.now()
+    const id = newDiagnosticId()
+    const recorded = await store.write(async (tx) => {
+      await dropStagedBlobs(tx, build.claim)
+      return await recordBuildFailed(tx, {
+        revision: build.revision,
+        node: build.node,
+        id,
+        at,
+        kind: final,
+        message,
+        logTail,
+      })
+    })
+    log.warn("build failed", { revision: build.revision, node: build.node, kind: final, message })
+    if (recorded && final === "project") {
+      tries.delete(build.revision)
+      await parts.specs.refresh(build.revision)
+      parts.failed(build.revision, message, logTail ?? "")
+    }
+    wake()
+    return recorded
+  }
+
+  const newDiagnosticId = (): string => `diag_${randomText(parts.random, 16)}`
+
+  async function built(member: Member, report: Extract<ToCoordinator, { type: "built" }>): Promise<ItemVerdict> {
+    const answer = (verdict: ItemVerdict["verdict"], reason: string | null = null): ItemVerdict => ({
+      claim: report.claim,
+      kind: "build",
+      verdict,
+      reason,
+    })
+    const build = running.get(report.claim)
+    if (!build || build.node !== member.id) return answer("spent", "this build is not yours, or no longer")
+    const { outcome } = report
+    if (!outcome.ok) {
+      const recorded = await fail(build, outcome.kind, outcome.message, report.log_tail)
+      return answer(recorded ? "stored" : "spent")
+    }
+    const at = clock.now()
+    const id = newDiagnosticId()
+    const recorded = await store.write(async (tx) => {
+      // Layers of a base image are not uploaded: nodes have them, or get them from one another.
+      for (const { blob } of outcome.image.layers) {
+        if (blob) await keepStaged(tx, build.claim, digest(blob.digest), { kind: "image", owner: build.revision })
+      }
+      await dropStagedBlobs(tx, build.claim)
+      return await recordBuilt(tx, {
+        revision: build.revision,
+        node: member.id,
+        id,
+        at,
+        image: outcome.image,
+        logTail: report.log_tail,
+      })
+    })
+    running.delete(report.claim)
+    tries.delete(build.revision)
+    if (!recorded) return answer("spent", "a newer push replaced this revision")
+    log.info("image built", { revision: build.revision, node: member.id, image: outcome.image.digest })
+    await parts.specs.refresh(build.revision)
+    parts.built(build.revision)
+    wake()
+    return answer("stored")
+  }
+
+  return {
+    wake,
+    async hello(member) {
+      for (const build of running.values()) {
+        if (build.node === member.id && build.bootId !== member.facts?.bootId) {
+          await fail(build, "node", "the builder was restarted", null)
+        }
+      }
+      wake()
+    },
+    built,
+    liveClaims: () => [...running.keys()].map(claimNumber),
+    isLive: (claim, node) => running.get(claim)?.node === node,
+    async [Symbol.asyncDispose]() {
+      stopped = true
+      watching[Symbol.dispose]()
+      await looking
+    },
+  }
+}
+
+/** Builds of an earlier start have no number any more: they are queued again. Once, before a door opens. */
+export async function requeueBuilds(store: Store, at: number): Promise<void> {
+  const revisions = await store.read(revisionsToBuild)
+  for (const { id, build, builder } of revisions) {
+    if (build === "building") {
+      await store.write((tx) => changeBuild(tx, id, { build: "building", builder }, { build: "queued" }, at))
+    }
+  }
+}

@@ -1,0 +1,346 @@
+import { every, type Clock, type Instant } from "../../protocol/base/clock.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import type { Log } from "../../protocol/base/log.ts"
+import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
+import type { Hello, ItemVerdict, ResultItem, ToCoordinator, Welcome } from "../../protocol/wire/control.ts"
+import type { JobWatch } from "../events/watch.ts"
+import { isOurFault, OUR_FAULT_GRACE_MS, patienceMs } from "../fleet/liveness.ts"
+import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
+import type { KnownJobs } from "../jobs/job-facts.ts"
+import { reportResults, type ReportParts } from "../jobs/report.ts"
+import { recordStarts, type Start } from "../jobs/start.ts"
+import type { Store } from "../store/store.ts"
+import { markClaimable, restoreClaimed, returnAttempt } from "./give-up.ts"
+import type { Pace } from "./pace.ts"
+import type { ReadyQueue } from "./ready-queue.ts"
+
+/**
+ * What happens to claims after they were granted: accepted, started, renewed, reported, given back, expired (architecture
+ * §5.4, §5.5). Each change is a write that names the number; memory follows.
+ */
+export interface Claims extends AsyncDisposable {
+  /** Reconciles what the node holds with what the rows say; the answer goes into its welcome. */
+  hello(member: Member, held: Hello["attempts"]): Promise<Welcome["attempts"]>
+  accepted(member: Member, claims: readonly number[]): void
+  started(member: Member, claims: readonly number[]): void
+  heartbeat(member: Member, attempts: Heartbeat): { renewed: number[]; spent: number[] }
+  progress(member: Member, items: Progress): void
+  report(member: Member, items: readonly ResultItem[]): Promise<ItemVerdict[]>
+  /** Not started, and never will be: back to the queue, no loss. */
+  gaveBack(member: Member, items: readonly { claim: number; reason: string }[]): Promise<void>
+  /** Their numbers are spent by somebody else's write: room is free, and nodes are told to stop. */
+  spend(claims: readonly ClaimNumber[], reason: string): void
+  /** The node sent something: it has contact. */
+  heard(member: Member): void
+}
+
+type Heartbeat = Extract<ToCoordinator, { type: "heartbeat" }>["attempts"]
+type Progress = Extract<ToCoordinator, { type: "progress" }>["items"]
+
+export interface ClaimsParts extends ReportParts {
+  store: Store
+  clock: Clock
+  log: Log
+  members: Members
+  known: KnownJobs
+  queue: ReadyQueue
+  pace: Pace
+  watch: JobWatch
+  timing: { heartbeatMs: number; claimLifetimeMs: number; lostAfterMs: number }
+  /** Work may start somewhere: look again. */
+  wake: () => void
+  /** All tasks of these jobs are final. */
+  finish: (jobs: readonly number[]) => void
+  /** A task of these jobs failed for good: strict ones end by it. */
+  taskFailed: (jobs: ReadonlySet<number>) => void
+}
+
+/** Starts are written together; one that is reported before needs no write of its own. */
+const START_DELAY_MS = 20
+const LOOK_INTERVAL_MS = 500
+/** A look that comes this much late: this process was stopped, not the nodes. */
+const PAUSE_MS = 2_000
+
+export function createClaims(parts: ClaimsParts): Claims {
+  const { clock, log, members, queue, timing } = parts
+  const starts = new Map<Member, Map<number, Start>>()
+  const stopped = new AbortController()
+  let writing: Promise<unknown> = Promise.resolve()
+  let lastLookMs = clock.monotonicMs()
+  let lastReturnMs = Number.NEGATIVE_INFINITY
+  const looking = every(clock, LOOK_INTERVAL_MS, look)
+
+  function held(member: Member, claim: number): HeldAttempt | undefined {
+    const attempt = members.attempt(claim)
+    return attempt?.node === member.id ? attempt : undefined
+  }
+
+  // ── starts ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  function started(member: Member, claims: readonly number[]): void {
+    const at = clock.now()
+    let waiting = starts.get(member)
+    for (const claim of claims) {
+      const attempt = held(member, claim)
+      if (!attempt || attempt.state === "running") continue
+      attempt.state = "running"
+      attempt.acceptedAt ??= at
+      attempt.startedAt = at
+      if (!waiting) {
+        waiting = new Map()
+        starts.set(member, waiting)
+        clock.after(START_DELAY_MS, () => writeStarts(member))
+      }
+      waiting.set(claim, { claim: attempt.claim, at })
+    }
+  }
+
+  function writeStarts(member: Member): void {
+    const waiting = starts.get(member)
+    starts.delete(member)
+    if (!waiting || waiting.size === 0 || stopped.signal.aborted) return
+    follow(
+      recordStarts(parts.store, member.id, [...waiting.values()]).then((jobs) => parts.watch.changed(jobs)),
+      "starts were not stored",
+    )
+  }
+
+  /** Follows a write nobody waits for; a failure is told, and reconciliation or the report's own write makes up for it. */
+  function follow(write: Promise<unknown>, failure: string): void {
+    writing = Promise.allSettled([writing, write.catch((error: unknown) => log.error(failure, { error: errorText(error) }))])
+  }
+
+  // ── reports ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  async function report(member: Member, items: readonly ResultItem[]): Promise<ItemVerdict[]> {
+    const ends = items.map((item) => {
+      const attempt = held(member, item.claim)
+      starts.get(member)?.delete(item.claim)
+      return {
+        item,
+        job: (attempt && parts.known.get(attempt.job)) ?? null,
+        acceptedAt: attempt?.acceptedAt ?? null,
+        startedAt: attempt?.startedAt ?? null,
+        progress: attempt?.progress ?? null,
+      }
+    })
+    const outcome = await reportResults(parts, member.id, ends)
+    for (const { claim, job, runtimeMs, chargedMicro } of outcome.ended) {
+      const attempt = members.release(claim)
+      if (attempt?.claimable) queue.add(job, -1)
+      if (attempt) queue.correct(job, Number(attempt.reserveMicro - chargedMicro))
+      parts.pace.took(job, runtimeMs)
+    }
+    for (const [job, tasks] of outcome.requeued) queue.add(job, tasks)
+    for (const { job } of outcome.ended) queue.unblock(job)
+    parts.watch.changed(outcome.changed)
+    if (outcome.failed.size > 0) parts.taskFailed(outcome.failed)
+    if (outcome.finishing.length > 0) parts.finish(outcome.finishing)
+    parts.wake()
+    return outcome.verdicts
+  }
+
+  async function gaveBack(member: Member, items: readonly { claim: number; reason: string }[]): Promise<void> {
+    const claims = items.map(({ claim }) => held(member, claim)?.claim).filter((claim) => claim !== undefined)
+    if (claims.length === 0) return
+    await takeReturned(claims)
+    for (const { claim, reason } of items) log.info("claim returned", { claim, node: member.id, reason })
+  }
+
+  async function takeReturned(claims: readonly ClaimNumber[]): Promise<void> {
+    const at = clock.now()
+    const returned = await parts.store.write((tx) => returnAttempt(tx, claims, at))
+    for (const { claim, job } of returned) {
+      const attempt = members.release(claim)
+      if (attempt && !attempt.claimable) queue.add(job, 1)
+    }
+    parts.watch.changed(new Set(returned.map(({ job }) => job)))
+    parts.wake()
+  }
+
+  // ── contact ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  function heard(member: Member): void {
+    if (members.contact(member) !== "connected") lastReturnMs = clock.monotonicMs()
+    member.lastHeardMs = clock.monotonicMs()
+    member.lastSeenAt = clock.now()
+  }
+
+  function renew(attempt: HeldAttempt): void {
+    const nowMs = clock.monotonicMs()
+    const silentMs = nowMs - attempt.heardAtMs
+    attempt.expiresAtMs = nowMs + timing.claimLifetimeMs
+    attempt.heardAtMs = nowMs
+    attempt.extended = false
+    if (!attempt.claimable) return
+    attempt.lostContactMs = Math.round(silentMs)
+    // Contact returned before the number was spent: it goes on, and no loss is counted.
+    attempt.claimable = false
+    queue.add(attempt.job, -1)
+    follow(
+      parts.store.write((tx) => restoreClaimed(tx, attempt, clock.now())),
+      "a returned attempt was not stored",
+    )
+  }
+
+  async function hello(member: Member, listed: Hello["attempts"]): Promise<Welcome["attempts"]> {
+    const named = new Set(listed.map(({ claim }) => claim))
+    const gone = [...member.attempts.values()].filter(({ claim }) => !named.has(claim))
+    // A grant that never arrived is no loss and goes back at once; an attempt the node forgot is lost.
+    const neverArrived = gone.filter(({ state }) => state === "offered").map(({ claim }) => claim)
+    if (neverArrived.length > 0) await takeReturned(neverArrived)
+    for (const attempt of gone) if (attempt.state !== "offered") forgotten(attempt)
+    return listed.map(({ claim, state }) => {
+      const attempt = held(member, claim)
+      if (!attempt) return { claim, verdict: state === "done" ? ("keep" as const) : ("spent" as const), expires_in_ms: null }
+      if (attempt.state === "offered") {
+        attempt.state = "accepted"
+        attempt.acceptedAt = clock.now()
+      }
+      renew(attempt)
+      return { claim, verdict: "keep" as const, expires_in_ms: timing.claimLifetimeMs }
+    })
+  }
+
+  /** Evidence of death: the key is back without the attempt. It may be granted again once the shortest wait is over. */
+  function forgotten(attempt: HeldAttempt): void {
+    attempt.expiresAtMs = Math.min(attempt.expiresAtMs, attempt.heardAtMs + timing.lostAfterMs)
+  }
+
+  // ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  function look(): void {
+    const nowMs = clock.monotonicMs()
+    const pausedMs = nowMs - lastLookMs - LOOK_INTERVAL_MS
+    lastLookMs = nowMs
+    if (pausedMs > PAUSE_MS) return extendAll(nowMs, pausedMs)
+    const lost = lostContacts()
+    const ourFault =
+      isOurFault(lost.map(({ lastHeardMs }) => lastHeardMs ?? 0), membersWithClaims()) ||
+      nowMs - lastReturnMs < (lost.length > 0 && recentlyOurFault ? OUR_FAULT_GRACE_MS : 0)
+    recentlyOurFault = ourFault
+    const claimable: HeldAttempt[] = []
+    for (const member of members.all()) {
+      const isLost = members.contact(member) === "lost_contact" || members.contact(member) === "offline"
+      for (const attempt of member.attempts.values()) {
+        if (attempt.claimable) continue
+        const expired = nowMs >= attempt.expiresAtMs
+        if (expired || (isLost && !ourFault && member.lastHeardMs !== null && isOverdue(attempt, member.lastHeardMs, nowMs))) {
+          claimable.push(attempt)
+        }
+      }
+    }
+    if (claimable.length > 0) giveUp(claimable)
+  }
+  let recentlyOurFault = false
+
+  function lostContacts(): Member[] {
+    return [...members.all()].filter((member) => member.attempts.size > 0 && members.contact(member) === "lost_contact")
+  }
+
+  function membersWithClaims(): number {
+    return [...members.all()].filter(({ attempts, session }) => attempts.size > 0 || session !== null).length
+  }
+
+  function isOverdue(attempt: HeldAttempt, lastHeardMs: number, nowMs: number): boolean {
+    // The stake is frozen at last contact: preparation and run time up to then.
+    const stakeMs = Math.max(0, lastHeardMs - attempt.grantedAtMs)
+    const patience = patienceMs(stakeMs, timing.lostAfterMs, attempt.expiresAtMs - lastHeardMs)
+    return nowMs - lastHeardMs >= patience
+  }
+
+  /** This process paused, not the nodes: one extension each, and a heartbeat's time to speak before anyone is judged. */
+  function extendAll(nowMs: number, pausedMs: number): void {
+    log.warn("this process paused: claims are extended", { paused_ms: Math.round(pausedMs) })
+    for (const member of members.all()) {
+      if (member.lastHeardMs !== null) member.lastHeardMs = Math.min(nowMs, member.lastHeardMs + pausedMs)
+      for (const attempt of member.attempts.values()) {
+        if (attempt.extended) continue
+        attempt.extended = true
+        attempt.expiresAtMs = Math.max(attempt.expiresAtMs, nowMs + timing.claimLifetimeMs)
+      }
+    }
+  }
+
+  function giveUp(attempts: readonly HeldAttempt[]): void {
+    for (const attempt of attempts) attempt.claimable = true
+    const at: Instant = clock.now()
+    const write = parts.store.write((tx) => markClaimable(tx, attempts, at)).then(
+      (marked) => {
+        for (const attempt of attempts) if (!marked.has(attempt.claim)) attempt.claimable = false
+        for (const attempt of attempts) if (attempt.claimable) queue.add(attempt.job, 1)
+        log.warn("claims may be granted again", { claims: [...marked] })
+        parts.watch.changed(new Set(attempts.map(({ job }) => job)))
+        parts.wake()
+      },
+      (error: unknown) => {
+        for (const attempt of attempts) attempt.claimable = false
+        throw error
+      },
+    )
+    follow(write, "lost claims were not stored")
+  }
+
+  return {
+    hello,
+    accepted(member, claims) {
+      const at = clock.now()
+      for (const claim of claims) {
+        const attempt = held(member, claim)
+        if (attempt?.state !== "offered") continue
+        attempt.state = "accepted"
+        attempt.acceptedAt = at
+      }
+    },
+    started,
+    heartbeat(member, attempts) {
+      const renewed: number[] = []
+      const spent: number[] = []
+      for (const { claim, running_ms } of attempts) {
+        const attempt = held(member, claim)
+        if (!attempt) {
+          spent.push(claim)
+          continue
+        }
+        attempt.runningMs = running_ms
+        renew(attempt)
+        renewed.push(claim)
+      }
+      return { renewed, spent }
+    },
+    progress(member, items) {
+      const at = clock.now()
+      for (const { claim, progress, output_tail } of items) {
+        const attempt = held(member, claim)
+        if (!attempt) continue
+        if (progress !== null) attempt.progress = progress
+        if (output_tail !== null) attempt.outputTail = output_tail
+        attempt.feedbackAt = at
+        parts.watch.spoke(attempt.job, attempt.index)
+      }
+    },
+    report,
+    gaveBack,
+    spend(claims, reason) {
+      const byMember = new Map<Member, number[]>()
+      for (const claim of claims) {
+        const attempt = members.release(claim)
+        const member = attempt && members.byNode(attempt.node)
+        if (!attempt || !member) continue
+        if (attempt.claimable) queue.add(attempt.job, -1)
+        byMember.set(member, [...(byMember.get(member) ?? []), claim])
+      }
+      for (const [member, its] of byMember) member.session?.send({ type: "cancel", claims: its, reason })
+      parts.wake()
+    },
+    heard,
+    async [Symbol.asyncDispose]() {
+      looking[Symbol.dispose]()
+      for (const member of starts.keys()) writeStarts(member)
+      stopped.abort()
+      await writing
+    },
+  }
+}
+
+export const asClaims = (claims: readonly number[]): ClaimNumber[] => claims.map(claimNumber)

@@ -1,0 +1,344 @@
+import type { Clock } from "../../protocol/base/clock.ts"
+import { sha256Hex } from "../../protocol/base/digest.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import type { Log } from "../../protocol/base/log.ts"
+import { BATCH_BYTES, BATCH_ITEMS, LARGEST_INLINE_BYTES, type GrantedTask, type TaskSpec } from "../../protocol/wire/control.ts"
+import type { JobWatch } from "../events/watch.ts"
+import { mayRunProjects, type PlacementPolicy } from "../fleet/fit.ts"
+import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
+import { costOf, type Rate } from "../billing/pricing.ts"
+import { rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
+import type { Plans } from "../jobs/plans.ts"
+import type { Store } from "../store/store.ts"
+import { grantTasks, type GrantedTaskRow, type GrantOutcome, type Place } from "./grant.ts"
+import type { Pace } from "./pace.ts"
+import { choosePlace, type PlaceableNode } from "./place.ts"
+import type { ReadyQueue } from "./ready-queue.ts"
+
+/** Matches waiting tasks with standing claims whenever either changes; nobody polls (architecture §5.4). */
+export interface Dispatch extends AsyncDisposable {
+  /** Something changed that may let work start. Many calls of one turn lead to one look. */
+  wake(): void
+  /** Grants nothing any more: the coordinator stops. */
+  stop(): void
+}
+
+/** How a task of a revision can run on a node; what it needs of the projects' side. */
+export interface Runtimes {
+  /** Can the node run tasks of this revision now? (Its image is built, or the node needs none.) Memory only. */
+  canRun(revision: string, member: Member): boolean
+  /** The part of a task's description that is the same for all tasks of the job on this node. */
+  spec(job: JobFacts, member: Member): Promise<TaskSpec>
+}
+
+export interface DispatchParts {
+  store: Store
+  clock: Clock
+  log: Log
+  members: Members
+  known: KnownJobs
+  plans: Plans
+  queue: ReadyQueue
+  pace: Pace
+  watch: JobWatch
+  runtimes: Runtimes
+  policy: PlacementPolicy
+  claimLifetimeMs: number
+  /** The write spent these numbers: release them. */
+  spend: (claims: GrantOutcome["spent"], reason: string) => void
+  finish: (jobs: readonly number[]) => void
+  /** The job's hold is spent and nothing of it runs: the rest of its tasks fail. */
+  budgetSpent: (job: number) => void
+}
+
+/** Tasks granted in one write: bounds what one look costs. */
+const GRANTS_AT_ONCE = 512
+
+export function createDispatch(parts: DispatchParts): Dispatch {
+  const { clock, log, members, queue } = parts
+  let waiting = false
+  let stopped = false
+  let running: Promise<void> | null = null
+
+  function wake(): void {
+    if (stopped) return
+    if (running) {
+      waiting = true
+      return
+    }
+    running = look().catch((error: unknown) => {
+      log.error("dispatch failed and is tried again", { error: errorText(error) })
+      clock.after(RETRY_MS, wake)
+    }).finally(() => {
+      running = null
+      if (waiting) {
+        waiting = false
+        wake()
+      }
+    })
+  }
+
+  async function look(): Promise<void> {
+    // Let everything of this turn arrive first: one write for all of it.
+    await new Promise<void>((resolve) => setImmediate(resolve))
+    while (!stopped) {
+      const places = choosePlaces()
+      if (places.length === 0) return
+      const at = clock.now()
+      let outcome: GrantOutcome
+      try {
+        outcome = await parts.store.write((tx) => grantTasks(tx, places, at))
+      } catch (error) {
+        for (const [job, its] of Map.groupBy(places, ({ job }) => job)) queue.putBack(job, its.length)
+        throw error
+      }
+      settle(places, outcome)
+      await send(outcome.granted)
+      if (places.length < GRANTS_AT_ONCE) return
+    }
+  }
+
+  /** Takes tasks off the queue, in order, as long as there is a place for the next one. */
+  function choosePlaces(): Place[] {
+    const nodes = placeableNodes()
+    if (nodes.length === 0) return []
+    const places: Place[] = []
+    const found = new Map<string, { node: PlaceableMember; gpus: string[] } | null>()
+    const fits = (kind: string): boolean => {
+      let place = found.get(kind)
+      if (place === undefined) {
+        place = placeFor(kind, nodes)
+        found.set(kind, place)
+      }
+      return place !== null
+    }
+    const nowMs = clock.now()
+    while (places.length < GRANTS_AT_ONCE) {
+      const next = queue.take(nowMs, fits)
+      if (!next) break
+      const place = found.get(next.kind)
+      const job = parts.known.get(next.seq)
+      if (!place || !job) continue
+      places.push({ job: next.seq, node: place.node.member.id, gpus: place.gpus })
+      occupy(place.node, job, place.gpus)
+      // The node has less room now: kinds that were placed there look again, kinds that fit nowhere still do not.
+      for (const [kind, other] of found) if (other?.node === place.node) found.delete(kind)
+    }
+    return places
+  }
+
+  function placeableNodes(): PlaceableMember[] {
+    const nodes: PlaceableMember[] = []
+    for (const member of members.all()) {
+      const { standing, facts, session, state } = member
+      if (!session || !standing?.open || standing.draining || !facts || state !== "active") continue
+      if (!mayRunProjects({ ...facts, roles: member.roles.filter((role) => facts.roles.includes(role)) }, parts.policy)) continue
+      nodes.push({
+        id: member.id,
+        member,
+        capacity: standing.capacity,
+        used: { ...member.used, gpus: new Set(member.used.gpus) },
+        held: member.attempts.size,
+        credit: standing.credit,
+        hasGpu: standing.capacity.gpus.length > 0,
+      })
+    }
+    return nodes
+  }
+
+  function placeFor(kind: string, nodes: readonly PlaceableMember[]): { node: PlaceableMember; gpus: string[] } | null {
+    const sample = sampleOf(kind)
+    if (!sample) return null
+    return choosePlace(nodes, {
+      requirements: sample.requirements,
+      paceMs: parts.pace.of(sample.seq),
+      isWarm: (node) => memberOf(node).standing?.warm.has(sample.revision) ?? false,
+      mayRun: (node) => parts.runtimes.canRun(sample.revision, memberOf(node)),
+    }) as { node: PlaceableMember; gpus: string[] } | null
+  }
+
+  /** Any waiting job of the kind: they differ in nothing that placement looks at but their pace. */
+  function sampleOf(kind: string): JobFacts | undefined {
+    const waiting = queue.sample(kind)
+    return waiting === null ? undefined : parts.known.get(waiting)
+  }
+
+  function settle(places: readonly Place[], outcome: GrantOutcome): void {
+    const nowMs = clock.monotonicMs()
+    for (const row of outcome.granted) {
+      const member = members.byNode(row.node)
+      const job = parts.known.get(row.job)
+      if (member && job) members.hold(member, heldAttempt(row, job, nowMs))
+    }
+    parts.spend(outcome.spent, "the task was granted to another machine")
+    for (const [job, why] of outcome.short) {
+      if (why === "over") queue.remove(job)
+      else if (why === "budget") blocked(job, places, outcome)
+    }
+    parts.watch.changed(outcome.changed)
+    if (outcome.finishing.length > 0) parts.finish(outcome.finishing)
+  }
+
+  /** The hold covers no further task now: the job waits for the next charge, or is out of money. */
+  function blocked(job: number, places: readonly Place[], outcome: GrantOutcome): void {
+    const wanted = places.filter((place) => place.job === job).length
+    const granted = outcome.granted.filter((row) => row.job === job).length
+    queue.block(job, wanted - granted)
+    const anyLive = [...members.all()].some(({ attempts }) => [...attempts.values()].some((held) => held.job === job))
+    if (!anyLive) parts.budgetSpent(job)
+  }
+
+  function heldAttempt(row: GrantedTaskRow, job: JobFacts, nowMs: number): HeldAttempt {
+    return {
+      claim: row.claim,
+      node: row.node,
+      job: row.job,
+      task: row.task,
+      index: row.index,
+      number: row.number,
+      state: "offered",
+      requirements: job.requirements,
+      gpus: row.gpus,
+      reserveMicro: row.reserveMicro,
+      grantedAt: clock.now(),
+      acceptedAt: null,
+      startedAt: null,
+      grantedAtMs: nowMs,
+      expiresAtMs: nowMs + parts.claimLifetimeMs,
+      heardAtMs: nowMs,
+      runningMs: null,
+      claimable: false,
+      lostContactMs: 0,
+      extended: false,
+      progress: null,
+      outputTail: null,
+      feedbackAt: null,
+    }
+  }
+
+  /** Sends grants to their nodes, many to a frame. What cannot be sent stays offered: the next hello takes it back. */
+  async function send(granted: readonly GrantedTaskRow[]): Promise<void> {
+    for (const [node, rows] of Map.groupBy(granted, ({ node }) => node)) {
+      const member = members.byNode(node)
+      if (!member) continue
+      try {
+        await sendTo(member, rows)
+      } catch (error) {
+        log.error("a grant could not be described: its node says hello again", { node, error: errorText(error) })
+        member.session?.close("a grant could not be sent")
+      }
+    }
+  }
+
+  async function sendTo(member: Member, rows: readonly GrantedTaskRow[]): Promise<void> {
+    const specs = new Map<string, { spec: TaskSpec; bytes: number }>()
+    let frame = newFrame()
+    for (const row of rows) {
+      const job = parts.known.get(row.job)
+      if (!job || !members.attempt(row.claim)) continue
+      const key = `${row.job}/${row.budgetMicro ?? ""}`
+      let known = specs.get(key)
+      if (!known) {
+        const spec = limitedBy(await parts.runtimes.spec(job, member), row, job)
+        known = { spec, bytes: JSON.stringify(spec).length }
+        specs.set(key, known)
+      }
+      const payload = (await parts.plans.of(job.seq)).payloadText(row.index)
+      if (frame.tasks.length > 0 && !frame.hasRoomFor(known, payload)) {
+        flush(member, frame)
+        frame = newFrame()
+      }
+      frame.add(known, row, payload)
+    }
+    flush(member, frame)
+  }
+
+  function flush(member: Member, { specs, tasks }: GrantFrame): void {
+    if (tasks.length === 0) return
+    member.session?.send({ type: "grant", expires_in_ms: parts.claimLifetimeMs, specs, tasks })
+  }
+
+  return {
+    wake,
+    stop() {
+      stopped = true
+    },
+    async [Symbol.asyncDispose]() {
+      stopped = true
+      await running
+    },
+  }
+}
+
+type PlaceableMember = PlaceableNode & { member: Member }
+const memberOf = (node: PlaceableNode): Member => (node as PlaceableMember).member
+
+function occupy(node: PlaceableNode, job: JobFacts, gpus: readonly string[]): void {
+  const used = node.used as { cpu: number; memoryMb: number; storageGb: number; gpus: Set<string> }
+  used.cpu += job.requirements.cpu
+  used.memoryMb += job.requirements.memoryMb
+  used.storageGb += job.requirements.storageGb
+  for (const uuid of gpus) used.gpus.add(uuid)
+  node.held += 1
+}
+
+/** With less than its reserve left, a task gets the time that buys (rulings, Holds). */
+function limitedBy(spec: TaskSpec, row: GrantedTaskRow, job: JobFacts): TaskSpec {
+  if (row.budgetMicro === null) return spec
+  return { ...spec, budget_ms: Math.min(spec.timeout_ms, affordableMs(rateOfJob(job), row.budgetMicro)) }
+}
+
+/** The most milliseconds whose cost is within the budget. */
+export function affordableMs(rate: Rate, budgetMicro: bigint): number {
+  let low = 0
+  let high = LONGEST_AFFORDABLE_MS
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2)
+    if (costOf(rate, middle) <= budgetMicro) low = middle
+    else high = middle - 1
+  }
+  return low
+}
+
+interface GrantFrame {
+  readonly specs: TaskSpec[]
+  readonly tasks: GrantedTask[]
+  hasRoomFor(spec: { spec: TaskSpec; bytes: number }, payload: string): boolean
+  add(spec: { spec: TaskSpec; bytes: number }, row: GrantedTaskRow, payload: string): void
+}
+
+/** Grants are cut to fit a frame; tasks of one job share one description in it. */
+function newFrame(): GrantFrame {
+  const specs: TaskSpec[] = []
+  const tasks: GrantedTask[] = []
+  let bytes = 0
+  const weight = ({ spec, bytes }: { spec: TaskSpec; bytes: number }, payload: string): number =>
+    (specs.includes(spec) ? 0 : bytes) + (isInline(payload) ? payload.length * 2 : 0) + TASK_BYTES
+  return {
+    specs,
+    tasks,
+    hasRoomFor: (spec, payload) => tasks.length < BATCH_ITEMS && bytes + weight(spec, payload) <= BATCH_BYTES,
+    add(spec, row, payload) {
+      bytes += weight(spec, payload)
+      let position = specs.indexOf(spec.spec)
+      if (position < 0) position = specs.push(spec.spec) - 1
+      tasks.push({
+        claim: row.claim,
+        spec: position,
+        index: row.index,
+        attempt: row.number,
+        payload: isInline(payload)
+          ? { text: payload }
+          : { digest: sha256Hex(payload), size: Buffer.byteLength(payload) },
+        gpus: [...row.gpus],
+      })
+    },
+  }
+}
+
+const isInline = (payload: string): boolean => Buffer.byteLength(payload) <= LARGEST_INLINE_BYTES
+/** What a granted task weighs in a frame beside its payload. */
+const TASK_BYTES = 250
+const RETRY_MS = 250
+/** Seven days: no task may run longer (GAP-70). */
+const LONGEST_AFFORDABLE_MS = 7 * 86_400_000

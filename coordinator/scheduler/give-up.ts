@@ -1,0 +1,98 @@
+import type { Instant } from "../../protocol/base/clock.ts"
+import type { ClaimNumber } from "../../protocol/domain/ids.ts"
+import { appendEvent } from "../events/event-log.ts"
+import type { HeldAttempt } from "../fleet/members.ts"
+import { addToJob } from "../store/jobs.ts"
+import type { Tx } from "../store/store.ts"
+import {
+  addLostContact,
+  attemptByClaim,
+  endAttempt,
+  indexOfTask,
+  jobOfTask,
+  moveTask,
+  requeueUnstarted,
+  taskByKey,
+} from "../store/tasks.ts"
+
+/**
+ * Waiting is over: these tasks may be granted again. Their numbers stay live until a grant spends them. Answers which were
+ * marked; the others ended meanwhile.
+ */
+export async function markClaimable(
+  tx: Tx,
+  attempts: readonly HeldAttempt[],
+  at: Instant,
+): Promise<Set<ClaimNumber>> {
+  const marked = new Set<ClaimNumber>()
+  for (const attempt of attempts) {
+    const task = await taskByKey(tx, attempt.task)
+    if (task?.claim !== attempt.claim || (task.state !== "granted" && task.state !== "running")) continue
+    await moveTask(tx, attempt.task, [task.state], "lost")
+    if (task.state === "granted") await addToJob(tx, attempt.job, { granted: -1, running: 1 })
+    await appendEvent(tx, {
+      job: attempt.job,
+      type: "task.contact_lost",
+      taskIndex: attempt.index,
+      message: "contact with the machine that runs this task is lost; it may run elsewhere",
+      data: { attempt: attempt.number },
+      at,
+    })
+    marked.add(attempt.claim)
+  }
+  return marked
+}
+
+/** Contact returned before another grant spent the number: the attempt goes on, and the time without contact is not billed. */
+export async function restoreClaimed(tx: Tx, attempt: HeldAttempt, at: Instant): Promise<void> {
+  const task = await taskByKey(tx, attempt.task)
+  if (task?.claim !== attempt.claim || task.state !== "lost") return
+  const row = await attemptByClaim(tx, attempt.claim)
+  const back = row?.startedAt === null || row?.startedAt === undefined ? "granted" : "running"
+  await moveTask(tx, attempt.task, ["lost"], back)
+  if (back === "granted") await addToJob(tx, attempt.job, { granted: 1, running: -1 })
+  if (attempt.lostContactMs > 0) await addLostContact(tx, attempt.claim, attempt.lostContactMs)
+  await appendEvent(tx, {
+    job: attempt.job,
+    type: "task.contact_restored",
+    taskIndex: attempt.index,
+    message: "contact with the machine that runs this task returned",
+    data: { attempt: attempt.number },
+    at,
+  })
+}
+
+/** Attempts that never started go back to the queue, and the task's attempt count with them: no loss. */
+export async function returnAttempt(
+  tx: Tx,
+  claims: readonly ClaimNumber[],
+  at: Instant,
+): Promise<{ claim: ClaimNumber; job: number }[]> {
+  const returned: { claim: ClaimNumber; job: number }[] = []
+  for (const claim of claims) {
+    const attempt = await attemptByClaim(tx, claim)
+    if (!attempt || attempt.endedAt !== null) continue
+    const task = await taskByKey(tx, attempt.task)
+    await endAttempt(tx, claim, { state: "returned", failureKind: null, runtimeMs: null, itemDigest: null, at })
+    const job = jobOfTask(attempt.task)
+    if (task?.claim === claim && (await requeueUnstarted(tx, attempt.task, claim))) {
+      await addToJob(tx, job, {
+        queued: 1,
+        attempts: -1,
+        ...(task.state === "granted" ? { granted: -1 } : { running: -1 }),
+      })
+      if (task.state !== "granted") {
+        await appendEvent(tx, {
+          job,
+          type: "task.retried",
+          taskIndex: indexOfTask(attempt.task),
+          message: "the machine gave this task back; it waits for another",
+          data: { attempt: attempt.number },
+          at,
+        })
+      }
+    }
+    returned.push({ claim, job })
+  }
+  return returned
+}

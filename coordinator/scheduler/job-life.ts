@@ -1,0 +1,235 @@
+import type { Clock } from "../../protocol/base/clock.ts"
+import type { Log } from "../../protocol/base/log.ts"
+import { revisionId, type AccountId, type ClaimNumber, type JobId } from "../../protocol/domain/ids.ts"
+import { isTerminal, type JobStatus } from "../../protocol/domain/statuses.ts"
+import type { ObjectFiles } from "../artifacts/object-files.ts"
+import type { JobWatch } from "../events/watch.ts"
+import type { Background } from "../jobs/background.ts"
+import { cancelJob, endEarly, sweepTasks, type EndEarlyParts } from "../jobs/end-early.ts"
+import { expandJob } from "../jobs/expand.ts"
+import { failWaitingTasks } from "../jobs/fail-waiting.ts"
+import { finishJob } from "../jobs/finish.ts"
+import { jobFacts, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
+import { jobBySeq, pageOfJobs, unfinishedJobs, type JobRow } from "../store/jobs.ts"
+import type { Store } from "../store/store.ts"
+import { countTasks, firstFailure } from "../store/tasks.ts"
+import type { Pace } from "./pace.ts"
+import type { ReadyQueue } from "./ready-queue.ts"
+import type { RuntimeSpecs } from "./runtime-specs.ts"
+
+/**
+ * A job from its submission to its last write: planned, made grantable, ended, merged. Every step is resumable from rows, so
+ * a start goes on where the last one stopped.
+ */
+export interface JobLife {
+  /** Writes the tasks of a submitted job and makes it grantable. */
+  plan(job: JobRow): void
+  /** All tasks of these jobs are final: merges and ends them. */
+  finish(jobs: readonly number[]): void
+  /** A task failed for good: a strict job ends by it (L-003). */
+  taskFailed(jobs: ReadonlySet<number>): void
+  /** Nothing of the job runs and its hold covers no further task. */
+  budgetSpent(job: number): void
+  /** The revision can never be run: its waiting tasks fail (rulings, Failed set-up). */
+  setupFailed(revision: string, message: string, logTail: string): void
+  cancel(id: JobId, account: AccountId | null, reason: string): Promise<JobRow>
+  /** Planning and queued jobs of a project (P-028). */
+  cancelQueued(wanted: {
+    account: AccountId
+    project: string
+    reason: string | null
+    tag: string | null
+  }): Promise<{ queuedBefore: number; cancelledJobs: number }>
+  /** Takes up every job that an earlier start left unfinished. Once, before a door opens. */
+  resume(): Promise<void>
+}
+
+export interface JobLifeParts extends EndEarlyParts {
+  store: Store
+  files: ObjectFiles
+  clock: Clock
+  log: Log
+  background: Background
+  known: KnownJobs
+  queue: ReadyQueue
+  pace: Pace
+  watch: JobWatch
+  specs: RuntimeSpecs
+  wake: () => void
+  /** Spent numbers: their nodes stop. */
+  spend: (claims: readonly ClaimNumber[], reason: string) => void
+}
+
+const REASON_DEFAULT = "cancelled by its owner"
+
+export function createJobLife(parts: JobLifeParts): JobLife {
+  const { store, background, known, queue, watch } = parts
+
+  function plan(job: JobRow): void {
+    background.run(`plan ${job.id}`, async (signal) => {
+      const now = await store.read((view) => jobBySeq(view, job.seq))
+      if (!now || now.status !== "planning") return
+      const facts = await take(now)
+      if ((await expandJob(parts, now, signal)) === "over") return
+      watch.changed([job.seq])
+      ready(facts, facts.taskCount)
+      failBroken(facts)
+    })
+  }
+
+  /** Knows the job and its revision before it is put into the queue. */
+  async function take(job: JobRow): Promise<JobFacts> {
+    const facts = jobFacts(job)
+    if (!parts.specs.known(facts.revision)) await parts.specs.refresh(revisionId(facts.revision))
+    known.put(facts)
+    return facts
+  }
+
+  function ready(facts: JobFacts, tasks: number): void {
+    queue.put({
+      seq: facts.seq,
+      account: facts.account,
+      priority: facts.priority,
+      kind: facts.kind,
+      readySince: facts.createdAt,
+      tasks,
+      cost: Math.max(1, Number(facts.reserveMicro)),
+    })
+    parts.wake()
+  }
+
+  /** A revision whose build failed before the job came can never run. */
+  function failBroken(facts: JobFacts): void {
+    const one = parts.specs.known(facts.revision)
+    if (!one) return failWaiting(facts.seq, "the project or its revision was deleted", "")
+    if (one.revision.build === "failed") failWaiting(facts.seq, "the image could not be built", "")
+  }
+
+  function failWaiting(seq: number, message: string, preflight: string): void {
+    queue.add(seq, -Number.MAX_SAFE_INTEGER)
+    background.run(`fail ${seq}`, async (signal) => {
+      const failure = { kind: "setup_failed" as const, message, preflight }
+      const isOver = await failWaitingTasks(parts, seq, failure, signal)
+      watch.changed([seq])
+      if (isOver) finish([seq])
+    })
+  }
+
+  function finish(jobs: readonly number[]): void {
+    for (const seq of jobs) {
+      queue.remove(seq)
+      background.run(`finish ${seq}`, async (signal) => {
+        await finishJob(parts, seq, signal)
+        known.forget(seq)
+        parts.pace.forget(seq)
+        watch.changed([seq])
+      })
+    }
+  }
+
+  function endBy(seq: number, end: { status: "cancelled" | "failed"; error: string }): void {
+    background.run(`end ${seq}`, async () => {
+      const ended = await endEarly(parts, seq, end)
+      if (ended) over(ended.job, ended.spent, end.error)
+    })
+  }
+
+  /** The job has ended before its tasks: nodes stop, rows follow, what was done is merged. */
+  function over(job: JobRow, spent: readonly ClaimNumber[], reason: string): void {
+    queue.remove(job.seq)
+    parts.spend(spent, reason)
+    watch.changed([job.seq])
+    sweep(job.seq)
+  }
+
+  function sweep(seq: number): void {
+    background.run(`sweep ${seq}`, async (signal) => {
+      await sweepTasks(parts, seq, signal)
+      finish([seq])
+    })
+  }
+
+  async function endStrict(seq: number): Promise<void> {
+    const job = await store.read((view) => jobBySeq(view, seq))
+    if (!job || (job.status !== "queued" && job.status !== "running")) return
+    const failure = await store.read((view) => firstFailure(view, seq))
+    endBy(seq, {
+      status: "failed",
+      error: `${job.failed} of ${job.taskCount} tasks failed; first: ${failure?.error ?? "a task failed"}`,
+    })
+  }
+
+  return {
+    plan,
+    finish,
+    taskFailed(jobs) {
+      for (const seq of jobs) {
+        const facts = known.get(seq)
+        if (facts?.reliability === "strict_complete" && facts.taskCount > 1) {
+          background.run(`strict ${seq}`, () => endStrict(seq))
+        }
+      }
+    },
+    budgetSpent(seq) {
+      background.run(`budget ${seq}`, async (signal) => {
+        const message = "the job's hold is spent: nothing more of it can start"
+        const failure = { kind: "budget_spent" as const, message, preflight: "" }
+        const isOver = await failWaitingTasks(parts, seq, failure, signal)
+        watch.changed([seq])
+        if (isOver) finish([seq])
+      })
+    },
+    setupFailed(revision, message, logTail) {
+      for (const facts of known.all()) if (facts.revision === revision) failWaiting(facts.seq, message, logTail)
+    },
+    async cancel(id, account, reason) {
+      const why = reason === "" ? REASON_DEFAULT : reason
+      const { job, spent } = await cancelJob(parts, id, account, why)
+      over(job, spent, why)
+      return job
+    },
+    async cancelQueued({ account, project, reason, tag }) {
+      const filter = {
+        account,
+        statuses: ["planning", "queued"] as const,
+        project,
+        type: null,
+        tag,
+        clientRef: null,
+        userId: null,
+        ids: null,
+      }
+      const { seqs, total } = await store.read((view) => pageOfJobs(view, filter, MOST_CANCELLED, 0))
+      let cancelledJobs = 0
+      for (const seq of seqs) {
+        const error = reason ?? REASON_DEFAULT
+        const ended = await endEarly(parts, seq, { status: "cancelled", error })
+        if (!ended) continue
+        cancelledJobs += 1
+        over(ended.job, ended.spent, error)
+      }
+      return { queuedBefore: total, cancelledJobs }
+    },
+    async resume() {
+      for (const job of await store.read(unfinishedJobs)) {
+        if (isOver(job.status)) sweep(job.seq)
+        else if (job.status === "finishing") finish([job.seq])
+        else if (job.status === "planning") plan(job)
+        else await resumeRunning(job)
+      }
+    },
+  }
+
+  async function resumeRunning(job: JobRow): Promise<void> {
+    const facts = await take(job)
+    const waiting = await store.read((view) => countTasks(view, job.seq, ["queued", "lost"]))
+    ready(facts, waiting)
+    failBroken(facts)
+    if (job.failed > 0 && facts.reliability === "strict_complete" && facts.taskCount > 1) await endStrict(job.seq)
+  }
+}
+
+/** Jobs cancelled by one call; a second call takes the next ones. */
+const MOST_CANCELLED = 100_000
+
+const isOver = (status: JobStatus | "finishing"): boolean => status !== "finishing" && isTerminal(status)

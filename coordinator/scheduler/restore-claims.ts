@@ -1,0 +1,55 @@
+import type { Clock } from "../../protocol/base/clock.ts"
+import type { Members } from "../fleet/members.ts"
+import type { KnownJobs } from "../jobs/job-facts.ts"
+import { jobOfTask, indexOfTask, liveAttempts, taskByKey } from "../store/tasks.ts"
+import type { Store } from "../store/store.ts"
+
+/**
+ * Takes the live attempts of an earlier start into memory, once their jobs are known: each gets one more claim life, and no
+ * further one until its node is heard (architecture §5.5). A restart loses no work.
+ */
+export async function restoreClaims(
+  parts: { store: Store; clock: Clock; members: Members; known: KnownJobs; claimLifetimeMs: number },
+  resumeJobs: () => Promise<void>,
+): Promise<void> {
+  await resumeJobs()
+  const { clock, members, known } = parts
+  const nowMs = clock.monotonicMs()
+  const live = await parts.store.read(async (view) => {
+    const attempts = await liveAttempts(view, null)
+    const lost = new Set<number>()
+    for (const { claim, task } of attempts) if ((await taskByKey(view, task))?.state === "lost") lost.add(claim)
+    return attempts.map((attempt) => ({ ...attempt, claimable: lost.has(attempt.claim) }))
+  })
+  for (const attempt of live) {
+    const job = known.get(jobOfTask(attempt.task))
+    const member = members.byNode(attempt.node)
+    if (!job || !member) continue
+    members.hold(member, {
+      claim: attempt.claim,
+      node: attempt.node,
+      job: job.seq,
+      task: attempt.task,
+      index: indexOfTask(attempt.task),
+      number: attempt.number,
+      state: attempt.state,
+      requirements: job.requirements,
+      // Which GPUs it had is the node's to say; its hello comes before anything new is granted there.
+      gpus: [],
+      reserveMicro: job.reserveMicro,
+      grantedAt: attempt.grantedAt,
+      acceptedAt: attempt.acceptedAt,
+      startedAt: attempt.startedAt,
+      grantedAtMs: nowMs - Math.max(0, clock.now() - attempt.grantedAt),
+      expiresAtMs: nowMs + parts.claimLifetimeMs,
+      heardAtMs: nowMs,
+      runningMs: null,
+      claimable: attempt.claimable,
+      lostContactMs: 0,
+      extended: true,
+      progress: null,
+      outputTail: null,
+      feedbackAt: null,
+    })
+  }
+}

@@ -1,0 +1,155 @@
+import { present } from "../../protocol/base/assert.ts"
+import type { Clock } from "../../protocol/base/clock.ts"
+import type { RevisionId } from "../../protocol/domain/ids.ts"
+import type { Manifest } from "../../protocol/domain/manifest.ts"
+import { fromWireRef, toWireRef, type ContentRef } from "../../protocol/wire/content-source.ts"
+import { signContentGrant } from "../../protocol/wire/content-grant.ts"
+import type { RuntimeSpec, TaskSpec } from "../../protocol/wire/control.ts"
+import type { SigningKey } from "../../protocol/wire/signing.ts"
+import type { ObjectContent } from "../artifacts/object-content.ts"
+import type { Member, Members } from "../fleet/members.ts"
+import type { JobFacts } from "../jobs/job-facts.ts"
+import { taskEnvLayers } from "../projects/env-files.ts"
+import { effectiveManifest } from "../projects/revisions.ts"
+import { findProjectById, findRevision, type Project, type Revision } from "../store/projects.ts"
+import type { Store } from "../store/store.ts"
+import type { Runtimes } from "./dispatch.ts"
+
+/** What nodes are told of a revision, and which of them can run it. Memory over rows: `refresh` after they changed. */
+export interface RuntimeSpecs extends Runtimes {
+  /** Reads the revision's rows (again). Before its first job is queued, and after a build or project change. */
+  refresh(revision: RevisionId): Promise<void>
+  /** What is known of it; undefined before the first `refresh`. */
+  known(revision: string): KnownRevision | undefined
+  /** As `prepare` and grants carry it, for this node. */
+  runtime(revision: string, member: Member): Promise<RuntimeSpec>
+  /** Leave for this node to fetch exactly these blobs. */
+  contentGrant(member: Member, blobs: ContentRef[]): string
+  /** This node failed to prepare the revision: its work goes elsewhere. */
+  failedOn(revision: string, member: Member): void
+  failures(revision: string): number
+}
+
+export interface KnownRevision {
+  project: Project
+  revision: Revision
+  manifest: Manifest | null
+}
+
+export interface RuntimeSpecParts {
+  store: Store
+  clock: Clock
+  key: SigningKey
+  content: ObjectContent
+  members: Members
+}
+
+/** A grant of content outlives the transfer it is for; nodes ask again with a newer one. */
+const CONTENT_GRANT_MS = 2 * 3_600_000
+/** Holders named to a node: more help little. */
+const HOLDERS_NAMED = 8
+
+export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
+  const known = new Map<string, KnownRevision>()
+  const failed = new Map<string, Set<string>>()
+  const granted = new Map<string, { text: string; until: number; image: boolean }>()
+
+  async function refresh(id: RevisionId): Promise<void> {
+    const found = await parts.store.read(async (view) => {
+      const revision = await findRevision(view, id)
+      const project = revision && (await findProjectById(view, revision.project))
+      return revision && project ? { revision, project } : null
+    })
+    if (found) known.set(id, { ...found, manifest: effectiveManifest(found) })
+    else known.delete(id)
+  }
+
+  function contentGrant(member: Member, blobs: ContentRef[]): string {
+    return signContentGrant(parts.key, {
+      node: member.peer,
+      blobs,
+      expiresAt: parts.clock.now() + CONTENT_GRANT_MS,
+    })
+  }
+
+  /** Signing costs little, but grants of one revision go out thousands of times. */
+  function grantFor(member: Member, { revision }: KnownRevision, tarball: ContentRef): string {
+    const key = `${revision.id}/${member.id}`
+    const before = granted.get(key)
+    const now = parts.clock.now()
+    if (before && before.until > now && before.image === (revision.image !== null)) return before.text
+    const layers = (revision.image?.layers ?? []).flatMap(({ blob }) => (blob ? [fromWireRef(blob)] : []))
+    const text = contentGrant(member, [tarball, ...layers])
+    granted.set(key, { text, until: now + CONTENT_GRANT_MS / 2, image: revision.image !== null })
+    return text
+  }
+
+  async function runtime(id: string, member: Member): Promise<RuntimeSpec> {
+    const one = present(known.get(id), "a revision that is run or prepared")
+    const { project, revision, manifest } = one
+    const tarball = present(await parts.content.ref(revision.tarball.digest), "the tarball of a revision")
+    const validation = manifest?.validation
+    return {
+      revision: id,
+      tarball: toWireRef(tarball),
+      image: member.facts?.runtime === "process" ? null : revision.image,
+      workdir: manifest?.runtime.workdir ?? null,
+      remote_dir: project.remoteDir,
+      setup_timeout_ms: project.setupTimeoutSeconds * 1000,
+      validation: validation
+        ? {
+            executables: validation.executables ?? [],
+            files: validation.files ?? [],
+            commands: (validation.commands ?? []).map(({ label, command }) => ({ label: label ?? command.join(" "), command })),
+          }
+        : null,
+      content_grant: grantFor(member, one, tarball),
+      holders: holdersOf(id, member),
+    }
+  }
+
+  function holdersOf(revision: string, member: Member): RuntimeSpec["holders"] {
+    const holders: RuntimeSpec["holders"] = []
+    for (const other of parts.members.all()) {
+      if (holders.length === HOLDERS_NAMED) break
+      if (other === member || !other.session || !other.facts || !other.standing?.warm.has(revision)) continue
+      holders.push({ peer_id: other.peer, addresses: [...other.facts.addresses] })
+    }
+    const builder = known.get(revision)?.revision.builder
+    const built = builder ? parts.members.byNode(builder) : undefined
+    if (built?.session && built.facts && built !== member && !holders.some(({ peer_id }) => peer_id === built.peer)) {
+      holders.push({ peer_id: built.peer, addresses: [...built.facts.addresses] })
+    }
+    return holders
+  }
+
+  return {
+    refresh,
+    known: (revision) => known.get(revision),
+    runtime,
+    contentGrant,
+    canRun(revision, member) {
+      const one = known.get(revision)
+      if (!one || failed.get(revision)?.has(member.id)) return false
+      return member.facts?.runtime === "process" || one.revision.image !== null
+    },
+    async spec(job: JobFacts, member): Promise<TaskSpec> {
+      const { project, revision } = present(known.get(job.revision), "the revision of a job that is granted")
+      return {
+        job_id: job.id,
+        runtime: await runtime(job.revision, member),
+        command: job.command,
+        env: { ...taskEnvLayers(revision.env, project.env, job.env) },
+        cpu: job.requirements.cpu,
+        memory_mb: job.requirements.memoryMb,
+        storage_gb: job.requirements.storageGb,
+        timeout_ms: job.timeoutSeconds * 1000,
+      }
+    },
+    failedOn(revision, member) {
+      const nodes = failed.get(revision) ?? new Set()
+      failed.set(revision, nodes.add(member.id))
+    },
+    failures: (revision) => failed.get(revision)?.size ?? 0,
+  }
+}
