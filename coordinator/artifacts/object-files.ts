@@ -48,7 +48,7 @@ export interface ObjectFiles {
   blobs(before: Instant): AsyncIterable<Digest>
 }
 
-export interface PutOptions {
+interface PutOptions {
   /** Inclusive. */
   maxBytes: number
   expectedDigest?: Digest
@@ -62,7 +62,7 @@ export interface PinnedBlob extends Disposable {
 }
 
 /** A complete file without a name. `discard` removes it; a second call does nothing. */
-export interface IncomingFile {
+interface IncomingFile {
   path: string
   digest: Digest
   size: number
@@ -265,7 +265,7 @@ async function* abortable(
   }
 }
 
-export function tooLarge(maxBytes: number): ComputalotError {
+function tooLarge(maxBytes: number): ComputalotError {
   return new ComputalotError("body_too_large", `the body is larger than ${maxBytes} bytes`, {
     recommendedAction: "Send less, or store large data elsewhere and refer to it.",
     details: { limit_bytes: maxBytes },

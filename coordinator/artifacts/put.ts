@@ -17,7 +17,7 @@ export interface ArtifactParts {
 }
 
 /** Through the coordinator, inclusive (AR-003, GAP-13). */
-export const LARGEST_UPLOAD_BYTES = 2 * 2 ** 30
+const LARGEST_UPLOAD_BYTES = 2 * 2 ** 30
 
 export interface Upload {
   account: AccountId

@@ -24,7 +24,7 @@ import type { TarballScanner } from "./tarball.ts"
 import type { TarballDiff } from "./tree.ts"
 
 /** 100 MB, inclusive (P-014, GAP-13). */
-export const LARGEST_PUSH_BYTES = 100 * 2 ** 20
+const LARGEST_PUSH_BYTES = 100 * 2 ** 20
 
 export interface PushParts extends ProjectParts {
   files: ObjectFiles

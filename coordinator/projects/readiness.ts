@@ -2,9 +2,9 @@ import type { Instant } from "../../protocol/base/clock.ts"
 import type { Digest, NodeId } from "../../protocol/domain/ids.ts"
 import type { Diagnostic, InitRequest, Project, Replica, Revision } from "../store/projects.ts"
 
-export type InitState = "not_initialized" | "published" | "initializing" | "ready" | "refreshing" | "attention_required"
-export type AvailabilityStatus = "cold" | "warming" | "ready" | "degraded" | "mixed"
-export type ProgressPhase = "queued" | "running" | "failed" | "refreshing" | "refresh_pending" | "ready" | "idle"
+type InitState = "not_initialized" | "published" | "initializing" | "ready" | "refreshing" | "attention_required"
+type AvailabilityStatus = "cold" | "warming" | "ready" | "degraded" | "mixed"
+type ProgressPhase = "queued" | "running" | "failed" | "refreshing" | "refresh_pending" | "ready" | "idle"
 
 /** What the fleet can do at this moment; from memory, as good as the last heartbeats. */
 export interface FleetFacts {
@@ -16,7 +16,7 @@ export interface FleetFacts {
   builders: number
 }
 
-export interface Load {
+interface Load {
   queuedTasks: number
   activeJobs: number
   activeTasks: number
@@ -56,7 +56,7 @@ export interface Readiness {
   load: Load
 }
 
-export interface ReplicaCounts {
+interface ReplicaCounts {
   ready: number
   initializing: number
   failed: number

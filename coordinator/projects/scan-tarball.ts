@@ -49,7 +49,7 @@ export interface Scan {
   diff: TarballDiff | null
 }
 
-export interface WrittenFile {
+interface WrittenFile {
   path: string
   digest: Digest
   size: number

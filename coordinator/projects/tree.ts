@@ -77,7 +77,7 @@ export function findEscape(tree: Tree): Objection {
  * Where a name ends up when links are followed as a kernel would, or null when that is outside. A link that turns in circles
  * or ends nowhere leads to a name that the tree does not hold, or to itself.
  */
-export function resolve(tree: Tree, name: string): string | null {
+function resolve(tree: Tree, name: string): string | null {
   const at: string[] = []
   const ahead = name.split("/").reverse()
   let linksLeft = MOST_LINKS_FOLLOWED

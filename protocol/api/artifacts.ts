@@ -7,7 +7,7 @@ const source = z.enum(["local", "r2", "external"])
 /** Administrators name an account by it. */
 const accountQuery = { account_id: z.string().optional() }
 
-export const artifactMeta = z
+const artifactMeta = z
   .object({
     id: z.string(),
     /** Null until known (external artifacts). */

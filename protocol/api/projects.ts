@@ -46,7 +46,7 @@ const projectShape = {
   created_at: timestamp,
   updated_at: timestamp,
 }
-export const project = z.object(projectShape).meta({ id: "Project" })
+const project = z.object(projectShape).meta({ id: "Project" })
 export type ProjectBody = z.output<typeof project>
 
 const count = z.int().nonnegative()

@@ -11,7 +11,7 @@ import { systemRandom } from "../../protocol/base/random.ts"
 import { accountId, claimNumber, jobId, newArtifactId, taskId, type ClaimNumber } from "../../protocol/domain/ids.ts"
 import { openObjectFiles, type ObjectFiles } from "../../coordinator/artifacts/object-files.ts"
 import { freeReleasedBlobs, sweepArtifacts, sweepOrphans } from "../../coordinator/artifacts/retention.ts"
-import { publishStaged, sweepStaged } from "../../coordinator/artifacts/stage.ts"
+import { keepStaged, publishStaged, sweepStaged } from "../../coordinator/artifacts/stage.ts"
 import { mountArtifacts } from "../../coordinator/http/routes/artifacts.ts"
 import { dropStagedBlobs, stageBlob } from "../../coordinator/store/blobs.ts"
 import { TEST_TOKENS, testIdentities } from "../support/identities.ts"
@@ -310,6 +310,14 @@ test("order of an ending: staged bytes are nobody's until the report publishes t
   })
   await freeReleasedBlobs({ store, files })
   expect(await files.size(blob.digest)).toBe(blob.size)
+
+  const large = await stage(claimNumber(75), "a large result")
+  const owner = { kind: "result", owner: "task_1" } as const
+  expect(await store.write((tx) => keepStaged(tx, claimNumber(76), large.digest, owner))).toBe(false)
+  expect(await store.write((tx) => keepStaged(tx, claimNumber(75), large.digest, owner))).toBe(true)
+  await store.write((tx) => dropStagedBlobs(tx, claimNumber(75)))
+  await freeReleasedBlobs({ store, files })
+  expect(await files.size(large.digest)).toBe(large.size)
 
   const spent = await stage(claimNumber(73), "never reported")
   const kept = await stage(claimNumber(74), "to be reported")

@@ -10,7 +10,7 @@ import {
 } from "../../../protocol/api/artifacts.ts"
 import { timestampText } from "../../../protocol/api/common.ts"
 import { ComputalotError } from "../../../protocol/domain/errors.ts"
-import { artifactId, jobId, type AccountId, type JobId } from "../../../protocol/domain/ids.ts"
+import { artifactId, jobId, type JobId } from "../../../protocol/domain/ids.ts"
 import { contentDisposition, filenameFromHeader } from "../../artifacts/filename.ts"
 import { listOwnArtifacts } from "../../artifacts/list.ts"
 import { getArtifact, getLocalArtifact, openArtifact, parseRange } from "../../artifacts/open.ts"
@@ -18,6 +18,7 @@ import { checkUpload, putArtifact, type ArtifactParts } from "../../artifacts/pu
 import { removeArtifact } from "../../artifacts/retention.ts"
 import type { Artifact, LocalArtifact } from "../../store/artifacts.ts"
 import { mount, type HttpApp, type HttpRequest } from "../app.ts"
+import { scopeOf } from "../scope.ts"
 
 export interface ArtifactRouteParts extends ArtifactParts {
   /** The origin that clients know (`https://…`, no slash at the end). */
@@ -81,17 +82,11 @@ export function mountArtifacts(app: Pick<HttpApp, "add">, parts: ArtifactRoutePa
   })
 }
 
-type AnyRequest = Pick<HttpRequest, "headers" | "method" | "response" | "account" | "signal"> & {
-  caller: { account: AccountId | null }
-  query: { account_id?: string | undefined }
-}
-
-/** The account whose artifacts the caller may see by id; null for an administrator without an account: anybody's. */
-function scopeOf(request: AnyRequest): AccountId | null {
-  return request.caller.account === null && request.query.account_id === undefined ? null : request.account()
-}
-
-async function sendBytes(parts: ArtifactRouteParts, artifact: LocalArtifact, request: AnyRequest): Promise<void> {
+async function sendBytes(
+  parts: ArtifactRouteParts,
+  artifact: LocalArtifact,
+  request: Pick<HttpRequest, "headers" | "method" | "response" | "signal">,
+): Promise<void> {
   const { response } = request
   const etag = `"${artifact.digest}"`
   const headers = {

@@ -13,6 +13,7 @@ import { getStatus, listProjects, type ProjectStatus } from "../../projects/stat
 import { updateProject } from "../../projects/update.ts"
 import type { Diagnostic, Project, ProjectFields } from "../../store/projects.ts"
 import { mount, type HttpApp } from "../app.ts"
+import { scopeOf } from "../scope.ts"
 
 export interface ProjectRouteParts extends PushParts, InitParts {
   /** Cancels planning and queued jobs of a project; counts those that matched and those it cancelled (P-028). */
@@ -122,15 +123,6 @@ export function mountProjects(app: Pick<HttpApp, "add">, parts: ProjectRoutePart
     const { project, readiness, diagnostics } = await getStatus(parts, scopeOf(request), request.params.name)
     return { project: project.name, ...initStatusBody(readiness), diagnostics: diagnostics.map(diagnosticBody) }
   })
-}
-
-/** The account whose projects the caller may name; null for an administrator without an account: whoever has the name alone. */
-function scopeOf(request: {
-  caller: { account: AccountId | null }
-  query: { account_id?: string | undefined }
-  account: () => AccountId
-}): AccountId | null {
-  return request.caller.account === null && request.query.account_id === undefined ? null : request.account()
 }
 
 /** What a new project has where the request says nothing. */
