@@ -11,7 +11,9 @@ const config = JSON.parse(readFileSync(file, "utf8")) as {
   process: { env?: string[] | null }
   mounts: { destination: string; type: string; source: string; options: string[] }[]
 }
-config.process.env = [...(config.process.env ?? []), ...Object.entries(env).map(([name, value]) => `${name}=${value}`)]
+// Of the RUN, not of this program.
+const started = config.process
+started.env = [...(started.env ?? []), ...Object.entries(env).map(([name, value]) => `${name}=${value}`)]
 // First, because buildah mounts a file below it.
 if (runDirectory !== null) {
   config.mounts.unshift({ destination: "/run", type: "bind", source: runDirectory, options: ["rbind"] })
