@@ -170,7 +170,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     specs,
     wake,
     runningMs: (claim) => members.attempt(claim)?.runningMs ?? null,
-    spend: (claims, reason) => claims.spend(claims, reason),
+    spend: (spent, reason) => claims.spend(spent, reason),
   })
   const claims = opening.use(
     createClaims({

@@ -26,7 +26,9 @@ try {
       process.exit(70)
     },
   })
-  stopOn(["SIGTERM", "SIGINT"], () => coordinator[Symbol.asyncDispose]())
+  stopOn(["SIGTERM", "SIGINT"], async () => {
+    await coordinator[Symbol.asyncDispose]()
+  })
   const ready = {
     event: "ready",
     http: coordinator.origin,

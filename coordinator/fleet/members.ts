@@ -42,6 +42,8 @@ export interface Member {
   lastHeardMs: number | null
   lastSeenAt: Instant | null
   standing: Standing | null
+  /** Attempts whose end it reported since this coordinator started. */
+  tasksEnded: number
   readonly attempts: Map<number, HeldAttempt>
   readonly used: { cpu: number; memoryMb: number; storageGb: number; gpus: Set<string> }
 }
@@ -133,6 +135,7 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
         lastHeardMs: null,
         lastSeenAt: null,
         standing: null,
+        tasksEnded: 0,
         attempts: new Map(),
         used: { cpu: 0, memoryMb: 0, storageGb: 0, gpus: new Set() },
       }

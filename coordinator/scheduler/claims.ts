@@ -125,6 +125,7 @@ export function createClaims(parts: ClaimsParts): Claims {
       }
     })
     const outcome = await reportResults(parts, member.id, ends)
+    member.tasksEnded += outcome.ended.length
     for (const { claim, job, runtimeMs, chargedMicro } of outcome.ended) {
       const attempt = members.release(claim)
       if (attempt?.claimable) queue.add(job, -1)

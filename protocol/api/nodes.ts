@@ -103,6 +103,8 @@ export const nodeRow = z
     free: capacityRow.nullable(),
     running: z.array(z.object({ job_id: z.string(), task_id: z.string(), attempt: z.int() })),
     warm_revisions: z.int(),
+    /** Since the coordinator started. */
+    tasks_ended: z.int(),
     probation: z.object({ since: timestamp, reason: z.string() }).nullable(),
     state_reason: z.string().nullable(),
     enrolled_at: timestamp,

@@ -154,6 +154,7 @@ function rowOf(
       return job ? [{ job_id: job.id, task_id: taskId(job.id, attempt.index), attempt: attempt.number }] : []
     }),
     warm_revisions: standing?.warm.size ?? 0,
+    tasks_ended: member.tasksEnded,
     probation: null,
     state_reason: row.stateReason,
     enrolled_at: timestampText(row.enrolledAt),
