@@ -338,6 +338,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       background.run("sweep", async () => {
         const now = clock.now()
         await fleet.storeSeen()
+        await jobLife.recount()
         await sweepArtifacts({ store, files }, now)
         await sweepRevisions({ store }, now)
         await sweepStaged({ store, liveClaims }, now)

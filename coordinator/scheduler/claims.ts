@@ -58,6 +58,8 @@ export interface ClaimsParts extends ReportParts {
 /** Starts are written together; one that is reported before needs no write of its own. */
 const START_DELAY_MS = 20
 const LOOK_INTERVAL_MS = 500
+/** Accepts come within milliseconds; one that takes this long will not come. */
+const OFFER_TIMEOUT_MS = 10_000
 /** A look that comes this much late: this process was stopped, not the nodes. */
 const PAUSE_MS = 2_000
 
@@ -232,8 +234,23 @@ export function createClaims(parts: ClaimsParts): Claims {
       }
     }
     if (claimable.length > 0) giveUp(claimable)
+    takeStaleOffers(nowMs)
   }
   let recentlyOurFault = false
+
+  /** A grant that was sent as its stream broke is never answered: it goes back to the queue, and is no loss. */
+  function takeStaleOffers(nowMs: number): void {
+    for (const member of members.all()) {
+      if (!member.session) continue
+      const stale = [...member.attempts.values()].filter(
+        ({ state, grantedAtMs }) => state === "offered" && nowMs - grantedAtMs > OFFER_TIMEOUT_MS,
+      )
+      if (stale.length === 0) continue
+      const claims = stale.map(({ claim }) => claim)
+      member.session.send({ type: "cancel", claims, reason: "the grant was not accepted in time" })
+      follow(takeReturned(claims), "unanswered grants were not taken back")
+    }
+  }
 
   function lostContacts(): Member[] {
     return [...members.all()].filter((member) => member.attempts.size > 0 && members.contact(member) === "lost_contact")

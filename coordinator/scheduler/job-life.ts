@@ -40,6 +40,8 @@ export interface JobLife {
     reason: string | null
     tag: string | null
   }): Promise<{ queuedBefore: number; cancelledJobs: number }>
+  /** Puts right what memory believes of waiting tasks: rows decide, and a hint that was lost must not strand a job (L-005). */
+  recount(): Promise<void>
   /** Takes up every job that an earlier start left unfinished. Once, before a door opens. */
   resume(): Promise<void>
 }
@@ -209,6 +211,15 @@ export function createJobLife(parts: JobLifeParts): JobLife {
         over(ended.job, ended.spent, error)
       }
       return { queuedBefore: total, cancelledJobs }
+    },
+    async recount() {
+      for (const { seq } of known.all()) {
+        const waiting = await store.read((view) => countTasks(view, seq, ["queued", "lost"]))
+        const believed = queue.waiting(seq)
+        // Only ever upward: tasks on their way to a node are waiting in the rows until the grant commits.
+        if (waiting > believed) queue.add(seq, waiting - believed)
+      }
+      parts.wake()
     },
     async resume() {
       for (const job of await store.read(unfinishedJobs)) {
