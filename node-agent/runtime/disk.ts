@@ -1,7 +1,7 @@
 import { execFile } from "node:child_process"
-import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs"
-import { open, rename, rm, statfs } from "node:fs/promises"
-import { join } from "node:path"
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync } from "node:fs"
+import { open, rm, statfs } from "node:fs/promises"
+import { dirname, join } from "node:path"
 import { setTimeout as pause } from "node:timers/promises"
 import { promisify } from "node:util"
 
@@ -14,69 +14,138 @@ export interface AttemptDisks {
   isFull(attemptDir: string): Promise<boolean>
   /** Unmounts and removes it with everything in it. Missing disks are fine. */
   remove(attemptDir: string): Promise<void>
+  /** Removes the disks of all attempts but those named, and what was made in advance. */
+  sweep(keep: Iterable<string>): Promise<void>
+  /** Removes what was made in advance; attempts keep theirs. */
+  close(): Promise<void>
 }
 
 const run = promisify(execFile)
 
 /**
- * An ext4 file system in a sparse file costs 10 ms and counts exactly; a tmpfs counts as memory; a plain directory has no
- * limit (a plain user can mount neither where the agent could still read it). `scratchDir` is for the trial.
+ * An ext4 file system in a sparse file costs 20 ms and counts exactly; a tmpfs counts as memory; a plain directory has no
+ * limit (a plain user can mount neither where the agent could still read it).
  */
-export async function openDisks(scratchDir: string): Promise<AttemptDisks> {
-  if (process.getuid?.() !== 0) return createDisks("none")
+export async function openDisks(dataDir: string): Promise<AttemptDisks> {
+  if (process.getuid?.() !== 0) return plainDisks
   for (const kind of ["loop", "tmpfs"] as const) {
-    const trial = join(scratchDir, `disk-trial-${process.pid}`)
-    const disks = createDisks(kind)
+    const place = join(dataDir, "disks", `trial-${process.pid}`)
     try {
-      mkdirSync(trial, { recursive: true })
-      await disks.make(trial, SMALLEST_BYTES)
-      return disks
+      await makeDisk(kind, place, SMALLEST_BYTES)
+      return createDisks(kind, join(dataDir, "disks"))
     } catch {
       // The next kind, then.
     } finally {
-      await disks.remove(trial)
-      await rm(trial, { recursive: true, force: true })
+      await removeDisk(place)
     }
   }
-  return createDisks("none")
+  return plainDisks
+}
+
+/** Without a limit: for the process driver, whose attempts share the machine's disk. */
+export const plainDisks: AttemptDisks = {
+  kind: "none",
+  async make(attemptDir) {
+    const disk = join(attemptDir, "disk")
+    mkdirSync(disk, { recursive: true })
+    return disk
+  },
+  isFull: async () => false,
+  remove: (attemptDir) => rm(join(attemptDir, "disk"), { recursive: true, force: true }),
+  async sweep() {},
+  async close() {},
 }
 
 /** ext4 needs some for itself. */
 const SMALLEST_BYTES = 8 * 1024 * 1024
 
-/** Without a limit: for the process driver, whose attempts share the machine's disk. */
-export const plainDisks: AttemptDisks = createDisks("none")
+/**
+ * Disks lie in `home`, one folder each, and an attempt's `disk` is a link to its own: so one can be made before anybody asks.
+ * One spare of the size asked for last is kept ready.
+ */
+function createDisks(kind: "loop" | "tmpfs", home: string): AttemptDisks {
+  let spare: { bytes: number; place: Promise<string> } | null = null
+  let made = 0
 
-function createDisks(kind: AttemptDisks["kind"]): AttemptDisks {
+  async function makeOne(bytes: number): Promise<string> {
+    const place = join(home, `${process.pid}-${Date.now().toString(36)}-${++made}`)
+    await makeDisk(kind, place, bytes)
+    return place
+  }
+
+  async function dropSpare(): Promise<void> {
+    const dropped = spare
+    spare = null
+    const place = await dropped?.place.catch(() => null)
+    if (place) await removeDisk(place)
+  }
+
   return {
     kind,
     async make(attemptDir, bytes) {
       const disk = join(attemptDir, "disk")
-      if (isMounted(disk)) return disk
-      if (kind === "none" || existsSync(disk)) {
-        mkdirSync(disk, { recursive: true })
-        if (kind === "none") return disk
+      if (linkOf(disk) !== null) return disk
+      if (spare !== null && spare.bytes !== bytes) await dropSpare()
+      const ready = spare?.place
+      // Two who ask at once must not get the same.
+      spare = null
+      const place = await (ready ?? makeOne(bytes)).catch(() => makeOne(bytes))
+      symlinkSync(join(place, "disk"), disk)
+      if (spare === null) {
+        spare = { bytes, place: makeOne(bytes) }
+        // Who takes it hears of a failure, and makes one itself.
+        spare.place.catch(() => {})
       }
-      mkdirSync(disk, { recursive: true })
-      if (kind === "tmpfs") await run("mount", ["-t", "tmpfs", "-o", `size=${bytes},mode=0755`, "none", disk])
-      else await mountLoop(join(attemptDir, "disk.img"), disk, Math.max(bytes, SMALLEST_BYTES))
       return disk
     },
     async isFull(attemptDir) {
-      if (kind === "none") return false
       const room = await statfs(join(attemptDir, "disk"))
       return room.bavail * room.bsize < NEARLY_FULL_BYTES || (room.files > 0 && room.ffree === 0)
     },
     async remove(attemptDir) {
-      const disk = join(attemptDir, "disk")
-      for (let tries = 0; isMounted(disk) && tries < 100; tries++) {
-        // The last process of an attempt may still hold it for a moment; the loop device goes with the mount.
-        await run("umount", tries < 50 ? [disk] : ["-l", disk]).catch(() => pause(20))
-      }
-      if (isMounted(disk)) return
-      await rm(join(attemptDir, "disk.img"), { force: true })
-      rmSync(disk, { recursive: true, force: true })
+      const disk = linkOf(join(attemptDir, "disk"))
+      if (disk === null) return
+      await removeDisk(dirname(disk))
+      await rm(join(attemptDir, "disk"), { force: true })
     },
+    async sweep(keep) {
+      await dropSpare()
+      const kept = new Set([...keep].map((attemptDir) => linkOf(join(attemptDir, "disk"))))
+      for (const name of namesIn(home)) if (!kept.has(join(home, name, "disk"))) await removeDisk(join(home, name))
+    },
+    close: dropSpare,
+  }
+}
+
+async function makeDisk(kind: "loop" | "tmpfs", place: string, bytes: number): Promise<void> {
+  const disk = join(place, "disk")
+  mkdirSync(disk, { recursive: true })
+  if (kind === "tmpfs") await run("mount", ["-t", "tmpfs", "-o", `size=${bytes},mode=0755`, "none", disk])
+  else await mountLoop(join(place, "image"), disk, Math.max(bytes, SMALLEST_BYTES))
+}
+
+async function removeDisk(place: string): Promise<void> {
+  const disk = join(place, "disk")
+  for (let tries = 0; isMounted(disk) && tries < 100; tries++) {
+    // The last process of an attempt may still hold it for a moment; the loop device goes with the mount.
+    await run("umount", tries < 50 ? [disk] : ["-l", disk]).catch(() => pause(20))
+  }
+  if (!isMounted(disk)) await rm(place, { recursive: true, force: true })
+}
+
+function linkOf(path: string): string | null {
+  try {
+    return readlinkSync(path)
+  } catch {
+    return null
+  }
+}
+
+function namesIn(directory: string): string[] {
+  try {
+    return readdirSync(directory)
+  } catch {
+    return []
   }
 }
 
@@ -84,22 +153,11 @@ function createDisks(kind: AttemptDisks["kind"]): AttemptDisks {
 const NEARLY_FULL_BYTES = 64 * 1024
 
 async function mountLoop(image: string, disk: string, bytes: number): Promise<void> {
-  const file = await open(`${image}.new`, "w")
+  const file = await open(image, "w", 0o600)
   await file.truncate(bytes)
   await file.close()
   // No journal: nobody mounts it after a crash. No reserved blocks: the limit is the limit.
-  await run("mkfs.ext4", [
-    "-q",
-    "-F",
-    "-m",
-    "0",
-    "-O",
-    "^has_journal",
-    "-E",
-    "lazy_itable_init=1,nodiscard",
-    `${image}.new`,
-  ])
-  await rename(`${image}.new`, image)
+  await run("mkfs.ext4", ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", image])
   await run("mount", ["-o", "loop,nosuid,nodev", image, disk])
   rmSync(join(disk, "lost+found"), { recursive: true, force: true })
 }

@@ -79,10 +79,12 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
       for (const path of attemptDirs(place.attemptsDir)) if (!kept.has(path)) await driver.release(path)
       for (const name of groups.list()) if (!keptGroups.has(name)) await groups.remove(name)
       await networks?.sweep(kept)
+      await disks.sweep(kept)
     },
     async [Symbol.asyncDispose]() {
       await launcher[Symbol.asyncDispose]()
       await networks?.close()
+      await disks.close()
     },
   }
   return driver

@@ -260,7 +260,7 @@ print(json.dumps({
         bytesSeen += bytes.length + skipped
         most = Math.max(most, process.memoryUsage().rss - before)
         disk = Math.max(disk, statSync(attempt.stdoutPath).blocks * 512)
-        tail = Buffer.from(bytes.subarray(-100)).toString()
+        tail = (tail + Buffer.from(bytes.subarray(-100)).toString()).slice(-100)
       })
       expect(await attempt.done).toMatchObject({ exitCode: 0 })
       expect(bytesSeen).toBe(400 * MEBIBYTE + "the end\n".length)
