@@ -1,16 +1,9 @@
 import type { JsonObject } from "../../protocol/base/json-text.ts"
 import type { Instant } from "../../protocol/base/clock.ts"
-import type { AccountId, RevisionId } from "../../protocol/domain/ids.ts"
+import type { AccountId } from "../../protocol/domain/ids.ts"
 import { manifestSchema, type Manifest } from "../../protocol/domain/manifest.ts"
 import { dropBlobReferences } from "../store/blobs.ts"
-import {
-  deleteRevision,
-  findProject,
-  findRevision,
-  supersededRevisions,
-  type Project,
-  type Revision,
-} from "../store/projects.ts"
+import { deleteRevision, findRevision, supersededRevisions, type Project, type Revision } from "../store/projects.ts"
 import type { Store, View } from "../store/store.ts"
 import { nothingPushed } from "./init.ts"
 import { requireProject } from "./project.ts"
@@ -30,25 +23,6 @@ export async function requireActiveRevision(view: View, account: AccountId, name
   const revision = project.activeRevision === null ? null : await findRevision(view, project.activeRevision)
   if (revision === null) throw nothingPushed(project)
   return { project, revision }
-}
-
-/**
- * The revision that an attempt of a job runs: the one the job was submitted with, as long as it can run; else the active one
- * (its build was cancelled by a newer push, or the revision is gone). Null when the project is gone.
- */
-export async function revisionToRun(
-  view: View,
-  job: { account: AccountId; project: string; revision: RevisionId },
-  needsImage: boolean,
-): Promise<ProjectRevision | null> {
-  const project = await findProject(view, job.account, job.project)
-  if (project === null) return null
-  const pinned = await findRevision(view, job.revision)
-  if (pinned !== null && pinned.project === project.id && !(needsImage && pinned.build === "cancelled")) {
-    return { project, revision: pinned }
-  }
-  const active = project.activeRevision === null ? null : await findRevision(view, project.activeRevision)
-  return active === null ? null : { project, revision: active }
 }
 
 /** The manifest that counts: the tarball's, else the project's where it is one; null without either. */

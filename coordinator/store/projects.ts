@@ -254,23 +254,29 @@ export async function changeBuild(
   return changes === 1
 }
 
-/** Ends what was to be built, or being built, of revisions before `active`. Whoever builds one of them is to be stopped. */
+/**
+ * Ends what was to be built, or being built, of revisions before `active`, unless an unfinished job was submitted to one of
+ * them: it would wait for ever. Whoever builds an ended one is to be stopped.
+ */
 export async function cancelOlderBuilds(tx: Tx, project: number, active: RevisionId, at: Instant): Promise<void> {
   await tx.run(
     `UPDATE revisions SET build = 'cancelled', builder = NULL, build_changed_at = ?
-     WHERE project = ? AND id <> ? AND build IN ('queued', 'building')`,
+     WHERE project = ? AND id <> ? AND build IN ('queued', 'building') AND id NOT IN (${NEEDED_BY_JOBS})`,
     at,
     project,
     active,
   )
 }
 
+/** What unfinished jobs were submitted to; jobs_active keeps this small. */
+const NEEDED_BY_JOBS = "SELECT revision FROM jobs WHERE status IN ('planning', 'queued', 'running', 'finishing')"
+
 /** Revisions that are neither active nor pinned by a job that may still run, oldest first. */
 export async function supersededRevisions(view: View, before: Instant, most: number): Promise<RevisionId[]> {
   const rows = await view.all<{ id: string }>(
     `SELECT r.id FROM revisions r JOIN projects p ON p.id = r.project
      WHERE r.pushed_at < ? AND p.active_revision <> r.id
-       AND r.id NOT IN (SELECT revision FROM jobs WHERE status IN ('planning', 'queued', 'running', 'finishing'))
+       AND r.id NOT IN (${NEEDED_BY_JOBS})
      ORDER BY r.pushed_at LIMIT ?`,
     before,
     most,

@@ -21,15 +21,10 @@ import {
   recordReplica,
   recordRuntimeNote,
 } from "../../coordinator/projects/record.ts"
-import {
-  effectiveManifest,
-  requireActiveRevision,
-  revisionToRun,
-  sweepRevisions,
-} from "../../coordinator/projects/revisions.ts"
+import { effectiveManifest, requireActiveRevision, sweepRevisions } from "../../coordinator/projects/revisions.ts"
 import { createTarballScanner } from "../../coordinator/projects/tarball.ts"
 import { insertAccount } from "../../coordinator/store/accounts.ts"
-import { openInitRequests, revisionsToBuild } from "../../coordinator/store/projects.ts"
+import { findRevision, openInitRequests, revisionsToBuild } from "../../coordinator/store/projects.ts"
 import { openSocket, send, startHttpDoor, untilClosed, type HttpDoor, type PlainReply } from "../support/http-door.ts"
 import { TEST_TOKENS, testIdentities } from "../support/identities.ts"
 import { insertBareJob } from "../support/jobs.ts"
@@ -438,7 +433,8 @@ describe("push", () => {
     expect(effectiveManifest(active)).toEqual(MANIFEST)
   })
 
-  test("a newer push cancels the older build; queued jobs of the older revision find one that can run", async () => {
+  test("a newer push cancels the older build, unless a job waits for it; superseded revisions go once no job needs them", async () => {
+    const toBuild = async () => (await store.read(revisionsToBuild)).map(({ id }) => id)
     const name = await project(CODE)
     const first = await activeOf(name)
     const started = facts(first, nodeId("node_builder"))
@@ -447,26 +443,21 @@ describe("push", () => {
     await push(name, [...CODE, { name: "x", content: "" }])
     expect(changes).toBe(1)
     const second = await activeOf(name)
-    const late = {
-      ...started,
-      image: { digest: "b".repeat(64), config: { env: {}, workdir: "/", user: "" }, layers: [] },
-      logTail: "",
-    }
-    expect(await store.write((tx) => recordBuilt(tx, late))).toBe(false)
-    expect((await store.read(revisionsToBuild)).map(({ id }) => id)).toContain(second)
-    expect((await store.read(revisionsToBuild)).map(({ id }) => id)).not.toContain(first)
-    const job = { account: accountId(1), project: name, revision: first }
-    const forImage = await store.read((view) => revisionToRun(view, job, true))
-    expect(forImage?.revision.id).toBe(second)
-    expect((await store.read((view) => revisionToRun(view, job, false)))?.revision.id).toBe(first)
+    const image = { digest: "b".repeat(64), config: { env: {}, workdir: "/", user: "" }, layers: [] }
+    expect(await store.write((tx) => recordBuilt(tx, { ...started, image, logTail: "" }))).toBe(false)
+    expect(await toBuild()).toContain(second)
+    expect(await toBuild()).not.toContain(first)
 
-    const id = await insertBareJob(store, { account: accountId(1), project: name, revision: first })
+    const job = await insertBareJob(store, { account: accountId(1), project: name, revision: second })
+    await push(name, CODE)
+    expect(await toBuild()).toEqual(expect.arrayContaining([second, await activeOf(name)]))
     const inAMinute = Date.now() + 61_000
     await sweepRevisions({ store }, inAMinute)
-    expect((await store.read((view) => revisionToRun(view, job, false)))?.revision.id).toBe(first)
-    await store.write((tx) => tx.run("UPDATE jobs SET status = 'completed', completed_at = 1 WHERE id = ?", id))
+    expect(await store.read((view) => findRevision(view, first))).toBeNull()
+    expect(await store.read((view) => findRevision(view, second))).not.toBeNull()
+    await store.write((tx) => tx.run("UPDATE jobs SET status = 'completed', completed_at = 1 WHERE id = ?", job))
     await sweepRevisions({ store }, inAMinute)
-    expect((await store.read((view) => revisionToRun(view, job, false)))?.revision.id).toBe(second)
+    expect(await store.read((view) => findRevision(view, second))).toBeNull()
   })
 
   test("GAP-69: the same push under one key is published once", async () => {
