@@ -103,18 +103,25 @@ export async function createBubblewrapDriver(place: DriverPlace): Promise<Runtim
 
 function bubblewrapOptions(spec: AttemptSpec): string[] {
   return [
-    ...[
-      "--unshare-all",
-      "--unshare-user",
-      "--disable-userns",
-      "--die-with-parent",
-      "--new-session",
-      "--cap-drop",
-      "ALL",
-      "--clearenv",
-    ],
-    ...["--hostname", spec.rootfs?.hostname ?? "task", "--bind", SANDBOX_ROOT, "/", "--proc", "/proc", "--dev", "/dev"],
-    ...["--chdir", spec.workdir],
+    "--unshare-all",
+    "--unshare-user",
+    "--disable-userns",
+    "--die-with-parent",
+    "--new-session",
+    "--cap-drop",
+    "ALL",
+    "--clearenv",
+    "--hostname",
+    spec.rootfs?.hostname ?? "task",
+    "--bind",
+    SANDBOX_ROOT,
+    "/",
+    "--proc",
+    "/proc",
+    "--dev",
+    "/dev",
+    "--chdir",
+    spec.workdir,
     ...Object.entries(spec.env).flatMap(([name, value]) => ["--setenv", name, value]),
   ]
 }

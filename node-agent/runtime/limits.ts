@@ -18,6 +18,8 @@ export interface TaskGroups {
   remove(name: string): Promise<void>
   /** Names of groups that exist, an earlier agent's included. */
   list(): string[]
+  /** Takes the agent's own groups away when no attempt is in them. */
+  close(): void
 }
 
 /** The control groups a supervisor puts the program into, and the files it reads there. Empty where there are none. */
@@ -70,6 +72,17 @@ export function openTaskGroups(dataDir: string): TaskGroups {
     },
     list() {
       return [...new Set(hierarchies.flatMap((hierarchy) => subgroups(hierarchy.base)))]
+    },
+    close() {
+      for (const { base } of hierarchies) {
+        for (const directory of [base, join(base, "..")]) {
+          try {
+            rmdirSync(directory)
+          } catch {
+            // Still in use: by an attempt that lives on, or by another agent.
+          }
+        }
+      }
     },
   }
 }

@@ -33,8 +33,16 @@ const run = promisify(execFile)
 
 /** Where no task may go: RFC 6890's special blocks, multicast and broadcast. */
 const PRIVATE = [
-  ...["0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"],
-  ...["192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"],
+  "0.0.0.0/8",
+  "10.0.0.0/8",
+  "100.64.0.0/10",
+  "127.0.0.0/8",
+  "169.254.0.0/16",
+  "172.16.0.0/12",
+  "192.0.0.0/24",
+  "192.168.0.0/16",
+  "198.18.0.0/15",
+  "224.0.0.0/3",
 ]
 /** Attempts' own addresses: /30 blocks of 100.115.0.0/16 (shared address space, which no machine should meet elsewhere). */
 const BLOCKS = 16_384

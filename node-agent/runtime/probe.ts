@@ -62,15 +62,14 @@ function shellImage(root: string): string {
 
 /** What /bin/sh needs on the distributions we know (dash and bash); those that exist are taken. */
 const LIBRARIES = [
-  ...[
-    "/lib64/ld-linux-x86-64.so.2",
-    "/lib/ld-linux-aarch64.so.1",
-    "/lib/ld-musl-x86_64.so.1",
-    "/lib/ld-musl-aarch64.so.1",
-  ],
+  "/lib64/ld-linux-x86-64.so.2",
+  "/lib/ld-linux-aarch64.so.1",
+  "/lib/ld-musl-x86_64.so.1",
+  "/lib/ld-musl-aarch64.so.1",
   ...["x86_64-linux-gnu", "aarch64-linux-gnu"].flatMap((name) => [
     `/lib/${name}/libc.so.6`,
     `/lib/${name}/libtinfo.so.6`,
   ]),
-  ...["/lib64/libc.so.6", "/lib64/libtinfo.so.6"],
+  "/lib64/libc.so.6",
+  "/lib64/libtinfo.so.6",
 ]

@@ -85,6 +85,7 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
       await launcher[Symbol.asyncDispose]()
       await networks?.close()
       await disks.close()
+      groups.close()
     },
   }
   return driver
