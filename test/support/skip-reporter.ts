@@ -1,0 +1,28 @@
+import type { Reporter, TestModule } from "vitest/node"
+
+/** How a probe says on the console why it leaves tests out. */
+const REASON = /(?:skipped|is not tested): .+/
+
+type ConsoleLog = Parameters<NonNullable<Reporter["onUserConsoleLog"]>>[0]
+
+/** Lists at the end which tests were skipped, and why: the note of `skip(note)`, or what the file's probe printed. */
+export default class SkipReporter implements Reporter {
+  readonly #reasons = new Set<string>()
+
+  onUserConsoleLog(log: ConsoleLog): void {
+    for (const line of log.content.split("\n")) if (REASON.test(line)) this.#reasons.add(line.trim())
+  }
+
+  onTestRunEnd(modules: readonly TestModule[]): void {
+    const skipped = modules.flatMap((module) =>
+      [...module.children.allTests("skipped")].map((test) => {
+        const result = test.result()
+        const note = result.state === "skipped" && result.note !== undefined ? ` (${result.note})` : ""
+        return `  ${module.relativeModuleId} > ${test.fullName}${note}`
+      }),
+    )
+    if (skipped.length > 0) console.log(["", "Skipped tests", ...skipped].join("\n"))
+    if (this.#reasons.size > 0)
+      console.log(["", "What could not be tried here", ...[...this.#reasons].map((line) => `  ${line}`)].join("\n"))
+  }
+}
