@@ -23,8 +23,8 @@ import {
   type Idempotency,
   type IdempotencyKeys,
 } from "./idempotency.ts"
-import { Reply } from "./reply.ts"
-import { sendJson } from "./send-json.ts"
+import { JsonPieces, Reply } from "./reply.ts"
+import { sendJson, sendPieces } from "./send-json.ts"
 
 /** The client-facing door. It answers from its creation on; `/api/v1` does once `open` was called. */
 export interface HttpApp {
@@ -205,13 +205,17 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     return answer(row, request, response, reply)
   }
 
-  function answer(row: Endpoint, request: Request, response: Response, result: unknown): void {
+  async function answer(row: Endpoint, request: Request, response: Response, result: unknown): Promise<void> {
     if (result === undefined && row.stream !== undefined) return
     const reply = result instanceof Reply ? result : new Reply(row.status ?? 200, result)
     for (const [name, value] of Object.entries(reply.headers)) response.setHeader(name, value)
     if (reply.status === 204) return void response.writeHead(204).end()
-    if (parts.checkReplies) assertDocumented(row, reply)
-    sendJson(request, response, reply.status, stringifyJson(reply.body))
+    if (reply.body instanceof JsonPieces && !parts.checkReplies) {
+      return await sendPieces(response, reply.status, reply.body)
+    }
+    const text = reply.body instanceof JsonPieces ? await wholeText(reply.body) : stringifyJson(reply.body)
+    if (parts.checkReplies) assertDocumented(row, reply.status, text)
+    sendJson(request, response, reply.status, text)
   }
 
   function readiness(): Readiness {
@@ -334,10 +338,16 @@ function asCaller(caller: Caller | NodeCaller | null): Caller {
   return caller
 }
 
-function assertDocumented(row: Endpoint, reply: Reply): void {
-  const schema = reply.status === (row.status ?? 200) ? row.reply : row.replies?.[reply.status]?.schema
-  assert(schema !== undefined, `${row.id} documents a reply with status ${reply.status}`)
-  const checked = schema.safeParse(JSON.parse(stringifyJson(reply.body)))
+async function wholeText({ pieces }: JsonPieces): Promise<string> {
+  let text = ""
+  for await (const piece of pieces) text += piece
+  return text
+}
+
+function assertDocumented(row: Endpoint, status: number, text: string): void {
+  const schema = status === (row.status ?? 200) ? row.reply : row.replies?.[status]?.schema
+  assert(schema !== undefined, `${row.id} documents a reply with status ${status}`)
+  const checked = schema.safeParse(JSON.parse(text))
   assert(checked.success, `the reply of ${row.id} is as documented: ${checked.error?.message}`)
 }
 

@@ -1,13 +1,13 @@
 import type { AccountId } from "../../protocol/domain/ids.ts"
+import type { Caller } from "../accounts/authenticate.ts"
 
-/**
- * The account whose things a caller may name. Null for an administrator without an account who names none by `?account_id=`:
- * ids and names then resolve whosever they are (rulings, Money and identity).
- */
-export function scopeOf(request: {
-  caller: { account: AccountId | null }
+export interface ScopedRequest {
+  caller: Caller
   query: { account_id?: string | undefined }
   account: () => AccountId
-}): AccountId | null {
-  return request.caller.account === null && request.query.account_id === undefined ? null : request.account()
+}
+
+/** The account whose jobs the caller sees; null for an administrator who names none: everybody's (A-024). */
+export function scopeOf(request: ScopedRequest): AccountId | null {
+  return request.caller.role === "admin" && request.query.account_id === undefined ? null : request.account()
 }

@@ -1,4 +1,7 @@
 import type { IncomingMessage, ServerResponse } from "node:http"
+import { Readable } from "node:stream"
+import { pipeline } from "node:stream/promises"
+import type { JsonPieces } from "./reply.ts"
 
 /** Ends a request with JSON text, also where its body is still on the way and nobody wants it. */
 export function sendJson(request: IncomingMessage, response: ServerResponse, status: number, text: string): void {
@@ -7,6 +10,19 @@ export function sendJson(request: IncomingMessage, response: ServerResponse, sta
   response.setHeader("content-length", Buffer.byteLength(text))
   if (hasUnreadBody(request)) endWithoutReading(request, response, text)
   else response.end(text)
+}
+
+/** The first piece is asked for before the status goes out, so that a refusal can still be one. */
+export async function sendPieces(response: ServerResponse, status: number, { pieces }: JsonPieces): Promise<void> {
+  const iterator = pieces[Symbol.asyncIterator]()
+  const first = await iterator.next()
+  async function* all(): AsyncGenerator<string, void, undefined> {
+    if (!first.done) yield first.value
+    yield* { [Symbol.asyncIterator]: () => iterator }
+  }
+  response.statusCode = status
+  response.setHeader("content-type", "application/json; charset=utf-8")
+  await pipeline(Readable.from(all(), { highWaterMark: 1 }), response)
 }
 
 /** A short body that nobody asked for is skipped by Node itself, and the connection lives on. */

@@ -6,7 +6,9 @@ import { stringifyJson } from "../../protocol/base/json-text.ts"
 /** One frame as text. Made once for all who watch the same thing. Ids are comparable and resumable; without one none is sent. */
 export function eventFrame(frame: { event: string; id?: string; data: unknown }): string {
   const id = frame.id === undefined ? "" : `id: ${frame.id}\n`
-  return `event: ${frame.event}\n${id}data: ${stringifyJson(frame.data)}\n\n`
+  // A line end in what a runner wrote would end the frame; between JSON's tokens a space says the same.
+  const data = stringifyJson(frame.data).replaceAll(/[\r\n]+/g, " ")
+  return `event: ${frame.event}\n${id}data: ${data}\n\n`
 }
 
 /** Where a client that was cut off wants to go on; null at the first time. Anything is taken, nothing is trusted. */
@@ -18,6 +20,11 @@ export function lastEventId(headers: IncomingHttpHeaders): string | null {
 export interface EventStream {
   /** Queues one frame made by `eventFrame`. False once the stream has ended: then nothing is sent any more. */
   send(frame: string): boolean
+  /**
+   * Resolves true once little waits: whoever has a lot to send asks before each frame. False once the stream has ended; a
+   * reader that takes nothing for a whole ping interval while much waits is cut off by asking.
+   */
+  room(): Promise<boolean>
   /** Sends what is queued and ends. A second call does nothing. */
   end(): void
   /** Aborted when the stream has ended, for whatever reason. */
@@ -47,6 +54,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   let waitingBytes = 0
   let writing = false
   let ending = false
+  let roomWanted: (() => void) | null = null
   let ping: Timer = schedulePing()
   const limit = clock.after(parts.limitMs, () => {
     stream.send(eventFrame({ event: "timeout", data: { reason: "limit", reconnect: true } }))
@@ -72,6 +80,21 @@ export function openEventStream(parts: EventStreamParts): EventStream {
       response.destroy()
       return false
     },
+    room() {
+      if (ending || waitingBytes <= LITTLE_BYTES) return Promise.resolve(!ending)
+      return new Promise((resolve) => {
+        const answer = (): void => {
+          tooSlow.cancel()
+          roomWanted = null
+          resolve(!ending)
+        }
+        const tooSlow = clock.after(parts.pingMs, () => {
+          stop()
+          response.destroy()
+        })
+        roomWanted = answer
+      })
+    },
     end() {
       if (ending) return
       stop()
@@ -83,10 +106,11 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   function writeOn(): void {
     while (!writing) {
       const frame = waiting.shift()
-      if (frame === undefined) return
+      if (frame === undefined) break
       waitingBytes -= Buffer.byteLength(frame)
       writing = !response.write(frame)
     }
+    if (waitingBytes <= LITTLE_BYTES) roomWanted?.()
   }
 
   function schedulePing(): Timer {
@@ -101,6 +125,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
     ping.cancel()
     limit.cancel()
     recheck[Symbol.dispose]()
+    roomWanted?.()
     ended.abort(new Error("the stream has ended"))
   }
 
@@ -123,3 +148,5 @@ export function openEventStream(parts: EventStreamParts): EventStream {
 
 /** Queued behind the frame being written; one snapshot may be larger than this by itself (rulings, Streams). */
 const LARGEST_BACKLOG_BYTES = 1024 * 1024
+/** Whoever waits for room goes on when no more than this waits. */
+const LITTLE_BYTES = 64 * 1024

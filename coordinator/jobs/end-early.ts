@@ -6,7 +6,7 @@ import { billedMilliseconds, costOf } from "../billing/pricing.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { endJobEarly, jobById, jobBySeq, type JobRow } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
-import { cancelTasks, endAttempt, liveAttemptsOfJob, type LiveAttemptRow } from "../store/tasks.ts"
+import { cancelTasks, endAttempt, indexOfTask, liveAttemptsOfJob, type LiveAttemptRow } from "../store/tasks.ts"
 import { jobFacts, rateOfJob, type JobFacts } from "./job-facts.ts"
 
 export interface EndEarlyParts {
@@ -51,6 +51,16 @@ async function endEarlyIn(
   for (const attempt of live) {
     const ranMs = attempt.state === "offered" ? null : parts.runningMs(attempt.claim)
     if (ranMs !== null) charges.push(chargeOf(facts, attempt, ranMs, at))
+    if (attempt.state === "running") {
+      await appendEvent(tx, {
+        job: seq,
+        type: "task.cancelled",
+        taskIndex: indexOfTask(attempt.task),
+        message: "the task was stopped: its job has ended",
+        data: { from: "running", to: "cancelled", attempt: attempt.number },
+        at,
+      })
+    }
     await endAttempt(tx, attempt.claim, {
       state: "cancelled",
       failureKind: "cancelled",
@@ -105,7 +115,11 @@ export async function cancelJob(
 const SLICE_TASKS = 1000
 
 /** Cancels the task rows of an ended job, slice by slice. A second call goes on where an earlier one stopped. */
-export async function sweepTasks(parts: { store: Store; clock: Clock }, seq: number, signal: AbortSignal): Promise<void> {
+export async function sweepTasks(
+  parts: { store: Store; clock: Clock },
+  seq: number,
+  signal: AbortSignal,
+): Promise<void> {
   for (;;) {
     signal.throwIfAborted()
     const at = parts.clock.now()

@@ -5,11 +5,11 @@ import { digest } from "../../protocol/domain/ids.ts"
 import type { ObjectFiles } from "../artifacts/object-files.ts"
 import { settleHold } from "../billing/holds.ts"
 import { appendEvent } from "../events/event-log.ts"
-import { endFinishedJob, jobBySeq, storeOutcome, type JobRow } from "../store/jobs.ts"
+import { endFinishedJob, jobBySeq, storeOutcome, type JobHead } from "../store/jobs.ts"
 import type { Store } from "../store/store.ts"
 import { firstFailure, taskSlice, type TaskWithResult } from "../store/tasks.ts"
 import { aggregateOnWire, createFold, type TaskOutcome } from "./aggregate/fold.ts"
-import { outcomeOf } from "./job-state.ts"
+import { isEnded, outcomeOf } from "./job-state.ts"
 import { planTasks } from "./plan/plan.ts"
 import type { Submission } from "./submission/submission.ts"
 import { jobError } from "./text.ts"
@@ -55,24 +55,30 @@ export async function finishJob(parts: FinishParts, seq: number, signal: AbortSi
   })
 }
 
-/** What the job's tasks add up to so far, as JSON text for `summary`. */
+/** What the job's tasks add up to so far, as JSON text for `summary`. In a job that has ended every task has. */
 export async function aggregateJob(
   parts: Pick<FinishParts, "store" | "files">,
-  job: JobRow,
+  job: Pick<JobHead, "seq" | "status" | "submission" | "taskCount">,
   signal?: AbortSignal,
 ): Promise<string> {
+  const hasEnded = isEnded(job.status)
   const submission = JSON.parse(job.submission) as Submission
   const fold = createFold(submission, planTasks(submission))
-  for (let from = 0; from < job.taskCount; ) {
+  for (let from = 0; from < job.taskCount;) {
     signal?.throwIfAborted()
     const start = from
     const slice = await parts.store.read((view) => taskSlice(view, job.seq, start, SLICE_TASKS))
     for (const task of slice) {
       const outcome = await outcomeOfTask(parts.files, task)
       if (outcome) fold.add(outcome)
+      else if (hasEnded) fold.add({ index: task.index, status: "cancelled", resultText: null })
     }
-    if (slice.length < SLICE_TASKS) break
     from += slice.length
+    if (slice.length < SLICE_TASKS) {
+      // A job that ended while it was planned has tasks without rows.
+      for (; hasEnded && from < job.taskCount; from++) fold.add({ index: from, status: "cancelled", resultText: null })
+      break
+    }
     await turn()
   }
   return stringifyJson(aggregateOnWire(fold.finish()))

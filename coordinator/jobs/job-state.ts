@@ -1,5 +1,10 @@
 import { assert } from "../../protocol/base/assert.ts"
-import type { JobStatus, ReliabilityMode, TerminalJobStatus } from "../../protocol/domain/statuses.ts"
+import {
+  isTerminal,
+  type JobStatus,
+  type ReliabilityMode,
+  type TerminalJobStatus,
+} from "../../protocol/domain/statuses.ts"
 
 /** As stored. `finishing`: all tasks have ended and their results are being merged; clients see `running`. */
 export type JobState = JobStatus | "finishing"
@@ -37,6 +42,11 @@ export function nextJobState(state: JobState, event: JobEvent): JobState | null 
 /** What clients are shown. */
 export function jobStatus(state: JobState): JobStatus {
   return state === "finishing" ? "running" : state
+}
+
+/** Is the job terminal, whatever its task rows still say? */
+export function isEnded(state: JobState): state is TerminalJobStatus {
+  return isTerminal(jobStatus(state))
 }
 
 /** Tasks by the way they ended. */

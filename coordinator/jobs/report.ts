@@ -1,3 +1,4 @@
+import { Readable } from "node:stream"
 import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import type { JsonValue } from "../../protocol/base/json-text.ts"
 import type { Random } from "../../protocol/base/random.ts"
@@ -12,15 +13,23 @@ import {
 } from "../../protocol/domain/ids.ts"
 import { isProgramFailure, type FailureKind } from "../../protocol/domain/statuses.ts"
 import type { ItemVerdict, ResultItem } from "../../protocol/wire/control.ts"
-import type { ObjectFiles } from "../artifacts/object-files.ts"
+import type { ObjectFiles, PinnedBlob } from "../artifacts/object-files.ts"
 import { keepStaged, publishStaged, type ReportedArtifact } from "../artifacts/stage.ts"
 import { chargeAttempts, type Charge } from "../billing/holds.ts"
 import { billedMilliseconds, costOf } from "../billing/pricing.ts"
 import { appendEvent } from "../events/event-log.ts"
-import { dropStagedBlobs } from "../store/blobs.ts"
+import { dropStagedBlobs, stageBlob } from "../store/blobs.ts"
 import { addToJob, markJobFinishing, markJobRunning, type JobDelta } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
-import { attemptByClaim, endAttempt, endTask, indexOfTask, putTaskResult, taskByKey, type TaskRow } from "../store/tasks.ts"
+import {
+  attemptByClaim,
+  endAttempt,
+  endTask,
+  indexOfTask,
+  putTaskResult,
+  taskByKey,
+  type TaskRow,
+} from "../store/tasks.ts"
 import { rateOfJob, type JobFacts } from "./job-facts.ts"
 import { isSuspect, scoreResult, type LeftResult, type Quality } from "./quality.ts"
 import { nextTask, type TaskFacts } from "./task-state.ts"
@@ -43,6 +52,8 @@ export interface ReportedEnd {
   job: JobFacts | null
   acceptedAt: Instant | null
   startedAt: Instant | null
+  /** The last progress line that was heard, as its own JSON text. */
+  progress: string | null
 }
 
 export interface ReportOutcome {
@@ -73,7 +84,8 @@ export async function reportResults(
 ): Promise<ReportOutcome> {
   const at = parts.clock.now()
   const judged: JudgedEnd[] = []
-  for (const end of ends) judged.push(await judge(parts, end))
+  using pins = new DisposableStack()
+  for (const end of ends) judged.push(await judge(parts, end, pins))
   return await parts.store.write(async (tx) => {
     const batch = new Batch(at, at + parts.artifactTtlMs)
     for (const end of judged) {
@@ -91,23 +103,36 @@ interface JudgedEnd extends ReportedEnd {
   resultText: string | null
   /** Bytes of a result that is too large for the row. */
   spilled: ReportedArtifact | null
+  /** The bytes came with the report: they are staged in its write. */
+  spilledHere: boolean
   /** Ids are made outside the write, which may be run again. */
   artifactIds: ArtifactId[]
 }
 
 /** Everything that needs no write: the result's text, its quality, fresh ids. */
-async function judge(parts: ReportParts, end: ReportedEnd): Promise<JudgedEnd> {
+async function judge(parts: ReportParts, end: ReportedEnd, pins: DisposableStack): Promise<JudgedEnd> {
   const { item, job } = end
-  const text = await resultTextOf(parts, item)
-  const quality = job && item.failure_kind === null ? scoreResult(job.quality, leftResult(item, text)) : null
-  const isLarge = text !== null && Buffer.byteLength(text) > parts.resultSpillBytes
+  const left = leftResult(item, await resultTextOf(parts, item))
+  const quality = job && item.failure_kind === null ? scoreResult(job.quality, left.result) : null
+  const isLarge = left.text !== null && Buffer.byteLength(left.text) > parts.resultSpillBytes
+  // What a failed attempt uploaded is dropped, its large result too.
+  const isSpilled = isLarge && item.failure_kind === null
+  const uploaded = item.result !== null && "digest" in item.result ? item.result : null
+  const spilled = isSpilled ? (uploaded ?? pins.use(await putText(parts.files, left.text ?? ""))) : null
   return {
     ...end,
     quality: quality && item.result_problem !== null ? { ...quality, warnings: [item.result_problem] } : quality,
-    resultText: isLarge ? null : text,
-    spilled: isLarge && item.result && "digest" in item.result ? spillOf(item.result, newArtifactId(parts.random)) : null,
+    resultText: isLarge ? null : left.text,
+    spilled: spilled && spillOf(spilled, newArtifactId(parts.random)),
+    spilledHere: isSpilled && uploaded === null,
     artifactIds: item.artifacts.map(() => newArtifactId(parts.random)),
   }
+}
+
+/** A limit below what fits into a report: its text becomes a blob here. */
+async function putText(files: ObjectFiles, text: string): Promise<PinnedBlob> {
+  const bytes = Buffer.from(text)
+  return await files.put(Readable.from([bytes]), { maxBytes: bytes.length })
 }
 
 function spillOf(blob: { digest: string; size: number }, id: ArtifactId): ReportedArtifact {
@@ -130,13 +155,17 @@ async function resultTextOf({ files }: ReportParts, { result }: ResultItem): Pro
   return bytes?.toString("utf8") ?? null
 }
 
-function leftResult(item: ResultItem, text: string | null): LeftResult {
-  if (item.result_problem !== null) return { left: "unreadable" }
-  if (text === null) return item.result === null ? { left: "nothing" } : { left: "unreadable" }
+/**
+ * What the attempt left, and its text where it is JSON. Only such text is ever stored: it is written into replies as it
+ * stands, and a node that sends anything else must not break them.
+ */
+function leftResult(item: ResultItem, text: string | null): { result: LeftResult; text: string | null } {
+  if (item.result_problem !== null) return { result: { left: "unreadable" }, text: null }
+  if (text === null) return { result: { left: item.result === null ? "nothing" : "unreadable" }, text: null }
   try {
-    return { left: "value", value: JSON.parse(text) as JsonValue }
+    return { result: { left: "value", value: JSON.parse(text) as JsonValue }, text }
   } catch {
-    return { left: "unreadable" }
+    return { result: { left: "unreadable" }, text: null }
   }
 }
 
@@ -218,7 +247,9 @@ async function storeEnd(
   const attempt = await attemptByClaim(tx, claim)
   if (!attempt || attempt.node !== node) return { verdict: "spent", reason: "this number is not yours" }
   if (attempt.endedAt !== null) {
-    return attempt.itemDigest === item.digest ? { verdict: "already", reason: null } : { verdict: "spent", reason: null }
+    return attempt.itemDigest === item.digest
+      ? { verdict: "already", reason: null }
+      : { verdict: "spent", reason: null }
   }
   const task = await taskByKey(tx, attempt.task)
   if (!task || !job) return { verdict: "spent", reason: "its job is over" }
@@ -260,12 +291,24 @@ async function storeEnd(
     quality: end.quality?.score ?? null,
     warnings: end.quality?.warnings ?? [],
     runtimeMs,
+    signal: item.signal,
+    progress: end.progress,
   })
   if (ran) {
     const amount = costOf(rateOfJob(job), runtimeMs)
     batch.charges.push({ claim, hold: job.hold, amount, milliseconds: runtimeMs, at })
   }
-  await tellEnd(tx, { job, task, item, next, wasSaid: attempt.startedAt !== null, startedAt, ran, number: attempt.number, at })
+  await tellEnd(tx, {
+    job,
+    task,
+    item,
+    next,
+    wasSaid: attempt.startedAt !== null,
+    startedAt,
+    ran,
+    number: attempt.number,
+    at,
+  })
 
   const delta = batch.delta(job.seq)
   count(delta, task, next, end.quality)
@@ -283,14 +326,15 @@ async function storeEnd(
 /** Makes what the attempt uploaded readable; else what is missing. A failed attempt's uploads are dropped. */
 async function publishBlobs(
   tx: Tx,
-  { item, spilled, artifactIds }: JudgedEnd,
+  { item, spilled, spilledHere, artifactIds }: JudgedEnd,
   job: JobFacts,
   task: TaskRow,
   batch: Batch,
 ): Promise<string | null> {
   const claim = claimNumber(item.claim)
   const inResult = item.result !== null && "digest" in item.result ? item.result : null
-  if (item.artifacts.length === 0 && inResult === null) return null
+  if (item.artifacts.length === 0 && inResult === null && spilled === null) return null
+  if (spilled && spilledHere) await stageBlob(tx, { claim, digest: spilled.digest, size: spilled.size, at: batch.at })
   if (item.failure_kind === null) {
     const artifacts: ReportedArtifact[] = item.artifacts.map((artifact, i) => ({
       id: artifactIds[i] ?? newIdMissing(),
@@ -333,9 +377,9 @@ function eventOf({ failure_kind: kind }: ResultItem, { maxRetries }: JobFacts): 
 
 const startOf = (item: ResultItem, at: Instant): Instant => at - Math.round(item.runtime_ms)
 
-/** C-20: the failure, then the tail of standard error if there is any, else of the output. */
+/** C-20: the failure, then the tail of standard error if there is any, else of the output. Null where nothing failed. */
 function errorOf(item: ResultItem): string | null {
-  if (item.failure_kind === null) return item.error_tail === "" ? null : item.error_tail
+  if (item.failure_kind === null) return null
   return taskError({
     kind: item.failure_kind,
     exitCode: item.exit_code,
@@ -388,7 +432,12 @@ async function tellEnd(
   })
 }
 
-function count(delta: Required<JobDelta>, task: TaskRow, next: "completed" | "failed" | "queued", quality: Quality | null): void {
+function count(
+  delta: Required<JobDelta>,
+  task: TaskRow,
+  next: "completed" | "failed" | "queued",
+  quality: Quality | null,
+): void {
   if (task.state === "granted") delta.granted -= 1
   else delta.running -= 1
   delta[next] += 1

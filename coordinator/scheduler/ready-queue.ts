@@ -25,6 +25,7 @@ export interface ReadyQueue {
   /** Nothing more of the job can start before `unblock`: its hold covers no further task. `tasks` are put back. */
   block(seq: number, tasks: number): void
   unblock(seq: number): void
+  isBlocked(seq: number): boolean
   /** The seq of any job of the kind that waits. */
   sample(kind: string): number | null
   /** Corrects the virtual time by what a task really cost: `over` is reserve − charge. */
@@ -80,7 +81,11 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
   /** Who becomes active starts at the least active value: waiting earns no credit. */
   function activate(entry: Entry): void {
     const account = share(entry.account)
-    if (account.jobs === 0) account.virtual = Math.max(account.virtual, leastVirtual(accounts.values(), ({ jobs }) => jobs > 0))
+    if (account.jobs === 0)
+      account.virtual = Math.max(
+        account.virtual,
+        leastVirtual(accounts.values(), ({ jobs }) => jobs > 0),
+      )
     entry.virtual = Math.max(
       entry.virtual,
       leastVirtual(jobs.values(), (other) => other.account === entry.account && other.tasks > 0 && other !== entry),
@@ -198,6 +203,7 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
       entry.blocked += tasks + entry.tasks
       setTasks(entry, 0)
     },
+    isBlocked: (seq) => (jobs.get(seq)?.blocked ?? 0) > 0,
     unblock(seq) {
       const entry = jobs.get(seq)
       if (!entry || entry.blocked === 0) return
@@ -253,7 +259,9 @@ export function rankOf(
 }
 
 function comesBefore(a: Entry, b: Entry): boolean {
-  return a.rank - b.rank < 0 || (a.rank === b.rank && (a.virtual < b.virtual || (a.virtual === b.virtual && a.seq < b.seq)))
+  return (
+    a.rank - b.rank < 0 || (a.rank === b.rank && (a.virtual < b.virtual || (a.virtual === b.virtual && a.seq < b.seq)))
+  )
 }
 
 function leastVirtual<T extends { virtual: number }>(all: Iterable<T>, active: (one: T) => boolean): number {

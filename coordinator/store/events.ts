@@ -50,6 +50,11 @@ export async function lastEventId(view: View, job: number): Promise<number> {
   return row?.id ?? 0
 }
 
+/** Is this still a position of the log? */
+export async function isEvent(view: View, id: number): Promise<boolean> {
+  return (await view.get("SELECT 1 AS found FROM events WHERE id = ?", id)) !== undefined
+}
+
 interface RawEvent {
   id: number
   job: number

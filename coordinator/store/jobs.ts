@@ -150,6 +150,29 @@ export async function unfinishedJobs(view: View): Promise<JobRow[]> {
   return rows.map(jobFrom)
 }
 
+/** A job without its two large texts: what most readers need. */
+export type JobHead = Omit<JobRow, "request" | "outcome">
+
+/** As `jobById`, without the large texts. */
+export async function jobHeadById(view: View, id: JobId, account: AccountId | null): Promise<JobHead | null> {
+  const row = await view.get<RawHead>(`SELECT ${HEAD_COLUMNS} FROM jobs WHERE id = ?`, id)
+  return row && (account === null || row.account === account) ? headFrom(row) : null
+}
+
+export async function jobHeadBySeq(view: View, seq: number): Promise<JobHead | null> {
+  const row = await view.get<RawHead>(`SELECT ${HEAD_COLUMNS} FROM jobs WHERE seq = ?`, seq)
+  return row ? headFrom(row) : null
+}
+
+/** The job's large texts, null when it is gone. */
+export async function jobTexts(view: View, seq: number): Promise<{ request: string; outcome: string | null } | null> {
+  const row = await view.get<{ request: string; outcome: string | null }>(
+    "SELECT request, outcome FROM jobs WHERE seq = ?",
+    seq,
+  )
+  return row ?? null
+}
+
 export interface JobFilter {
   /** Null: all accounts. */
   account: AccountId | null
@@ -158,38 +181,63 @@ export interface JobFilter {
   type: JobType | null
   tag: string | null
   clientRef: string | null
+  userId: number | null
   ids: readonly JobId[] | null
 }
 
-/** A page of jobs, newest first by `created_at`, then id, and how many match in all. */
-export async function listJobs(
+/** A page of jobs by seq, newest first by `created_at`, then id, and how many match in all. Their rows may be large: thin here. */
+export async function pageOfJobs(
   view: View,
   filter: JobFilter,
   limit: number,
   offset: number,
-): Promise<{ jobs: JobRow[]; total: number }> {
-  const conditions: string[] = []
-  const parameters: SqlValue[] = []
-  const where = (condition: string, ...values: SqlValue[]): void => {
-    conditions.push(condition)
-    parameters.push(...values)
-  }
-  if (filter.account !== null) where("account = ?", filter.account)
-  if (filter.statuses) where(`status IN (${filter.statuses.map(() => "?").join(", ")})`, ...filter.statuses)
-  if (filter.project !== null) where("project = ?", filter.project)
-  if (filter.type !== null) where("type = ?", filter.type)
-  if (filter.clientRef !== null) where("client_ref = ?", filter.clientRef)
-  if (filter.ids) where(`id IN (${filter.ids.map(() => "?").join(", ")})`, ...filter.ids)
-  if (filter.tag !== null) where("seq IN (SELECT job FROM job_tags WHERE tag = ?)", filter.tag)
-  const suffix = conditions.length > 0 ? `WHERE ${conditions.join(" AND ")}` : ""
-  const rows = await view.all<RawJob>(
-    `SELECT * FROM jobs ${suffix} ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?`,
+): Promise<{ seqs: number[]; total: number }> {
+  const { where, parameters } = conditionsOf(filter)
+  const rows = await view.all<{ seq: number }>(
+    `SELECT seq FROM jobs ${where} ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?`,
     ...parameters,
     limit,
     offset,
   )
-  const count = await view.get<{ total: number }>(`SELECT count(*) AS total FROM jobs ${suffix}`, ...parameters)
-  return { jobs: rows.map(jobFrom), total: count?.total ?? 0 }
+  const count = await view.get<{ total: number }>(`SELECT count(*) AS total FROM jobs ${where}`, ...parameters)
+  return { seqs: rows.map(({ seq }) => seq), total: count?.total ?? 0 }
+}
+
+/** How many of the matching jobs have each value of `by`, by status. A job counts under each of its tags, or under null. */
+export async function groupJobs(
+  view: View,
+  filter: JobFilter,
+  by: "project" | "client_ref" | "tag" | "type" | "status" | "nothing",
+): Promise<{ key: string | null; status: StoredJobStatus; jobs: number }[]> {
+  const { where, parameters } = conditionsOf(filter)
+  const key = by === "tag" ? "job_tags.tag" : by === "nothing" ? "NULL" : by
+  const tags = by === "tag" ? "LEFT JOIN job_tags ON job_tags.job = jobs.seq" : ""
+  return view.all(
+    `SELECT ${key} AS key, status, count(*) AS jobs FROM jobs ${tags} ${where}
+     GROUP BY 1, 2 ORDER BY 1 IS NULL, 1, 2`,
+    ...parameters,
+  )
+}
+
+function conditionsOf(filter: JobFilter): { where: string; parameters: SqlValue[] } {
+  const conditions: string[] = []
+  const parameters: SqlValue[] = []
+  const add = (condition: string, ...values: SqlValue[]): void => {
+    conditions.push(condition)
+    parameters.push(...values)
+  }
+  const { account, statuses, ids } = filter
+  if (account !== null) add("jobs.account = ?", account)
+  if (statuses) add(`status IN (${statuses.map(() => "?").join(", ")})`, ...statuses)
+  if (filter.project !== null) add("project = ?", filter.project)
+  if (filter.type !== null) add("type = ?", filter.type)
+  if (filter.clientRef !== null) add("client_ref = ?", filter.clientRef)
+  if (filter.userId !== null) add("user_id = ?", filter.userId)
+  if (ids) add(ids.length === 0 ? "FALSE" : `id IN (${ids.map(() => "?").join(", ")})`, ...ids)
+  if (filter.tag !== null && account !== null)
+    add("seq IN (SELECT job FROM job_tags WHERE account = ? AND tag = ?)", account, filter.tag)
+  if (filter.tag !== null && account === null) add("seq IN (SELECT job FROM job_tags WHERE tag = ?)", filter.tag)
+  return { where: conditions.length > 0 ? `WHERE ${conditions.join(" AND ")}` : "", parameters }
 }
 
 /** Jobs of a project that are not terminal. */
@@ -387,7 +435,18 @@ interface RawJob {
   completed_at: number | null
 }
 
+type RawHead = Omit<RawJob, "request" | "outcome">
+
+const HEAD_COLUMNS = `seq, id, account, user_id, project, revision, content_hash, type, status, priority, submission, tags,
+  client_ref, task_count, planned_upto, queued, granted, running, completed, failed, cancelled, suspect, quality_sum,
+  attempts, losses, runtime_ms_sum, runtime_ms_max, cpu_ms_sum, hold, reserve_micro, billing, error, created_at, queued_at,
+  started_at, completed_at`
+
 function jobFrom(row: RawJob): JobRow {
+  return { ...headFrom(row), request: row.request, outcome: row.outcome }
+}
+
+function headFrom(row: RawHead): JobHead {
   return {
     seq: row.seq,
     id: jobId(row.id),
@@ -399,7 +458,6 @@ function jobFrom(row: RawJob): JobRow {
     type: row.type,
     status: row.status,
     priority: row.priority,
-    request: row.request,
     submission: row.submission,
     tags: JSON.parse(row.tags) as string[],
     clientRef: row.client_ref,
@@ -422,7 +480,6 @@ function jobFrom(row: RawJob): JobRow {
     reserveMicro: BigInt(row.reserve_micro),
     billing: row.billing,
     error: row.error,
-    outcome: row.outcome,
     createdAt: row.created_at,
     queuedAt: row.queued_at,
     startedAt: row.started_at,

@@ -323,7 +323,8 @@ const jobFields = {
   type: z.enum(JOB_TYPES),
   project: z.string(),
   project_content_hash: z.string().nullable(),
-  user_id: z.int(),
+  /** Null for jobs that the bootstrap token submitted: it stands for no user. */
+  user_id: z.int().nullable(),
   client_ref: z.string().nullable(),
   tags: z.array(z.string()),
   meta: z.unknown(),
@@ -497,7 +498,7 @@ const jobResultFields = {
   tags: z.array(z.string()),
   meta: z.unknown(),
   variant: z.unknown().optional(),
-  user_id: z.int(),
+  user_id: z.int().nullable(),
   artifact_ids: z.array(z.string()),
   links,
   summary,

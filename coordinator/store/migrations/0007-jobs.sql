@@ -52,6 +52,9 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_account ON jobs (account, created_at DESC, id DESC);
 CREATE INDEX jobs_by_account_status ON jobs (account, status, created_at DESC, id DESC);
 CREATE INDEX jobs_by_project ON jobs (account, project, created_at DESC, id DESC);
+CREATE INDEX jobs_by_client_ref ON jobs (account, client_ref, created_at DESC, id DESC) WHERE client_ref IS NOT NULL;
+-- Administrators list the jobs of all accounts.
+CREATE INDEX jobs_by_time ON jobs (created_at DESC, id DESC);
 CREATE INDEX jobs_active ON jobs (status) WHERE status IN ('planning', 'queued', 'running', 'finishing');
 
 -- Also the terminal ones whose tasks were still being cancelled when the coordinator stopped.
@@ -100,6 +103,9 @@ CREATE TABLE task_results (
   quality REAL,
   warnings TEXT NOT NULL DEFAULT '[]',
   runtime_ms INTEGER,
+  signal TEXT,
+  -- the last progress line as its own JSON text
+  progress TEXT,
   CHECK (result IS NULL OR result_digest IS NULL)
 ) STRICT;
 CREATE INDEX task_results_suspect ON task_results (task) WHERE quality < 0.5;
@@ -128,3 +134,6 @@ CREATE TABLE attempts (
 CREATE UNIQUE INDEX attempts_live ON attempts (task) WHERE state IN ('offered', 'accepted', 'running');
 CREATE INDEX attempts_live_by_node ON attempts (node, claim) WHERE state IN ('offered', 'accepted', 'running');
 CREATE INDEX attempts_by_task ON attempts (task, claim);
+
+-- Task rows name what their tasks made.
+CREATE INDEX artifacts_by_task ON artifacts (task, seq) WHERE task IS NOT NULL;

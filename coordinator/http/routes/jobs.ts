@@ -1,0 +1,139 @@
+import {
+  cancelJob,
+  createJob,
+  getJob,
+  getJobMetrics,
+  getJobOutput,
+  listJobEvents,
+  listJobs,
+  listTasks,
+  streamJob,
+} from "../../../protocol/api/jobs-endpoints.ts"
+import { jobId, type AccountId, type JobId } from "../../../protocol/domain/ids.ts"
+import type { JobStatus } from "../../../protocol/domain/statuses.ts"
+import { getHold } from "../../billing/holds.ts"
+import { createAggregates } from "../../jobs/read/aggregates.ts"
+import { eventOnWire } from "../../jobs/read/events.ts"
+import { attemptsOf, jobListRowOnWire, jobOnWire, newJobOnWire, type JobListRow } from "../../jobs/read/job-object.ts"
+import { metricsOnWire } from "../../jobs/read/metrics.ts"
+import { jobOutput, OUTPUT_LIMITS } from "../../jobs/read/output.ts"
+import { readJob, type ReadJob } from "../../jobs/read/read-job.ts"
+import { pageOfIndexes, taskRows } from "../../jobs/read/tasks.ts"
+import type { SubmittedJob, SubmitRequest } from "../../jobs/submit.ts"
+import type { Submission } from "../../jobs/submission/submission.ts"
+import { jobEvents } from "../../store/events.ts"
+import { jobHeadBySeq, pageOfJobs, type StoredJobStatus } from "../../store/jobs.ts"
+import { leftBehind } from "../../store/task-reads.ts"
+import { mount, type HttpApp } from "../app.ts"
+import { serveJobStream, type JobStreamParts } from "../job-stream.ts"
+import { JsonPieces, objectWithRows, Reply } from "../reply.ts"
+import { scopeOf, type ScopedRequest } from "../scope.ts"
+import { mountResults } from "./results.ts"
+
+export interface JobRouteParts extends Omit<JobStreamParts, "aggregates"> {
+  submit(request: SubmitRequest): Promise<SubmittedJob>
+  /** Ends the job and tells its nodes. Cancelled already: nothing more; ended another way: `conflict` (GAP-31). */
+  cancel(id: JobId, account: AccountId | null, reason: string): Promise<unknown>
+}
+
+/**
+ * Submit, list, show, cancel and follow jobs (J-*, ST-*), and read their results. Ids that are unknown or another account's
+ * are 404 (GAP-04).
+ */
+export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void {
+  const parts = { ...given, aggregates: createAggregates(given) }
+  mountResults(app, parts)
+  const find = (request: ScopedRequest & { params: { id: string } }): Promise<ReadJob> =>
+    readJob(parts.store, jobId(request.params.id), scopeOf(request))
+
+  mount(app, createJob, async (request) => {
+    const reply = ({ job, warnings }: SubmittedJob) => newJobOnWire(job, warnings)
+    const submitted = await parts.submit({
+      account: request.account(),
+      user: request.caller.user,
+      body: request.body,
+      bodyText: request.bodyText,
+      earlierQuote: request.idempotency.earlierQuote,
+      also: request.idempotency.remember((made: SubmittedJob) => ({ status: 201, body: reply(made) })),
+    })
+    return reply(submitted)
+  })
+
+  mount(app, listJobs, async (request) => {
+    const { status, project, type, tag, client_ref, limit, offset } = request.query
+    const filter = {
+      account: scopeOf(request),
+      statuses: status === undefined ? null : storedStatuses(status),
+      project: project ?? null,
+      type: type ?? null,
+      tag: tag ?? null,
+      clientRef: client_ref ?? null,
+      userId: null,
+      ids: null,
+    }
+    const { seqs, total } = await parts.store.read((view) => pageOfJobs(view, filter, limit, offset))
+    const rows = listRows(parts, seqs)
+    return new Reply(200, new JsonPieces(objectWithRows("jobs", rows, (count) => ({ count, limit, offset, total }))))
+  })
+
+  mount(app, getJob, async (request) => jobOnWire(parts, await find(request)))
+
+  mount(app, cancelJob, async (request) => {
+    const { head } = await find(request)
+    await parts.cancel(head.id, scopeOf(request), request.body.reason ?? "cancelled by its owner")
+    return await jobOnWire(parts, await find(request))
+  })
+
+  mount(app, getJobOutput, async (request) => jobOutput(parts, await find(request), OUTPUT_LIMITS))
+
+  mount(app, listTasks, async (request) => {
+    const job = await find(request)
+    const { status, limit, offset } = request.query
+    const page = { limit, offset }
+    const { indexes, total } = await pageOfIndexes(parts, job, status === undefined ? null : [status], page)
+    const rows = taskRows(parts, job, indexes)
+    return new Reply(200, new JsonPieces(objectWithRows("tasks", rows, (count) => ({ count, total }))))
+  })
+
+  mount(app, listJobEvents, async (request) => {
+    const { head } = await find(request)
+    const { after, limit } = request.query
+    const events = await parts.store.read((view) => jobEvents(view, head.seq, after ?? 0, limit))
+    return { events: events.map((event) => eventOnWire(head.id, event)), count: events.length }
+  })
+
+  mount(app, getJobMetrics, async (request) => {
+    const { head } = await find(request)
+    const hold = await parts.store.read((view) => getHold(view, head.hold))
+    return metricsOnWire(head, hold.settledAmount ?? hold.charged, parts.clock.now())
+  })
+
+  mount(app, streamJob, async (request) => serveJobStream(parts, await find(request), request))
+}
+
+/** Submissions may be large: few are in memory at once. */
+const JOBS_AT_ONCE = 8
+
+async function* listRows(parts: JobRouteParts, seqs: readonly number[]): AsyncGenerator<JobListRow, void, undefined> {
+  const live = attemptsOf(parts.members, new Set(seqs))
+  for (let from = 0; from < seqs.length; from += JOBS_AT_ONCE) {
+    const slice = seqs.slice(from, from + JOBS_AT_ONCE)
+    const found = await parts.store.read(async (view) => {
+      const jobs = []
+      for (const seq of slice) {
+        const head = await jobHeadBySeq(view, seq)
+        if (head) jobs.push({ head, hasOutput: (await leftBehind(view, seq)).outputs })
+      }
+      return jobs
+    })
+    for (const { head, hasOutput } of found) {
+      const job = { head, submission: JSON.parse(head.submission) as Submission, cwd: null }
+      yield jobListRowOnWire(parts, job, live.get(head.seq) ?? [], hasOutput)
+    }
+  }
+}
+
+/** A job whose results are being merged still runs, as far as clients know. */
+function storedStatuses(status: JobStatus): StoredJobStatus[] {
+  return status === "running" ? ["running", "finishing"] : [status]
+}

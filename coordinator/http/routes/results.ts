@@ -1,0 +1,135 @@
+import type { z } from "zod"
+import type { resultsQuery } from "../../../protocol/api/jobs.ts"
+import { getJobResults, listResults } from "../../../protocol/api/jobs-endpoints.ts"
+import { invalidField } from "../../../protocol/domain/errors.ts"
+import { jobId } from "../../../protocol/domain/ids.ts"
+import { TERMINAL_JOB_STATUSES } from "../../../protocol/domain/statuses.ts"
+import type { Aggregates } from "../../jobs/read/aggregates.ts"
+import { readJob, readJobBySeq, taskCounts, type ReadParts } from "../../jobs/read/read-job.ts"
+import { countResults, jobResults, resultOnWire, type JobResults } from "../../jobs/read/results.ts"
+import { FINAL, pageOfIndexes, taskRows } from "../../jobs/read/tasks.ts"
+import { groupJobs, pageOfJobs, type JobFilter } from "../../store/jobs.ts"
+import { mount, type HttpApp } from "../app.ts"
+import { rowsWithin } from "../job-stream.ts"
+import { JsonPieces, objectWithRows, Reply } from "../reply.ts"
+import { scopeOf } from "../scope.ts"
+
+export interface ResultRouteParts extends ReadParts {
+  aggregates: Aggregates
+}
+
+/** What jobs came to (RS-*): one while it runs and after, and all that have ended. */
+export function mountResults(app: Pick<HttpApp, "add">, parts: ResultRouteParts): void {
+  mount(app, getJobResults, async (request) => {
+    const job = await readJob(parts.store, jobId(request.params.job_id), scopeOf(request))
+    const { limit, offset } = request.query
+    const { indexes } = await pageOfIndexes(parts, job, FINAL, { limit, offset })
+    const counts = taskCounts(job.head)
+    const total = counts.completed + counts.failed + counts.cancelled
+    const fields = await jobResults(parts, job)
+    const left = await countResults(parts, job.head)
+    const rest = (count: number) => ({ ...fields, count, total, limit, offset, ...left })
+    return new Reply(200, new JsonPieces(objectWithRows("results", resultRows(), rest)))
+
+    async function* resultRows() {
+      for await (const row of taskRows(parts, job, indexes)) yield resultOnWire(row)
+    }
+  })
+
+  mount(app, listResults, async (request) => {
+    const { query } = request
+    const { limit, offset, group_by: by } = query
+    const filter = filterOf(query, scopeOf(request))
+    const { seqs, total } = await parts.store.read((view) => pageOfJobs(view, filter, limit, offset))
+    const groups = by === undefined ? {} : { group_by: by, groups: await groupsOf(parts, filter, by) }
+    const rest = (count: number) => ({
+      count,
+      limit,
+      offset,
+      total,
+      applied_filters: appliedFilters(query),
+      result_guide: RESULT_GUIDE,
+      ...groups,
+    })
+    const rows = jobRows(parts, seqs, query.include_tasks === "true")
+    return new Reply(200, new JsonPieces(objectWithRows("results", rows, rest)))
+  })
+}
+
+type Query = z.output<typeof resultsQuery>
+
+/** Task rows of one job in a list: the first page of its tasks, and no more than this many characters of it. */
+const INCLUDED_TASKS = 1_000
+const INCLUDED_CHARACTERS = 8 * 1024 * 1024
+/** More ids than a page can show are of no use. */
+const MOST_IDS = 1_000
+
+async function* jobRows(parts: ResultRouteParts, seqs: readonly number[], includeTasks: boolean) {
+  for (const seq of seqs) {
+    const job = await readJobBySeq(parts.store, seq)
+    if (!job) continue
+    const row: JobResults & { tasks?: unknown } = await jobResults(parts, job)
+    if (includeTasks) {
+      const { indexes } = await pageOfIndexes(parts, job, null, { limit: INCLUDED_TASKS, offset: 0 })
+      row.tasks = await rowsWithin(taskRows(parts, job, indexes), INCLUDED_CHARACTERS)
+    }
+    yield row
+  }
+}
+
+function filterOf(query: Query, account: JobFilter["account"]): JobFilter {
+  return {
+    account,
+    statuses: query.status === undefined ? TERMINAL_JOB_STATUSES : [query.status],
+    project: query.project ?? null,
+    type: query.type ?? null,
+    tag: query.tag ?? null,
+    clientRef: query.client_ref ?? null,
+    userId: query.user_id ?? null,
+    ids: idsOf(query),
+  }
+}
+
+/** Null: all. Nothing is served from a recipe's cache yet, so what asks for that finds nothing. */
+function idsOf(query: Query): JobFilter["ids"] {
+  const wantsCached =
+    query.recipe_cache_key !== undefined || query.recipe_cache_scope !== undefined || query.recipe_cache_hit === "true"
+  if (wantsCached) return []
+  const listed =
+    query.ids
+      ?.split(",")
+      .map((id) => id.trim())
+      .filter((id) => id !== "") ?? null
+  if (listed && listed.length > MOST_IDS) throw invalidField("ids", `must name at most ${MOST_IDS} jobs`)
+  const one = query.job_id
+  if (one === undefined) return listed && [...new Set(listed)].map(jobId)
+  return listed === null || listed.includes(one) ? [jobId(one)] : []
+}
+
+const NO_FILTERS: ReadonlySet<string> = new Set(["limit", "offset", "group_by", "account_id"])
+
+function appliedFilters(query: Query): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(query).filter(([name, value]) => value !== undefined && !NO_FILTERS.has(name)),
+  )
+}
+
+/** Over all matches, not the page (GAP-58). */
+async function groupsOf(parts: ResultRouteParts, filter: JobFilter, by: NonNullable<Query["group_by"]>) {
+  const rows = await parts.store.read((view) => groupJobs(view, filter, by === "recipe_cache_key" ? "nothing" : by))
+  const groups = new Map<string | null, { key: string | null; count: number; statuses: Record<string, number> }>()
+  for (const { key, status, jobs } of rows) {
+    const group = groups.get(key) ?? { key, count: 0, statuses: {} }
+    group.count += jobs
+    group.statuses[status] = jobs
+    groups.set(key, group)
+  }
+  return [...groups.values()]
+}
+
+/** How to find results, in words (RS-009). */
+const RESULT_GUIDE = {
+  identifiers: "job_id is the one identifier of a result; client_ref and tags are labels to search by.",
+  search: "Filter by ids, project, client_ref, tag, type, status or user_id; group_by counts the matches.",
+  details: "links leads to one job's rows, output, events and stream.",
+}

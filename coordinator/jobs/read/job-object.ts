@@ -1,0 +1,249 @@
+import type { z } from "zod"
+import { timestampText } from "../../../protocol/api/common.ts"
+import type { jobListRow, jobObject, SubmissionWarning } from "../../../protocol/api/jobs.ts"
+import { present } from "../../../protocol/base/assert.ts"
+import { JsonText } from "../../../protocol/base/json-text.ts"
+import { taskId } from "../../../protocol/domain/ids.ts"
+import { usd } from "../../../protocol/domain/money.ts"
+import type { FailureKind } from "../../../protocol/domain/statuses.ts"
+import type { HeldAttempt, Members } from "../../fleet/members.ts"
+import { findHold, type HoldRow } from "../../store/holds.ts"
+import { jobTexts, type JobHead, type JobRow } from "../../store/jobs.ts"
+import type { View } from "../../store/store.ts"
+import { firstFailureKind, leftBehind } from "../../store/task-reads.ts"
+import { suspectIndexes } from "../../store/tasks.ts"
+import type { JobBilling } from "../job-facts.ts"
+import { isEnded, jobStatus } from "../job-state.ts"
+import type { Submission } from "../submission/submission.ts"
+import { errorSnippet, recommendedAction } from "../text.ts"
+import type { Aggregates } from "./aggregates.ts"
+import { JOB_OUTPUT_LIMITS, jobOutput } from "./output.ts"
+import { taskCounts, type QueueReason, type ReadJob, type ReadParts } from "./read-job.ts"
+import { jsonOrNull, liveAttempt, percentOf } from "./task-row.ts"
+
+export type JobOnWire = z.output<typeof jobObject>
+export type JobListRow = z.output<typeof jobListRow>
+
+/** `suspect_task_ids` names no more than these; `suspect_count` counts all. */
+const MOST_SUSPECTS = 1_000
+
+/** A job in full (J-030). Its aggregate stands in `summary` once it has ended; while it runs /results has it. */
+export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, job: ReadJob): Promise<JobOnWire> {
+  const { head } = job
+  const facts = await parts.store.read(async (view) => ({
+    request: present(await jobTexts(view, head.seq), "a job's texts").request,
+    ...(await summaryFacts(view, head)),
+    failureKind: head.failed > 0 ? await firstFailureKind(view, head.seq) : null,
+  }))
+  const aggregate = isEnded(head.status) ? await parts.aggregates.of(head) : null
+  const live = attemptsOf(parts.members, new Set([head.seq])).get(head.seq) ?? []
+  const printed = await jobOutput(parts, job, JOB_OUTPUT_LIMITS)
+  return {
+    ...commonFields(head, job.submission, live, queueReasonOf(parts, job, live)),
+    request: new JsonText(facts.request),
+    output: printed.output,
+    error: head.error,
+    recommended_action: actionFor(head, facts.failureKind),
+    summary: summaryOnWire(job, facts, aggregate),
+    feedback_summary: feedbackOf(live),
+  }
+}
+
+/** The answer to a submission, from its row alone: it is stored in the write that makes the job (GAP-69). */
+export function newJobOnWire(row: JobRow, warnings: SubmissionWarning[]): JobOnWire {
+  const submission = JSON.parse(row.submission) as Submission
+  const { estimate } = billingOf(row)
+  const hold = { id: row.hold, amount: BigInt(estimate), status: "active" as const }
+  return {
+    ...commonFields(row, submission, [], null),
+    request: new JsonText(row.request),
+    output: "",
+    error: null,
+    recommended_action: null,
+    summary: summaryOnWire({ head: row, submission, cwd: null }, { hold, suspects: [], left: null }, null),
+    feedback_summary: null,
+    warnings,
+  }
+}
+
+/** A row of GET /jobs (J-028). */
+export function jobListRowOnWire(
+  parts: ReadParts,
+  job: ReadJob,
+  live: readonly HeldAttempt[],
+  hasOutput: boolean,
+): JobListRow {
+  const { head, submission } = job
+  return {
+    ...commonFields(head, submission, live, queueReasonOf(parts, job, live)),
+    has_error: head.error !== null,
+    has_output: hasOutput || live.some(({ outputTail }) => outputTail !== null && outputTail !== ""),
+    error_snippet: errorSnippet(head.error),
+  }
+}
+
+/** The attempts in memory of these jobs: looked for once, however many jobs are asked for. */
+export function attemptsOf(members: Members, jobs: ReadonlySet<number>): Map<number, HeldAttempt[]> {
+  const found = new Map<number, HeldAttempt[]>()
+  for (const member of members.all()) {
+    for (const attempt of member.attempts.values()) {
+      if (!jobs.has(attempt.job)) continue
+      const its = found.get(attempt.job)
+      if (its) its.push(attempt)
+      else found.set(attempt.job, [attempt])
+    }
+  }
+  return found
+}
+
+export interface SummaryFacts {
+  hold: Pick<HoldRow, "id" | "amount" | "status"> | null
+  suspects: number[]
+  /** Null where nobody looked. */
+  left: { results: boolean; outputs: boolean } | null
+}
+
+export async function summaryFacts(view: View, head: JobHead): Promise<SummaryFacts> {
+  return {
+    hold: await findHold(view, head.hold),
+    suspects: head.suspect > 0 ? await suspectIndexes(view, head.seq, MOST_SUSPECTS) : [],
+    left: await leftBehind(view, head.seq),
+  }
+}
+
+/** `summary`: money, quality, counts, and what the results add up to where that is known (RS-004, Q-005). */
+export function summaryOnWire(
+  { head, submission }: ReadJob,
+  { hold, suspects, left }: SummaryFacts,
+  aggregate: ReadonlyMap<string, string> | null,
+): JobOnWire["summary"] {
+  const billing = billingOf(head)
+  const estimate = usd(BigInt(billing.estimate))
+  return {
+    billing_estimate: {
+      resource_class: billing.resourceClass,
+      runtime_class: billing.runtimeClass,
+      reliability_mode: submission.reliabilityMode,
+      estimated_hold_usd: estimate,
+    },
+    billing_admission: {
+      admitted: true,
+      available_usd: usd(BigInt(billing.available)),
+      required_usd: estimate,
+      shortfall_usd: 0,
+    },
+    ...(hold && { billing_hold: { id: hold.id, amount_usd: usd(hold.amount), status: hold.status } }),
+    quality: {
+      mean_quality: head.completed > 0 ? head.qualitySum / head.completed : null,
+      suspect_count: head.suspect,
+      suspect_task_ids: suspects.map((index) => taskId(head.id, index)),
+    },
+    task_outcome_counts: taskCounts(head),
+    ...(left && { result_persisted: left.results, output_persisted: left.outputs }),
+    ...(aggregate && jsonMembers(aggregate)),
+  }
+}
+
+function jsonMembers(texts: ReadonlyMap<string, string>): Record<string, JsonText> {
+  return Object.fromEntries([...texts].map(([name, text]) => [name, new JsonText(text)]))
+}
+
+function commonFields(
+  head: JobHead,
+  submission: Submission,
+  live: readonly HeldAttempt[],
+  queueReason: QueueReason | null,
+): Omit<JobListRow, "has_error" | "has_output" | "error_snippet"> {
+  const { requirements: need, reservation } = submission
+  return {
+    id: head.id,
+    status: jobStatus(head.status),
+    type: head.type,
+    project: head.project,
+    project_content_hash: head.contentHash,
+    user_id: head.userId,
+    client_ref: head.clientRef,
+    tags: head.tags,
+    meta: submission.meta,
+    variant: submission.variant,
+    payload: submission.payload,
+    priority: head.priority,
+    reliability_mode: submission.reliabilityMode,
+    execution_policy: submission.executionPolicy,
+    placement_policy: submission.placementPolicy,
+    timeout_s: submission.timeoutSeconds,
+    runtime_hint_s: submission.runtimeHintSeconds,
+    max_retries: submission.maxRetries,
+    depends_on: [],
+    callback_url: null,
+    requirements: {
+      cpu: need.cpu,
+      memory_mb: need.memoryMb,
+      storage_gb: need.storageGb,
+      gpu_count: need.gpuCount,
+      ...(need.gpuMemoryMb !== undefined && { gpu_memory_mb: need.gpuMemoryMb }),
+      profile: need.profile,
+    },
+    reservation: {
+      mode: reservation.mode,
+      ...(reservation.parallelism !== undefined && { parallelism: reservation.parallelism }),
+      ...(reservation.guaranteedForSeconds !== undefined && { guaranteed_for_s: reservation.guaranteedForSeconds }),
+      ...(reservation.maxWaitSeconds !== undefined && { max_wait_s: reservation.maxWaitSeconds }),
+    },
+    checkpointing: null,
+    progress: progressOf(head, live),
+    task_counts: taskCounts(head),
+    queue_reason: queueReason,
+    created_at: timestampText(head.createdAt),
+    started_at: timestampText(head.startedAt),
+    completed_at: timestampText(head.completedAt),
+  }
+}
+
+/** The mean over all tasks of what each has told, a completed one being done; null where nothing tells (rulings, Progress). */
+function progressOf(head: JobHead, live: readonly HeldAttempt[]): number | null {
+  if (head.status === "completed") return 100
+  const told = isEnded(head.status) ? [] : live.map(({ progress }) => percentOf(progress)).filter((one) => one !== null)
+  if (head.completed === 0 && told.length === 0) return null
+  const sum = told.reduce((total, percent) => total + percent, head.completed * 100)
+  return Math.round((sum / head.taskCount) * 100) / 100
+}
+
+/** Shown while the job waits; and outside of that only where no machine that runs its tasks can be reached (rulings). */
+function queueReasonOf(parts: ReadParts, job: ReadJob, live: readonly HeldAttempt[]): QueueReason | null {
+  const { head } = job
+  if (head.status === "queued") return parts.queueReasons.job(job)
+  if (head.status !== "running" || head.running === 0) return null
+  const contacts = live
+    .filter(({ state }) => state === "running")
+    .map(({ claim }) => liveAttempt(parts, claim)?.contact)
+  const reached = contacts.some((contact) => contact === "connected" || contact === "suspect")
+  return reached || live.some(({ state }) => state !== "running") ? null : parts.queueReasons.contactLost(job)
+}
+
+/** What the task that spoke last said. */
+function feedbackOf(live: readonly HeldAttempt[]): JobOnWire["feedback_summary"] {
+  const last = live
+    .filter(({ feedbackAt }) => feedbackAt !== null)
+    .reduce<HeldAttempt | null>(
+      (best, one) => (best && (best.feedbackAt ?? 0) >= (one.feedbackAt ?? 0) ? best : one),
+      null,
+    )
+  if (!last) return null
+  return {
+    latest_progress: jsonOrNull(last.progress),
+    live_feedback:
+      last.outputTail === null ? null : { output_tail: last.outputTail, updated_at: timestampText(last.feedbackAt) },
+  }
+}
+
+function actionFor(head: JobHead, kind: FailureKind | null): string | null {
+  if (head.status === "cancelled") return recommendedAction("cancelled")
+  if (kind !== null) return recommendedAction(kind)
+  if (head.status !== "partial") return null
+  return "Some results are suspect: read result_warnings of the tasks that summary.quality names."
+}
+
+function billingOf(head: JobHead): JobBilling {
+  return JSON.parse(head.billing) as JobBilling
+}

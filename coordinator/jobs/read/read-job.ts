@@ -1,0 +1,75 @@
+import type { z } from "zod"
+import type { jobObject } from "../../../protocol/api/jobs.ts"
+import type { Clock } from "../../../protocol/base/clock.ts"
+import { notFound } from "../../../protocol/domain/errors.ts"
+import { revisionId, type AccountId, type JobId } from "../../../protocol/domain/ids.ts"
+import type { TaskStatus } from "../../../protocol/domain/statuses.ts"
+import type { ObjectFiles } from "../../artifacts/object-files.ts"
+import type { Members } from "../../fleet/members.ts"
+import { jobHeadById, jobHeadBySeq, type JobHead } from "../../store/jobs.ts"
+import { effectiveManifest } from "../../projects/revisions.ts"
+import { findProjectById, findRevision } from "../../store/projects.ts"
+import type { Store, View } from "../../store/store.ts"
+import { isEnded } from "../job-state.ts"
+import type { Plans } from "../plans.ts"
+import type { Submission } from "../submission/submission.ts"
+
+/** What reading jobs needs: rows, and what memory knows of those that run. */
+export interface ReadParts {
+  store: Store
+  files: ObjectFiles
+  clock: Clock
+  plans: Plans
+  members: Members
+  queueReasons: QueueReasons
+}
+
+export type QueueReason = NonNullable<z.output<typeof jobObject>["queue_reason"]>
+
+/** Why work waits, from memory. The scheduler knows. */
+export interface QueueReasons {
+  /** Why the job's waiting tasks wait. */
+  job(job: ReadJob): QueueReason
+  /** For a task whose machine cannot be reached. */
+  contactLost(job: ReadJob): QueueReason
+}
+
+/** A job as its readers hold it: its row, its submission, and where its commands run inside the sandbox. */
+export interface ReadJob {
+  head: JobHead
+  submission: Submission
+  cwd: string | null
+}
+
+/** The job, if this account may see it; `account` null sees every job. Throws `not_found` (J-041, GAP-04). */
+export async function readJob(store: Store, id: JobId, account: AccountId | null): Promise<ReadJob> {
+  const found = await store.read(async (view) => withCwd(view, await jobHeadById(view, id, account)))
+  if (!found) throw notFound(`the job ${id}`)
+  return { ...found, submission: JSON.parse(found.head.submission) as Submission }
+}
+
+/** As `readJob`, for a job whose seq is known; null when it is gone. */
+export async function readJobBySeq(store: Store, seq: number): Promise<ReadJob | null> {
+  const found = await store.read(async (view) => withCwd(view, await jobHeadBySeq(view, seq)))
+  return found && { ...found, submission: JSON.parse(found.head.submission) as Submission }
+}
+
+async function withCwd(view: View, head: JobHead | null): Promise<{ head: JobHead; cwd: string | null } | null> {
+  if (!head) return null
+  const revision = await findRevision(view, revisionId(head.revision))
+  const project = revision && (await findProjectById(view, revision.project))
+  const manifest = revision && project && effectiveManifest({ revision, project })
+  return { head, cwd: manifest?.runtime.workdir ?? null }
+}
+
+/**
+ * A job's tasks by what the client sees (rulings): granted ones are queued, lost ones run, rows that planning has not
+ * written yet are queued, and in a job that has ended all that is not final is cancelled. Adds up to `taskCount` always.
+ */
+export function taskCounts(job: JobHead): Record<TaskStatus | "total", number> {
+  const { completed, failed, taskCount: total } = job
+  const done = { total, completed, failed }
+  if (isEnded(job.status)) return { ...done, queued: 0, running: 0, cancelled: total - completed - failed }
+  const unplanned = total - job.plannedUpto
+  return { ...done, queued: job.queued + job.granted + unplanned, running: job.running, cancelled: job.cancelled }
+}

@@ -1,0 +1,207 @@
+import { unreachable } from "../../protocol/base/assert.ts"
+import type { Clock } from "../../protocol/base/clock.ts"
+import type { QueueReasonCode } from "../../protocol/api/jobs.ts"
+import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
+import { freeOf, mayRunProjects, slots, type NodeFacts, type PlacementPolicy, type Used } from "../fleet/fit.ts"
+import type { Member, MemberFacts, Members, Standing } from "../fleet/members.ts"
+import type { QueueReason, QueueReasons } from "../jobs/read/read-job.ts"
+import type { ReadyQueue } from "./ready-queue.ts"
+import type { RuntimeSpecs } from "./runtime-specs.ts"
+
+/** How far the runtime of the job's revision is. */
+export type RuntimeState =
+  | { state: "ready" }
+  /** `noBuilder`: no machine that could build it is connected. */
+  | { state: "building"; noBuilder: boolean }
+  /** The last attempt failed and another one is coming. */
+  | { state: "failed"; message: string }
+
+/** A node with contact that takes work. */
+export interface QueueNode extends NodeFacts {
+  capacity: Capacity
+  used: Used
+}
+
+export interface QueueFacts {
+  nodes: readonly QueueNode[]
+  requirements: Requirements
+  policy: PlacementPolicy
+  runtime: RuntimeState
+  /** A job of the account that comes first waits too. */
+  higherWaits: boolean
+  /** What the hold has left does not cover another task. */
+  budgetShort: boolean
+}
+
+/** Why a waiting job waits: the first thing that would have to change. Pure; names no machine (interfaces, queue_reason). */
+export function queueReason(facts: QueueFacts): QueueReason {
+  const { nodes, requirements, policy, runtime } = facts
+  const allowed = nodes.filter((node) => mayRunProjects(node, policy))
+  const { eligible, busy } = countSlots(allowed, requirements)
+  const because = (code: QueueReasonCode, message: string, suggestion: string): QueueReason => ({
+    code,
+    message,
+    eligible_slots: eligible,
+    busy_slots: busy,
+    suggestion,
+  })
+
+  if (facts.budgetShort) {
+    return because(
+      "waiting_for_budget",
+      "what is left of the job's hold is reserved for the tasks that run",
+      "Nothing to do: further tasks start as running ones end and cost less than was reserved for them.",
+    )
+  }
+  if (eligible === 0) return because("no_matching_capacity", ...noCapacity(nodes.length, allowed.length, requirements))
+  switch (runtime.state) {
+    case "failed":
+      return because(
+        "runtime_failed",
+        `the project's runtime could not be made and is tried again: ${runtime.message}`,
+        "Read the project's status/details; correct what it names and push again.",
+      )
+    case "building":
+      return because(
+        "runtime_preparing",
+        runtime.noBuilder
+          ? "the project's image is not built yet, and no machine that builds images is connected"
+          : "the project's image is being built",
+        runtime.noBuilder
+          ? "The operator has to connect a node with the role builder."
+          : "Nothing to do: tasks start when it is ready. The project's status/details show how far it is.",
+      )
+    case "ready":
+      break
+    default:
+      return unreachable(runtime)
+  }
+  if (facts.higherWaits) {
+    return because(
+      "held_by_priority",
+      "another job of this account comes first",
+      "Nothing to do: it rises with time. A higher priority puts new jobs in front.",
+    )
+  }
+  if (busy >= eligible) {
+    return because(
+      "capacity_busy",
+      `all ${eligible} ${eligible === 1 ? "slot that fits is" : "slots that fit are"} taken`,
+      "Nothing to do: it starts when one is free. Smaller requirements fit more machines.",
+    )
+  }
+  return because(
+    "runtime_preparing",
+    "a machine is free and is being made ready for the task",
+    "Nothing to do: the task is about to start.",
+  )
+}
+
+/** The machine that runs a task cannot be reached at the moment. */
+export function contactLostReason(eligible: { eligible: number; busy: number }): QueueReason {
+  return {
+    code: "node_contact_lost",
+    message: "the machine that runs this task cannot be reached",
+    eligible_slots: eligible.eligible,
+    busy_slots: eligible.busy,
+    suggestion: "Nothing to do: it goes on when the machine is back, or runs again elsewhere, and is not billed twice.",
+  }
+}
+
+/** Slots that could ever fit a task, and how many of them are taken. */
+export function countSlots(
+  nodes: readonly { capacity: Capacity; used: Used }[],
+  requirements: Requirements,
+): { eligible: number; busy: number } {
+  let eligible = 0
+  let free = 0
+  for (const { capacity, used } of nodes) {
+    const all = slots(capacity, requirements)
+    eligible += all
+    free += Math.min(all, slots(freeOf(capacity, used), requirements))
+  }
+  return { eligible, busy: eligible - free }
+}
+
+function noCapacity(connected: number, allowed: number, need: Requirements): [message: string, suggestion: string] {
+  if (connected === 0) {
+    return ["no machine is connected", "The operator has to connect nodes; the job starts by itself when one fits."]
+  }
+  if (allowed === 0) {
+    return [
+      "no connected machine may run project work: they lack the role worker, a sandbox, or limits they can enforce",
+      "The operator has to connect other nodes, or allow these (COMPUTALOT_ALLOW_UNSANDBOXED, COMPUTALOT_ALLOW_UNENFORCED).",
+    ]
+  }
+  return [
+    `no connected machine is large enough for ${needed(need)}`,
+    "Ask for less in requirements, or wait for a larger machine.",
+  ]
+}
+
+function needed(need: Requirements): string {
+  const gpus =
+    need.gpuCount === 0
+      ? ""
+      : `, ${need.gpuCount} GPU${need.gpuMemoryMb === undefined ? "" : ` of ${need.gpuMemoryMb} MB`}`
+  return `${need.cpu} cores, ${need.memoryMb} MB of memory, ${need.storageGb} GB of storage${gpus}`
+}
+
+export interface QueueReasonParts {
+  members: Members
+  queue: Pick<ReadyQueue, "isFirst" | "isBlocked">
+  specs: Pick<RuntimeSpecs, "known" | "canRun" | "failures">
+  policy: PlacementPolicy
+  clock: Clock
+}
+
+/** The reasons as memory knows them now. */
+export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
+  return {
+    job({ head, submission }) {
+      const live = liveMembers(parts.members)
+      return queueReason({
+        nodes: live.map(asNode),
+        requirements: submission.requirements,
+        policy: parts.policy,
+        runtime: runtimeOf(parts.specs, head.revision, live),
+        higherWaits: !parts.queue.isFirst(head.seq, parts.clock.now()),
+        budgetShort: parts.queue.isBlocked(head.seq),
+      })
+    },
+    contactLost({ submission }) {
+      const allowed = liveMembers(parts.members)
+        .map(asNode)
+        .filter((node) => mayRunProjects(node, parts.policy))
+      return contactLostReason(countSlots(allowed, submission.requirements))
+    },
+  }
+}
+
+type LiveMember = Member & { facts: MemberFacts; standing: Standing }
+
+function liveMembers(members: Members): LiveMember[] {
+  return [...members.all()].filter((member): member is LiveMember => {
+    if (member.state !== "active" || !member.facts || !member.standing?.open || member.standing.draining) return false
+    const contact = members.contact(member)
+    return contact === "connected" || contact === "suspect"
+  })
+}
+
+function asNode({ facts, standing, roles, used }: LiveMember): QueueNode {
+  return {
+    roles: roles.filter((role) => facts.roles.includes(role)),
+    isolation: facts.isolation,
+    enforces: facts.enforces,
+    capacity: standing.capacity,
+    used,
+  }
+}
+
+function runtimeOf(specs: QueueReasonParts["specs"], revision: string, live: readonly LiveMember[]): RuntimeState {
+  if (live.some((member) => specs.canRun(revision, member))) return { state: "ready" }
+  if (specs.known(revision)?.revision.image && specs.failures(revision) > 0) {
+    return { state: "failed", message: "preparing it failed on every machine that tried" }
+  }
+  return { state: "building", noBuilder: !live.some((member) => asNode(member).roles.includes("builder")) }
+}
