@@ -292,7 +292,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       plans,
       members,
       watch,
-      queueReasons: createQueueReasons({ members, queue, known, specs, policy, clock }),
+      queueReasons: createQueueReasons({ members, queue, specs, policy, clock }),
       submit: (request) =>
         submitJob({ store, clock, random, prices, quoteTtlMs: config.quoteTtlMs, plan: jobLife.plan }, request),
       cancel: jobLife.cancel,
