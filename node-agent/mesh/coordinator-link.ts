@@ -93,8 +93,11 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
           connected()
           silence.expect(message.heartbeat_ms * SILENT_HEARTBEATS)
           heartbeats?.[Symbol.dispose]()
-          heartbeats = startHeartbeats(stream, message.heartbeat_ms, sentAt)
+          const heart = startHeartbeats(stream, message.heartbeat_ms, sentAt)
+          heartbeats = heart
           parts.onWelcome(message)
+          // Its answer tells that what was said in the welcome's turn has been heard.
+          heart.beat()
           continue
         }
         silence.heard()
@@ -126,11 +129,11 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
     throw new Error("cannot reach the coordinator", { cause: last })
   }
 
-  function startHeartbeats(stream: MeshStream, intervalMs: number, sentAt: Map<number, number>): Disposable {
+  function startHeartbeats(stream: MeshStream, intervalMs: number, sentAt: Map<number, number>): Heart {
     let n = 0
     let lastTickMs = clock.monotonicMs()
     let lastWallMs = clock.now()
-    return every(clock, intervalMs, () => {
+    const timer = every(clock, intervalMs, () => {
       const nowMs = clock.monotonicMs()
       const wallMs = clock.now()
       const gapMs = nowMs - lastTickMs - intervalMs
@@ -140,10 +143,14 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
       if (gapMs > TIME_JUMP_MS || stepMs > TIME_JUMP_MS) {
         return stream.reset(`time jumped (late by ${Math.round(gapMs)} ms, stepped by ${Math.round(stepMs)} ms)`)
       }
-      n += 1
-      sentAt.set(n, nowMs)
-      transmit(stream, { type: "heartbeat", n, attempts: parts.heartbeat() })
+      beat()
     })
+    function beat(): void {
+      n += 1
+      sentAt.set(n, clock.monotonicMs())
+      transmit(stream, { type: "heartbeat", n, attempts: parts.heartbeat() })
+    }
+    return { beat, [Symbol.dispose]: () => timer[Symbol.dispose]() }
   }
 
   function transmit(stream: MeshStream, message: ToCoordinator): void {
@@ -168,6 +175,11 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
       await running
     },
   }
+}
+
+interface Heart extends Disposable {
+  /** One now, beside the regular ones. */
+  beat(): void
 }
 
 /** Resets a stream on which nothing was heard for too long. */

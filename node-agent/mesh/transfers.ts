@@ -1,0 +1,39 @@
+import { createReadStream } from "node:fs"
+import { downloadNodePayload, uploadNodeBlob } from "../../protocol/api/nodes.ts"
+import { ClientError, downloadFrom, uploadTo } from "../../protocol/client/client.ts"
+import type { ClaimNumber } from "../../protocol/domain/ids.ts"
+
+/** What is too large for the control stream, over HTTP with the token of the last welcome. */
+export interface Transfers {
+  /** Sends a file's bytes for a claim. The same again changes nothing. Rejects with `TransferRefused` when they are not wanted. */
+  upload(claim: ClaimNumber, file: { digest: string; path: string }, signal: AbortSignal): Promise<void>
+  /** A payload that was too large for the grant. */
+  payload(claim: ClaimNumber, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>>
+}
+
+/** The coordinator does not want these bytes: trying again cannot help. */
+export class TransferRefused extends Error {
+  override name = "TransferRefused"
+}
+
+export function createTransfers(origin: string, token: () => string | null): Transfers {
+  const server = () => ({ origin, token: token() ?? undefined })
+  return {
+    async upload(claim, file, signal) {
+      const call = { params: { digest: file.digest }, query: { claim: String(claim) }, signal }
+      try {
+        await uploadTo(server(), uploadNodeBlob, createReadStream(file.path), call)
+      } catch (error) {
+        if (!(error instanceof ClientError) || !isFinal(error.status)) throw error
+        throw new TransferRefused(error.message, { cause: error })
+      }
+    },
+    async payload(claim, signal) {
+      return (await downloadFrom(server(), downloadNodePayload, { params: { claim: String(claim) }, signal })).bytes
+    },
+  }
+}
+
+/** A token that is no longer good is replaced at the next welcome; too many requests and busy servers pass. */
+const isFinal = (status: number): boolean =>
+  status >= 400 && status < 500 && status !== 401 && status !== 408 && status !== 429

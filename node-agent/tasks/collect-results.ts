@@ -1,0 +1,161 @@
+import { constants } from "node:fs"
+import { copyFile, lstat, open, opendir, rename, stat } from "node:fs/promises"
+import { join } from "node:path"
+import { Worker } from "node:worker_threads"
+import { sha256Hex } from "../../protocol/base/digest.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import { LARGEST_INLINE_BYTES, type ResultItem } from "../../protocol/wire/control.ts"
+import { pieceBytesFor } from "../../protocol/wire/piece-list.ts"
+import type { Hasher } from "../cache/hasher.ts"
+import type { StoredEnd } from "../outbox/outbox.ts"
+import { packArtifacts } from "../runtime/pack-artifacts.ts"
+import type { CheckJsonAnswer, CheckJsonOrder } from "./check-json-worker.ts"
+
+/** What an attempt left behind, as its report names it; the files lie in the attempt's folder until it is discarded. */
+export interface Collected {
+  result: ResultItem["result"]
+  resultProblem: string | null
+  artifacts: ResultItem["artifacts"]
+  files: StoredEnd["files"]
+}
+
+/** A larger result file is not taken: results are JSON for people and programs, not data sets. */
+export const LARGEST_RESULT_BYTES = 64 * 1024 * 1024
+/** As much as a node may upload in one piece (AR-003). */
+const LARGEST_ARCHIVE_BYTES = 2 * 1024 ** 3
+
+/** More was written into the artifact directory than can be uploaded. */
+export class ArtifactsTooLarge extends Error {
+  override name = "ArtifactsTooLarge"
+}
+
+/**
+ * Reads the result file, which any program may have written anything to. Large ones become a file of the attempt's folder.
+ * None: both null. Not JSON or too large: no result, and why.
+ */
+export async function collectResult(
+  attemptDir: string,
+  resultPath: string,
+  hasher: Hasher,
+): Promise<Pick<Collected, "result" | "resultProblem" | "files">> {
+  const none = { result: null, resultProblem: null, files: [] }
+  const problem = (resultProblem: string) => ({ result: null, resultProblem, files: [] })
+  // Links are not followed and a pipe is not waited for: the file is read with the agent's rights.
+  const file = await open(resultPath, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
+    (error: NodeJS.ErrnoException) => error,
+  )
+  if (file instanceof Error) {
+    if (file.code === "ENOENT" || file.code === "ENOTDIR") return none
+    return problem(file.code === "ELOOP" ? "the result path is a link" : "the result file cannot be read")
+  }
+  try {
+    const found = await file.stat()
+    if (!found.isFile()) return problem("the result path is no plain file")
+    if (found.size === 0) return problem("the result file is empty")
+    if (found.size > LARGEST_RESULT_BYTES) {
+      return problem(`the result file has ${found.size} bytes; at most ${LARGEST_RESULT_BYTES} are taken`)
+    }
+    if (found.size <= LARGEST_INLINE_BYTES) {
+      const text = UTF8.decode(await file.readFile())
+      JSON.parse(text)
+      return { result: { text }, resultProblem: null, files: [] }
+    }
+  } catch (error) {
+    return problem(`the result file is not JSON: ${errorText(error)}`.slice(0, 500))
+  } finally {
+    await file.close()
+  }
+  const path = join(attemptDir, "result.json")
+  await moveFile(resultPath, path)
+  const notJson = await checkJson(path)
+  if (notJson !== null) return problem(`the result file is not JSON: ${notJson}`.slice(0, 500))
+  const stored = await describe(path, hasher)
+  return { result: { digest: stored.digest, size: stored.size }, resultProblem: null, files: [stored] }
+}
+
+/** Packs what lies in the artifact directory into one tar.gz (AW-001); nothing there: nothing is made. */
+export async function collectArtifacts(
+  attemptDir: string,
+  artifactsDir: string,
+  hasher: Hasher,
+): Promise<Pick<Collected, "artifacts" | "files">> {
+  if (!(await holdsFiles(artifactsDir))) return { artifacts: [], files: [] }
+  const path = join(attemptDir, "artifacts.tar.gz")
+  await packArtifacts(artifactsDir, path)
+  const stored = await describe(path, hasher)
+  if (stored.size > LARGEST_ARCHIVE_BYTES) {
+    throw new ArtifactsTooLarge(
+      `the artifacts pack to ${stored.size} bytes; at most ${LARGEST_ARCHIVE_BYTES} are taken`,
+    )
+  }
+  const { digest, size } = stored
+  const item = { name: null, filename: "artifacts.tar.gz", digest, size, content_type: "application/gzip" }
+  return { artifacts: [item], files: [stored] }
+}
+
+/** The item with its digest: sha256 of its canonical JSON (keys in order), by which a repeat is told from a contradiction. */
+export function sealItem(item: Omit<ResultItem, "digest">): ResultItem {
+  return { ...item, digest: sha256Hex(canonicalJson(item)) }
+}
+
+function canonicalJson(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(canonicalJson).join(",")}]`
+  if (typeof value !== "object" || value === null) return JSON.stringify(value)
+  const members = Object.entries(value)
+    .filter(([, member]) => member !== undefined)
+    .toSorted(([a], [b]) => (a < b ? -1 : 1))
+  return `{${members.map(([key, member]) => `${JSON.stringify(key)}:${canonicalJson(member)}`).join(",")}}`
+}
+
+async function describe(path: string, hasher: Hasher): Promise<StoredEnd["files"][number]> {
+  const { size } = await stat(path)
+  const { digest } = await hasher.file(path, pieceBytesFor(size))
+  return { digest, size, path }
+}
+
+/** Off the attempt's disk, which goes before the answer comes. */
+async function moveFile(from: string, to: string): Promise<void> {
+  try {
+    await rename(from, to)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EXDEV") throw error
+    await copyFile(from, to)
+  }
+}
+
+/** Stops at the first file or link: what is packed is decided by the packer. */
+async function holdsFiles(root: string): Promise<boolean> {
+  const top = await lstat(root).catch(() => null)
+  // The program may have put something else in its place.
+  if (top === null || !top.isDirectory()) return false
+  const left = [root]
+  for (let at = left.pop(), seen = 0; at !== undefined; at = left.pop()) {
+    const directory = await opendir(at).catch(() => null)
+    if (directory === null) continue
+    for await (const entry of directory) {
+      if (entry.isFile() || entry.isSymbolicLink()) return true
+      if (entry.isDirectory()) left.push(join(at, entry.name))
+      if (++seen > MOST_LOOKED_AT) return true
+    }
+  }
+  return false
+}
+
+const MOST_LOOKED_AT = 10_000
+
+/** Null when the file is JSON, else why it is not. In a thread: 64 MiB take a second to parse. */
+function checkJson(path: string): Promise<string | null> {
+  const worker = new Worker(WORKER, { workerData: { path } satisfies CheckJsonOrder })
+  return new Promise((resolve, reject) => {
+    worker.once("message", ({ problem }: CheckJsonAnswer) => resolve(problem))
+    worker.once("error", reject)
+    worker.once("exit", () => reject(new Error("the thread that checks results ended")))
+  })
+}
+
+const UTF8 = new TextDecoder("utf-8", { fatal: true })
+/** The compiled program runs the compiled worker. */
+const WORKER = new URL(
+  import.meta.url.endsWith(".ts") ? "./check-json-worker.ts" : "./check-json-worker.js",
+  import.meta.url,
+)

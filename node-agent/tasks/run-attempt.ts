@@ -1,0 +1,380 @@
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs"
+import { rm } from "node:fs/promises"
+import { join, resolve } from "node:path"
+import type { Clock, Timer } from "../../protocol/base/clock.ts"
+import { sleep } from "../../protocol/base/clock.ts"
+import { sha256Hex } from "../../protocol/base/digest.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import type { Log } from "../../protocol/base/log.ts"
+import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
+import { LARGEST_PAYLOAD_BYTES } from "../../protocol/domain/runner.ts"
+import type { FailureKind } from "../../protocol/domain/statuses.ts"
+import { lastBytes } from "../../protocol/domain/text.ts"
+import type { GrantedTask, ResultItem, TaskSpec } from "../../protocol/wire/control.ts"
+import type { Hasher } from "../cache/hasher.ts"
+import type { HeldAttempt, HeldGrant, StoredEnd } from "../outbox/outbox.ts"
+import { RuntimeRefusal, type AttemptExit, type RunningAttempt, type RuntimeDriver } from "../runtime/driver.ts"
+import { tailOutput } from "../runtime/output-files.ts"
+import type { AttemptEnd, AttemptRunner, AttemptWatch, RunningWork } from "./attempt-runner.ts"
+import { ArtifactsTooLarge, collectArtifacts, collectResult, sealItem } from "./collect-results.ts"
+import { taskEnvironment } from "./environment.ts"
+import { createOutput, type Output } from "./output.ts"
+import { RuntimeFailure, type HeldRuntime, type Runtimes } from "./runtimes.ts"
+import { hostPaths, makeWorkspace, planWorkspace, shownPaths, type Workspace } from "./workspace.ts"
+
+export interface RunAttemptParts {
+  driver: RuntimeDriver
+  runtimes: Runtimes
+  /** All attempt folders lie directly below it. */
+  attemptsDir: string
+  network: "none" | "outbound"
+  /** Of the process runtime: what programs get of the machine's own environment. */
+  machineEnv: Readonly<Record<string, string>>
+  hasher: Hasher
+  /** The payload of a task that was too large for the grant. */
+  downloadPayload: (claim: ClaimNumber, signal: AbortSignal) => Promise<AsyncIterable<Uint8Array>>
+  clock: Clock
+  log: Log
+}
+
+/** Live output is sent on at most so often. */
+const LIVE_INTERVAL_MS = 250
+/** A grant that this node cannot serve goes back after so long, so that it and the coordinator do not spin. */
+const RETURN_REST_MS = 1_000
+/** Processes and threads of one attempt. */
+const PIDS = 1_024
+/** Until the claim loop says how long the claim lives. */
+const FIRST_DEADLINE_MS = 600_000
+/** The finished end, once it is collected: from then on nothing else of the attempt is needed. */
+const END_FILE = "end.json"
+
+/** The real attempt runner: prepares the runtime, runs the program under the driver, collects what it made. */
+export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
+  const { driver, clock, log } = parts
+  const releasing = new Map<string, Promise<void>>()
+  const attemptDir = (claim: ClaimNumber): string => join(parts.attemptsDir, `c${claim}`)
+
+  function start(grant: HeldGrant, watch: AttemptWatch): RunningWork {
+    const work = new Work()
+    const claim = claimNumber(grant.task.claim)
+    const dir = attemptDir(claim)
+    return work.running(
+      run(grant, dir, work, watch).catch(async (error: unknown): Promise<AttemptEnd> => {
+        return await failed(grant, error, work)
+      }),
+    )
+  }
+
+  async function run(grant: HeldGrant, dir: string, work: Work, watch: AttemptWatch): Promise<AttemptEnd> {
+    const { spec, task } = grant
+    using runtime = parts.runtimes.readyNow(spec.runtime) ?? (await parts.runtimes.ready(spec.runtime, work.signal))
+    const payload = await payloadOf(task, work.signal)
+    mkdirSync(dir, { recursive: true })
+    const disk = await driver.prepare(dir, spec.storage_gb * 1024 ** 3)
+    const workspace = planWorkspace(dir, disk, runtime.files)
+    await makeWorkspace(workspace, disk, runtime.files, payload)
+    work.signal.throwIfAborted()
+    const running = await launch(grant, dir, workspace, runtime, work)
+    watch.started()
+    return await finish(grant, dir, disk, running, workspace.shown, watch)
+  }
+
+  /** The program runs: whatever goes wrong from here, it must not be said that nothing ran. */
+  async function finish(
+    grant: HeldGrant,
+    dir: string,
+    disk: string,
+    running: RunningAttempt,
+    shown: Workspace["shown"],
+    watch: AttemptWatch,
+  ): Promise<AttemptEnd> {
+    try {
+      const output = await follow(running, shown, watch)
+      return await collect(grant, dir, disk, await running.done, output)
+    } catch (error) {
+      log.error("attempt not collected", { claim: grant.task.claim, error: errorText(error) })
+      const { runtimeMs } = await running.done
+      return keep(
+        dir,
+        failure(grant, "sandbox_error", `its results could not be collected: ${errorText(error)}`, runtimeMs),
+      )
+    }
+  }
+
+  async function launch(
+    { spec, task }: HeldGrant,
+    dir: string,
+    workspace: Workspace,
+    { files }: HeldRuntime,
+    work: Work,
+  ): Promise<RunningAttempt> {
+    const running = await driver.start({
+      name: `c${task.claim}`,
+      attemptDir: dir,
+      ...(workspace.rootfs === null ? {} : { rootfs: workspace.rootfs }),
+      command: spec.command,
+      env: taskEnvironment({
+        base: files.kind === "image" ? files.env : parts.machineEnv,
+        project: spec.env,
+        paths: workspace.inside,
+        venvBin: workspace.venvBin,
+        gpus: task.gpus,
+      }),
+      workdir: workspace.workdir,
+      mounts: workspace.mounts,
+      limits: {
+        memoryBytes: spec.memory_mb * 1024 ** 2,
+        cpu: spec.cpu,
+        pids: PIDS,
+        diskBytes: spec.storage_gb * 1024 ** 3,
+        timeoutMs: Math.max(1, Math.ceil(Math.min(spec.timeout_ms, spec.budget_ms ?? spec.timeout_ms))),
+        deadline: Math.round(work.deadline ?? clock.now() + FIRST_DEADLINE_MS),
+      },
+      network: parts.network,
+    })
+    work.attach(running)
+    return running
+  }
+
+  async function payloadOf({ payload, claim }: GrantedTask, signal: AbortSignal): Promise<Uint8Array | string> {
+    if ("text" in payload) return payload.text
+    const chunks: Uint8Array[] = []
+    let bytes = 0
+    for await (const chunk of await parts.downloadPayload(claimNumber(claim), signal)) {
+      bytes += chunk.length
+      if (bytes > LARGEST_PAYLOAD_BYTES) break
+      chunks.push(chunk)
+    }
+    const whole = Buffer.concat(chunks)
+    if (whole.length !== payload.size || sha256Hex(whole) !== payload.digest) {
+      throw new Error("the payload that came is not the one that was granted")
+    }
+    return whole
+  }
+
+  /** Reads the output to its end. */
+  async function follow(running: RunningAttempt, shown: Workspace["shown"], watch: AttemptWatch): Promise<Output> {
+    let live: Timer | null = null
+    let over = false
+    const tell = (): void => {
+      live = null
+      if (!over) watch.progressed({ progress: null, outputTail: output.tail() })
+    }
+    const output = createOutput({
+      paths: shown,
+      onProgress: (progress) => watch.progressed({ progress, outputTail: null }),
+    })
+    await tailOutput(running, (stream, bytes, skipped) => {
+      output.take(stream, bytes, skipped)
+      live ??= clock.after(LIVE_INTERVAL_MS, tell)
+    })
+    over = true
+    output.end()
+    return output
+  }
+
+  async function collect(
+    { spec, task }: HeldGrant,
+    dir: string,
+    disk: string,
+    exit: AttemptExit,
+    output: Output,
+  ): Promise<AttemptEnd> {
+    const host = hostPaths(dir, disk)
+    const outcome = outcomeOf(exit, spec)
+    const found = await collectResult(dir, host.result, parts.hasher)
+    const files = [...found.files]
+    let artifacts: ResultItem["artifacts"] = []
+    if (outcome.kind === null) {
+      try {
+        const packed = await collectArtifacts(dir, host.artifacts, parts.hasher)
+        artifacts = packed.artifacts
+        files.push(...packed.files)
+      } catch (error) {
+        // A task that completed without its files would have lost work without a word.
+        outcome.kind = error instanceof ArtifactsTooLarge ? "disk_full" : "sandbox_error"
+        outcome.message = errorText(error)
+      }
+    }
+    const item = sealItem({
+      claim: task.claim,
+      failure_kind: outcome.kind,
+      exit_code: exit.exitCode,
+      signal: exit.signal,
+      message: outcome.message?.slice(0, 2000) ?? null,
+      runtime_ms: exit.runtimeMs,
+      cpu_ms: exit.cpuMs,
+      peak_memory_bytes: exit.peakMemoryBytes,
+      output: output.tail(),
+      error_tail: output.errorTail(),
+      result: found.result,
+      result_problem: found.resultProblem,
+      artifacts,
+    })
+    return keep(dir, { item, files })
+  }
+
+  /** From here a restarted agent finds the end whatever happens, and the sandbox can go. */
+  function keep(dir: string, end: StoredEnd): AttemptEnd {
+    writeFileSync(join(dir, END_FILE), JSON.stringify(end))
+    void release(dir)
+    return { kind: "result", end }
+  }
+
+  /** Nothing of the user's ran. */
+  async function failed(grant: HeldGrant, error: unknown, work: Work): Promise<AttemptEnd> {
+    const refused = refusalOf(error)
+    if (refused === null) {
+      if (!work.signal.aborted) await sleep(clock, RETURN_REST_MS, work.signal).catch(() => {})
+      return { kind: "returned", reason: errorText(error) }
+    }
+    return { kind: "result", end: failure(grant, refused.kind, refused.message, 0, refused.logTail) }
+  }
+
+  function release(dir: string): Promise<void> {
+    const known = releasing.get(dir)
+    if (known !== undefined) return known
+    const released = driver.release(dir).catch((error: unknown) => {
+      log.error("attempt not released", { dir, error: errorText(error) })
+    })
+    releasing.set(dir, released)
+    return released
+  }
+
+  return {
+    attemptDir,
+    start,
+    async adopt(held, watch) {
+      const dir = held.attemptDir ?? attemptDir(held.claim)
+      const kept = readEnd(dir)
+      const work = new Work()
+      if (kept !== null) {
+        void release(dir)
+        return work.running(Promise.resolve({ kind: "result", end: kept }))
+      }
+      const running = await driver.adopt(dir).catch(() => null)
+      if (running === null) return null
+      // Its layers stay while it runs; a runtime that is gone all the same is no reason to end it.
+      const runtime = parts.runtimes.readyNow(held.spec.runtime)
+      work.attach(running)
+      watch.started()
+      return work.running(finishAdopted(held, dir, running, runtime, watch))
+    },
+    async discard(claim) {
+      const dir = attemptDir(claim)
+      await release(dir)
+      releasing.delete(dir)
+      await rm(dir, { recursive: true, force: true })
+    },
+    async sweep(keep) {
+      mkdirSync(parts.attemptsDir, { recursive: true, mode: 0o700 })
+      const kept = new Set(keep.map((claim) => resolve(attemptDir(claim))))
+      await driver.sweep(kept)
+      for (const name of readdirSync(parts.attemptsDir)) {
+        const dir = resolve(parts.attemptsDir, name)
+        if (!kept.has(dir)) await rm(dir, { recursive: true, force: true })
+      }
+    },
+  }
+
+  async function finishAdopted(
+    held: HeldAttempt,
+    dir: string,
+    running: RunningAttempt,
+    runtime: HeldRuntime | null,
+    watch: AttemptWatch,
+  ): Promise<AttemptEnd> {
+    using _runtime = runtime
+    const { workdir, remote_dir, image } = held.spec.runtime
+    const disk = join(dir, "disk")
+    const shown = shownPaths(dir, disk, runtime?.files.workdir ?? workdir ?? image?.config.workdir ?? remote_dir)
+    return await finish(held, dir, disk, running, shown, watch)
+  }
+}
+
+/** The half of an attempt that the claim loop steers: it may be stopped or extended before its program runs. */
+class Work {
+  deadline: number | null = null
+  readonly #abort = new AbortController()
+  #running: RunningAttempt | null = null
+
+  get signal(): AbortSignal {
+    return this.#abort.signal
+  }
+
+  attach(running: RunningAttempt): void {
+    this.#running = running
+    const reason: unknown = this.#abort.signal.reason
+    if (this.#abort.signal.aborted) void running.stop(reason instanceof Stopped ? reason.why : "cancelled")
+  }
+
+  running(done: Promise<AttemptEnd>): RunningWork {
+    return {
+      done,
+      stop: (why) => {
+        if (this.#abort.signal.aborted) return
+        this.#abort.abort(new Stopped(why))
+        void this.#running?.stop(why)
+      },
+      extend: (deadline) => {
+        this.deadline = deadline
+        this.#running?.extend(Math.round(deadline)).catch(() => {})
+      },
+    }
+  }
+}
+
+class Stopped extends Error {
+  readonly why: "cancelled" | "deadline"
+  constructor(why: "cancelled" | "deadline") {
+    super(why === "cancelled" ? "the attempt was cancelled before it ran" : "the claim ended before the attempt ran")
+    this.why = why
+  }
+}
+
+/** Null: the node's own doing, or nobody's. */
+function refusalOf(error: unknown): { kind: FailureKind; message: string; logTail: string } | null {
+  if (error instanceof RuntimeRefusal) return { kind: error.failureKind, message: error.message, logTail: "" }
+  if (error instanceof RuntimeFailure && error.kind === "project") {
+    return { kind: "setup_failed", message: error.message, logTail: error.logTail }
+  }
+  return null
+}
+
+/** A timeout at what the hold buys is no timeout of the task's (rulings, Holds). */
+function outcomeOf(exit: AttemptExit, spec: TaskSpec): { kind: FailureKind | null; message: string | null } {
+  if (exit.failureKind !== "timeout" || spec.budget_ms === undefined || spec.budget_ms >= spec.timeout_ms) {
+    return { kind: exit.failureKind, message: exit.message }
+  }
+  return {
+    kind: "budget_spent",
+    message: `the job's hold bought no more than ${spec.budget_ms / 1000} s of this attempt`,
+  }
+}
+
+function failure(grant: HeldGrant, kind: FailureKind, message: string, runtimeMs: number, logTail = ""): StoredEnd {
+  const item = sealItem({
+    claim: grant.task.claim,
+    failure_kind: kind,
+    exit_code: null,
+    signal: null,
+    message: message.slice(0, 2000),
+    runtime_ms: runtimeMs,
+    cpu_ms: null,
+    peak_memory_bytes: null,
+    output: "",
+    error_tail: lastBytes(logTail, 4096),
+    result: null,
+    result_problem: null,
+    artifacts: [],
+  })
+  return { item, files: [] }
+}
+
+function readEnd(dir: string): StoredEnd | null {
+  try {
+    return JSON.parse(readFileSync(join(dir, END_FILE), "utf8")) as StoredEnd
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,122 @@
+import { chmodSync, constants, copyFileSync, mkdirSync, realpathSync, symlinkSync, writeFileSync } from "node:fs"
+import { join } from "node:path"
+import type { Mount, RootfsSpec } from "../runtime/driver.ts"
+import { viewImage } from "../runtime/image-view.ts"
+import { copyTree, type TreeEntry } from "../runtime/project-tree.ts"
+import type { PlatformPaths } from "./environment.ts"
+
+/** A revision made ready on this node: what all its attempts start from. Never written. */
+export type RuntimeFiles =
+  /** The process runtime: the pushed tree itself. */
+  | {
+      kind: "tree"
+      directory: string
+      /** What is in it, when it is small. */
+      entries: TreeEntry[] | null
+      /** Has it a `.venv/bin/python`? */
+      venv: boolean
+      /** What people are shown as the working directory. */
+      workdir: string | null
+    }
+  /** Sandboxes: unpacked layers, lowest first. */
+  | { kind: "image"; layers: string[]; env: Record<string, string>; workdir: string | null }
+
+/** The places of one attempt on this machine and as its program sees them. Follows from the folder and the runtime alone. */
+export interface Workspace {
+  /** On this machine, all on the attempt's disk but the payload. */
+  host: PlatformPaths
+  inside: PlatformPaths
+  workdir: string
+  mounts: Mount[]
+  rootfs: RootfsSpec | null
+  venvBin: string | null
+  /** How paths of the attempt's folder are shown to people, longer ones first. */
+  shown: { host: string; shown: string }[]
+}
+
+/** Where sandboxes see the platform's files. */
+const INSIDE = "/computalot"
+/** Shown for the process runtime when neither manifest nor project names a directory. */
+const DEFAULT_WORKDIR = "/workspace"
+
+/** Where an attempt's files are on this machine. `disk` is the driver's directory for what the attempt writes. */
+export function hostPaths(attemptDir: string, disk: string): PlatformPaths {
+  return {
+    payload: join(attemptDir, "payload.json"),
+    result: join(disk, "result", "result.json"),
+    artifacts: join(disk, "artifacts"),
+    scratch: join(disk, "scratch"),
+  }
+}
+
+/** How paths of the attempt's folder are shown to people, longer ones first. The folder exists. */
+export function shownPaths(attemptDir: string, disk: string, workdir: string | null): Workspace["shown"] {
+  const hosts = new Set([join(disk, "work"), attemptDir])
+  // A program that asks where it is gets the real path, also when the data directory is reached through a link.
+  const real = realpathSync(attemptDir)
+  if (real !== attemptDir) for (const host of [...hosts]) hosts.add(real + host.slice(attemptDir.length))
+  const shown = workdir ?? DEFAULT_WORKDIR
+  return [...hosts].toSorted((a, b) => b.length - a.length).map((host) => ({ host, shown }))
+}
+
+/** Names the places; touches nothing. The attempt's folder exists. */
+export function planWorkspace(attemptDir: string, disk: string, files: RuntimeFiles): Workspace {
+  const host = hostPaths(attemptDir, disk)
+  const shown = shownPaths(attemptDir, disk, files.workdir)
+  if (files.kind === "tree") {
+    const workdir = join(disk, "work")
+    const venvBin = files.venv ? join(workdir, ".venv", "bin") : null
+    return { host, inside: host, workdir, mounts: [], rootfs: null, venvBin, shown }
+  }
+  const workdir = files.workdir ?? "/"
+  const inside: PlatformPaths = {
+    payload: `${INSIDE}/payload.json`,
+    result: `${INSIDE}/result/result.json`,
+    artifacts: `${INSIDE}/artifacts`,
+    scratch: `${INSIDE}/scratch`,
+  }
+  const venvBin = join(workdir, ".venv", "bin")
+  return {
+    host,
+    inside,
+    workdir,
+    mounts: [
+      { hostPath: host.payload, path: inside.payload, readonly: true },
+      { hostPath: join(disk, "result"), path: `${INSIDE}/result`, readonly: false },
+      { hostPath: host.artifacts, path: inside.artifacts, readonly: false },
+      { hostPath: host.scratch, path: inside.scratch, readonly: false },
+    ],
+    rootfs: { layers: files.layers, hostname: "task" },
+    venvBin: viewImage(files.layers).find(join(venvBin, "python")) === null ? null : venvBin,
+    shown,
+  }
+}
+
+/** Makes the places and, for the process runtime, the private copy of the tree. The folder and its disk exist. */
+export async function makeWorkspace(
+  workspace: Workspace,
+  disk: string,
+  files: RuntimeFiles,
+  payload: Uint8Array | string,
+): Promise<void> {
+  for (const directory of [join(disk, "result"), workspace.host.artifacts, workspace.host.scratch]) {
+    mkdirSync(directory, { recursive: true })
+    // The program may run as another user than the agent; nobody else gets past the attempts' directory.
+    if (workspace.rootfs !== null) chmodSync(directory, 0o777)
+  }
+  writeFileSync(workspace.host.payload, payload)
+  if (files.kind === "image") return
+  if (files.entries === null) return await copyTree(files.directory, workspace.workdir)
+  copyEntries(files.directory, workspace.workdir, files.entries)
+}
+
+/** Small trees are copied without a child process: it would cost more than the copying. */
+function copyEntries(from: string, to: string, entries: readonly TreeEntry[]): void {
+  mkdirSync(to, { recursive: true })
+  for (const { path, kind, target } of entries) {
+    const place = join(to, path)
+    if (kind === "directory") mkdirSync(place, { recursive: true })
+    else if (kind === "link") symlinkSync(target, place)
+    else copyFileSync(join(from, path), place, constants.COPYFILE_FICLONE)
+  }
+}
