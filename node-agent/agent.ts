@@ -402,7 +402,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       case "prepare":
         return runtimes.prepare(message.runtime)
       case "build":
-        return builds?.order(message) ?? refuseBuild(message.claim)
+        return builds === null ? refuseBuild(message.claim) : builds.order(message)
       case "cancel_build":
         return builds?.cancel(message.claim)
       case "node_state":
