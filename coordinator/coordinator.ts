@@ -169,6 +169,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     watch,
     specs,
     wake,
+    cannotPrepare,
     runningMs: (claim) => members.attempt(claim)?.runningMs ?? null,
     spend: (spent, reason) => claims.spend(spent, reason),
   })
@@ -185,6 +186,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       wake,
       finish: jobLife.finish,
       taskFailed: jobLife.taskFailed,
+      preparationMs: (revision) => (specs.known(revision)?.project.setupTimeoutSeconds ?? 0) * 1000,
     }),
   )
   const builds = opening.use(
@@ -218,8 +220,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       policy,
       claimLifetimeMs: timing.claimLifetimeMs,
       spend: claims.spend,
+      takeBack: claims.takeBack,
       finish: jobLife.finish,
+      taskFailed: jobLife.taskFailed,
       budgetSpent: jobLife.budgetSpent,
+      cannotRun: jobLife.cannotRun,
     }),
   )
   members.onChange(() => {
@@ -250,13 +255,16 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   function replicaChanged(revision: string, member: Parameters<typeof specs.failedOn>[1], state: string): void {
     if (state === "failed") {
       specs.failedOn(revision, member)
-      const fitting = fleetFacts(members, policy).workers
-      // On every live node that could run it, or on three: the project is at fault (rulings, Failed set-up).
-      if (specs.failures(revision) >= Math.min(SETUP_FAILURES, fitting)) {
-        jobLife.setupFailed(revision, "preparing the runtime failed", "")
-      }
+      if (cannotPrepare(revision)) jobLife.setupFailed(revision, "preparing the runtime failed", "")
     }
     wake()
+  }
+
+  /** It failed on every live node that could run it, or on three: the project is at fault (rulings, Failed set-up). */
+  function cannotPrepare(revision: string): boolean {
+    const failures = specs.failures(revision)
+    const { workers } = fleetFacts(members, policy)
+    return failures >= SETUP_FAILURES || (workers > 0 && failures >= workers)
   }
 
   function mountRoutes(): void {
@@ -309,7 +317,9 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       files,
       isLive,
       stage,
-      cutOff: (member) => {
+      drain: claims.drain,
+      cutOff: async (member) => {
+        await claims.revoke(member)
         mesh.setRevoked(fleet.revoked())
         door.close(member.id, "the node was revoked")
       },

@@ -34,10 +34,20 @@ export interface JoinToken {
 
 export async function createJoinToken(
   parts: EnrolmentParts,
-  wanted: { name: string | null; maxUses: number; ttlMs: number; roles: readonly NodeRole[]; account: AccountId | null },
+  wanted: {
+    name: string | null
+    maxUses: number
+    ttlMs: number
+    roles: readonly NodeRole[]
+    account: AccountId | null
+  },
 ): Promise<JoinToken> {
   const at = parts.clock.now()
-  const made = { id: `ntk_${randomText(parts.random, 16)}`, token: `fln_${randomText(parts.random, 32)}`, expiresAt: at + wanted.ttlMs }
+  const made = {
+    id: `ntk_${randomText(parts.random, 16)}`,
+    token: `fln_${randomText(parts.random, 32)}`,
+    expiresAt: at + wanted.ttlMs,
+  }
   await parts.store.write((tx) =>
     insertNodeToken(tx, { ...wanted, id: made.id, hash: sha256Hex(made.token), expiresAt: made.expiresAt, at }),
   )
@@ -59,7 +69,11 @@ export interface Enrolment {
  */
 export async function enrolNode(parts: EnrolmentParts, request: Enrolment): Promise<NodeRow> {
   const verdict = judgeEnrolment(request)
-  if (verdict === "malformed") throw invalidField("public_key", "must be base64 of the 32 raw bytes of the key that peer_id names, and signature base64 of 64 bytes")
+  if (verdict === "malformed")
+    throw invalidField(
+      "public_key",
+      "must be base64 of the 32 raw bytes of the key that peer_id names, and signature base64 of 64 bytes",
+    )
   if (verdict === "forged") throw refused("the signature is not this key's over computalot-enroll:<token>:<peer_id>")
   const at = parts.clock.now()
   const id = newNodeId(parts.random)
@@ -69,7 +83,8 @@ export async function enrolNode(parts: EnrolmentParts, request: Enrolment): Prom
     const known = await nodeByPeer(tx, request.peerId)
     if (known?.state === "revoked") {
       throw new ComputalotError("key_revoked", "this node's key was revoked", {
-        recommendedAction: "Ask the deployment's administrator; a revoked key never returns. A new data directory makes a new key.",
+        recommendedAction:
+          "Ask the deployment's administrator; a revoked key never returns. A new data directory makes a new key.",
       })
     }
     if (known && known.token === token.id) return known
@@ -92,7 +107,10 @@ export async function enrolNode(parts: EnrolmentParts, request: Enrolment): Prom
 }
 
 /** A membership certificate for the node, valid from now. */
-export function certify(parts: EnrolmentParts, node: { id: NodeId; peerId: PeerId; roles: readonly NodeRole[] }): string {
+export function certify(
+  parts: EnrolmentParts,
+  node: { id: NodeId; peerId: PeerId; roles: readonly NodeRole[] },
+): string {
   const issuedAt = parts.clock.now()
   return signCertificate(parts.key, {
     peerId: node.peerId,

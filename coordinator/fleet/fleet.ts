@@ -1,10 +1,10 @@
-import type { Clock } from "../../protocol/base/clock.ts"
+import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import { jittered, type Random } from "../../protocol/base/random.ts"
 import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
 import { revisionId, type NodeId, type PeerId } from "../../protocol/domain/ids.ts"
 import type { Hello, ToCoordinator } from "../../protocol/wire/control.ts"
 import { randomText } from "../../protocol/base/random.ts"
-import { recordReplica, recordRuntimeNote } from "../projects/record.ts"
+import { recordNodeGone, recordReplica, recordRuntimeNote } from "../projects/record.ts"
 import {
   allNodes,
   nodeById,
@@ -33,9 +33,12 @@ export interface Fleet {
   peersFor(member: Member): string[]
   revocationVersion(): number
   revoked(): NodeId[]
-  /** A fresh certificate when the member's is past the first part of its life, else null. */
+  /** A fresh certificate when the member's is past the first part of its life, else null. Asked at every sign of life. */
   renewedCertificate(member: Member): string | null
-  /** 404 for unknown nodes; 409 for a revoked one: that is final. A revoked node is cut off by the caller. */
+  /**
+   * 404 for unknown nodes; 409 for a revoked one: that is final, and revoking it again changes nothing. A revoked node is cut
+   * off by the caller.
+   */
   setState(id: NodeId, state: NodeState, reason: string | null): Promise<Member>
   rows(): Promise<NodeRow[]>
   /** Stores when members were last heard; called now and then. */
@@ -56,7 +59,8 @@ const PEERS_TOLD = 8
 
 export function createFleet(parts: FleetParts): Fleet {
   const { store, clock, members } = parts
-  const certifiedAt = new Map<NodeId, number>()
+  /** When each member gets its next certificate. */
+  const renewAt = new Map<NodeId, Instant>()
   let revokedNodes: NodeId[] = []
 
   function adopt(row: NodeRow): Member {
@@ -127,16 +131,21 @@ export function createFleet(parts: FleetParts): Fleet {
     revoked: () => revokedNodes,
     renewedCertificate(member) {
       const at = clock.now()
-      const before = certifiedAt.get(member.id)
+      if (at < (renewAt.get(member.id) ?? at)) return null
       // A random moment between 40 % and 60 % of its life, so that a fleet enrolled together does not renew together.
-      if (before !== undefined && at - before < jittered(parts.random, parts.certificateTtlMs * 0.5)) return null
-      certifiedAt.set(member.id, at)
+      renewAt.set(member.id, at + jittered(parts.random, parts.certificateTtlMs * 0.5))
       return certify(parts, { id: member.id, peerId: member.peer, roles: member.roles })
     },
     async setState(id, state, reason) {
       const row = await store.read((view) => nodeById(view, id))
       if (!row) throw notFound(`the node ${id}`)
-      if (!(await store.write((tx) => updateNodeState(tx, id, state, reason)))) {
+      const isNew = await store.write(async (tx) => {
+        const changed = await updateNodeState(tx, id, state, reason)
+        if (changed && state === "revoked") await recordNodeGone(tx, id)
+        return changed
+      })
+      if (!isNew && state === "revoked") return adopt(row)
+      if (!isNew) {
         throw new ComputalotError("conflict", "the node is revoked, and that is final", {
           recommendedAction: "Enrol the machine again with a new data directory and a new join token.",
         })

@@ -57,6 +57,7 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
   const sessions = new Map<NodeId, { session: Session; token: string }>()
   const stopped = new AbortController()
   const open = new Set<Promise<void>>()
+  const reporting = new Map<Member, Set<Promise<void>>>()
   const proof = signEpoch(parts.key, parts.epoch)
 
   mesh.serve(CONTROL_PROTOCOL, async (stream, from) => {
@@ -122,7 +123,12 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
   function createSession(stream: MeshStream): Session {
     return {
       send(message) {
-        stream.send(encodeMessage(message)).catch(() => stream.reset("it could not be written to"))
+        const frame = encodeMessage(message)
+        if (frame.length > CONTROL_PROTOCOL.largestFrameBytes) {
+          // Resetting would bring the same message again with the next hello.
+          return log.error("a message is too large for its frame", { type: message.type, bytes: frame.length })
+        }
+        stream.send(frame).catch(() => stream.reset("it could not be written to"))
       },
       close: (reason) => stream.reset(reason),
     }
@@ -138,12 +144,16 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
     const token = `nds_${randomText(parts.random, 40)}`
     tokens.set(token, member.id)
     sessions.set(member.id, { session, token })
+    // Nothing is granted before the welcome: what it was offered on the older stream is reconciled first.
+    member.session = null
     member.standing = null
     return token
   }
 
   async function greet(member: Member, session: Session, hello: Hello, token: string): Promise<void> {
     const attempts = await parts.claims.hello(member, hello.attempts)
+    if (sessions.get(member.id)?.session !== session) throw new Error("a newer stream of this node replaced it")
+    if (member.state === "revoked") throw new Error("the node was revoked")
     parts.claims.heard(member)
     member.session = session
     session.send({
@@ -178,8 +188,6 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
     members.changed()
   }
 
-  let reporting = new WeakMap<Member, Set<Promise<void>>>()
-
   async function handle(member: Member, session: Session, message: ToCoordinator): Promise<void> {
     switch (message.type) {
       case "hello":
@@ -202,7 +210,10 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
         return parts.claims.started(member, message.claims)
       case "heartbeat": {
         const answer = parts.claims.heartbeat(member, message.attempts)
-        return session.send({ type: "heartbeat_reply", n: message.n, ...answer })
+        session.send({ type: "heartbeat_reply", n: message.n, ...answer })
+        const certificate = parts.fleet.renewedCertificate(member)
+        if (certificate !== null) session.send({ type: "certificate", certificate })
+        return
       }
       case "progress":
         return parts.claims.progress(member, message.items)
@@ -231,8 +242,8 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
     items: Extract<ToCoordinator, { type: "report" }>["items"],
   ): Promise<void> {
     const inWork = reporting.get(member) ?? new Set()
-    reporting.set(member, inWork)
     while (inWork.size >= REPORTS_IN_WORK) await Promise.race(inWork)
+    reporting.set(member, inWork)
     const stored = parts.claims
       .report(member, items)
       .then((verdicts) => session.send({ type: "verdicts", items: verdicts }))
@@ -241,7 +252,10 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
         log.error("a report could not be stored", { node: member.id, error: errorText(error) })
         session.close("a report could not be stored")
       })
-      .finally(() => inWork.delete(stored))
+      .finally(() => {
+        inWork.delete(stored)
+        if (inWork.size === 0) reporting.delete(member)
+      })
     inWork.add(stored)
   }
 
@@ -268,7 +282,7 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       stopped.abort(new Error("the coordinator stops"))
       for (const { session } of sessions.values()) session.close("the coordinator stops")
       await Promise.all(open)
-      reporting = new WeakMap()
+      await Promise.all([...reporting.values()].flatMap((inWork) => [...inWork]))
     },
   }
 }

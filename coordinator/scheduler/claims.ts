@@ -1,8 +1,15 @@
 import { every, type Clock, type Instant } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
-import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
-import type { Hello, ItemVerdict, ResultItem, ToCoordinator, Welcome } from "../../protocol/wire/control.ts"
+import type { ClaimNumber } from "../../protocol/domain/ids.ts"
+import {
+  BATCH_ITEMS,
+  type Hello,
+  type ItemVerdict,
+  type ResultItem,
+  type ToCoordinator,
+  type Welcome,
+} from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
 import { isOurFault, OUR_FAULT_GRACE_MS, patienceMs } from "../fleet/liveness.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
@@ -26,10 +33,16 @@ export interface Claims extends AsyncDisposable {
   heartbeat(member: Member, attempts: Heartbeat): { renewed: number[]; spent: number[] }
   progress(member: Member, items: Progress): void
   report(member: Member, items: readonly ResultItem[]): Promise<ItemVerdict[]>
+  /** Granted and never sent: back to the queue, no loss. */
+  takeBack(claims: readonly ClaimNumber[]): Promise<void>
   /** Not started, and never will be: back to the queue, no loss. */
   gaveBack(member: Member, items: readonly { claim: number; reason: string }[]): Promise<void>
   /** Their numbers are spent by somebody else's write: room is free, and nodes are told to stop. */
   spend(claims: readonly ClaimNumber[], reason: string): void
+  /** The node gets nothing more: asks back what it has not started. */
+  drain(member: Member): void
+  /** The node is out for good: all it held waits again, and is no loss. What it still reports is spent. */
+  revoke(member: Member): Promise<void>
   /** The node sent something: it has contact. */
   heard(member: Member): void
 }
@@ -47,6 +60,8 @@ export interface ClaimsParts extends ReportParts {
   pace: Pace
   watch: JobWatch
   timing: { heartbeatMs: number; claimLifetimeMs: number; lostAfterMs: number }
+  /** How long preparing a revision may take: its project says. */
+  preparationMs: (revision: string) => number
   /** Work may start somewhere: look again. */
   wake: () => void
   /** All tasks of these jobs are final. */
@@ -62,10 +77,13 @@ const LOOK_INTERVAL_MS = 500
 const OFFER_TIMEOUT_MS = 10_000
 /** A look that comes this much late: this process was stopped, not the nodes. */
 const PAUSE_MS = 2_000
+/** A running attempt is renewed for so long past its timeout: the node enforces that by itself (architecture §5.4). */
+const RUNNING_GRACE_MS = 60_000
 
 export function createClaims(parts: ClaimsParts): Claims {
   const { clock, log, members, queue, timing } = parts
   const starts = new Map<Member, Map<number, Start>>()
+  const givingUp = new Set<HeldAttempt>()
   const stopped = new AbortController()
   let writing: Promise<unknown> = Promise.resolve()
   let lastLookMs = clock.monotonicMs()
@@ -109,7 +127,10 @@ export function createClaims(parts: ClaimsParts): Claims {
 
   /** Follows a write nobody waits for; a failure is told, and reconciliation or the report's own write makes up for it. */
   function follow(write: Promise<unknown>, failure: string): void {
-    writing = Promise.allSettled([writing, write.catch((error: unknown) => log.error(failure, { error: errorText(error) }))])
+    writing = Promise.allSettled([
+      writing,
+      write.catch((error: unknown) => log.error(failure, { error: errorText(error) })),
+    ])
   }
 
   // ── reports ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -134,6 +155,7 @@ export function createClaims(parts: ClaimsParts): Claims {
       if (attempt) queue.correct(job, Number(attempt.reserveMicro - chargedMicro))
       parts.pace.took(job, runtimeMs)
     }
+    releaseOver(member, outcome.verdicts)
     for (const [job, tasks] of outcome.requeued) queue.add(job, tasks)
     for (const { job } of outcome.ended) queue.unblock(job)
     parts.watch.changed(outcome.changed)
@@ -141,6 +163,22 @@ export function createClaims(parts: ClaimsParts): Claims {
     if (outcome.finishing.length > 0) parts.finish(outcome.finishing)
     parts.wake()
     return outcome.verdicts
+  }
+
+  /** Whatever the rows call over is not held. A refused end is a loss: the node will not run it again (architecture §5.3). */
+  function releaseOver(member: Member, verdicts: readonly ItemVerdict[]): void {
+    const refused: HeldAttempt[] = []
+    for (const { claim, verdict, reason } of verdicts) {
+      const attempt = held(member, claim)
+      if (!attempt) continue
+      if (verdict !== "refused") {
+        members.release(claim)
+        continue
+      }
+      log.warn("a report was refused", { claim, node: member.id, reason })
+      refused.push(attempt)
+    }
+    if (refused.length > 0) giveUp(refused)
   }
 
   async function gaveBack(member: Member, items: readonly { claim: number; reason: string }[]): Promise<void> {
@@ -153,9 +191,11 @@ export function createClaims(parts: ClaimsParts): Claims {
   async function takeReturned(claims: readonly ClaimNumber[]): Promise<void> {
     const at = clock.now()
     const returned = await parts.store.write((tx) => returnAttempt(tx, claims, at))
-    for (const { claim, job } of returned) {
+    for (const { claim, job, requeued } of returned) {
       const attempt = members.release(claim)
-      if (attempt && !attempt.claimable) queue.add(job, 1)
+      if (attempt) queue.correct(job, Number(attempt.reserveMicro))
+      if (requeued && attempt?.claimable !== true) queue.add(job, 1)
+      queue.unblock(job)
     }
     parts.watch.changed(new Set(returned.map(({ job }) => job)))
     parts.wake()
@@ -175,15 +215,24 @@ export function createClaims(parts: ClaimsParts): Claims {
     attempt.expiresAtMs = nowMs + timing.claimLifetimeMs
     attempt.heardAtMs = nowMs
     attempt.extended = false
-    if (!attempt.claimable) return
-    attempt.lostContactMs = Math.round(silentMs)
+    if (attempt.claimable) queue.add(attempt.job, -1)
+    else if (!givingUp.delete(attempt)) return
     // Contact returned before the number was spent: it goes on, and no loss is counted.
     attempt.claimable = false
-    queue.add(attempt.job, -1)
+    attempt.lostContactMs = Math.round(silentMs)
     follow(
       parts.store.write((tx) => restoreClaimed(tx, attempt, clock.now())),
       "a returned attempt was not stored",
     )
+  }
+
+  /** May a heartbeat renew it? Not past preparation, and not past its timeout and a minute (architecture §5.4). */
+  function isWithinLimits(attempt: HeldAttempt): boolean {
+    const job = parts.known.get(attempt.job)
+    if (!job) return true
+    if (attempt.runningMs !== null) return attempt.runningMs <= job.timeoutSeconds * 1000 + RUNNING_GRACE_MS
+    const preparingMs = clock.monotonicMs() - attempt.grantedAtMs
+    return attempt.state === "running" || preparingMs <= parts.preparationMs(job.revision)
   }
 
   async function hello(member: Member, listed: Hello["attempts"]): Promise<Welcome["attempts"]> {
@@ -195,11 +244,12 @@ export function createClaims(parts: ClaimsParts): Claims {
     for (const attempt of gone) if (attempt.state !== "offered") forgotten(attempt)
     return listed.map(({ claim, state }) => {
       const attempt = held(member, claim)
-      if (!attempt) return { claim, verdict: state === "done" ? ("keep" as const) : ("spent" as const), expires_in_ms: null }
-      if (attempt.state === "offered") {
-        attempt.state = "accepted"
-        attempt.acceptedAt = clock.now()
-      }
+      if (!attempt)
+        return { claim, verdict: state === "done" ? ("keep" as const) : ("spent" as const), expires_in_ms: null }
+      // Its accept was not heard, or not by this start: the earliest it can have been is what bounds the bill.
+      attempt.acceptedAt ??= attempt.grantedAt
+      if (attempt.state === "offered") attempt.state = "accepted"
+      if (state === "running") started(member, [claim])
       renew(attempt)
       return { claim, verdict: "keep" as const, expires_in_ms: timing.claimLifetimeMs }
     })
@@ -219,16 +269,21 @@ export function createClaims(parts: ClaimsParts): Claims {
     if (pausedMs > PAUSE_MS) return extendAll(nowMs, pausedMs)
     const lost = lostContacts()
     const ourFault =
-      isOurFault(lost.map(({ lastHeardMs }) => lastHeardMs ?? 0), membersWithClaims()) ||
-      nowMs - lastReturnMs < (lost.length > 0 && recentlyOurFault ? OUR_FAULT_GRACE_MS : 0)
+      isOurFault(
+        lost.map(({ lastHeardMs }) => lastHeardMs ?? 0),
+        membersWithClaims(),
+      ) || nowMs - lastReturnMs < (lost.length > 0 && recentlyOurFault ? OUR_FAULT_GRACE_MS : 0)
     recentlyOurFault = ourFault
     const claimable: HeldAttempt[] = []
     for (const member of members.all()) {
       const isLost = members.contact(member) === "lost_contact" || members.contact(member) === "offline"
       for (const attempt of member.attempts.values()) {
-        if (attempt.claimable) continue
+        if (attempt.claimable || givingUp.has(attempt)) continue
         const expired = nowMs >= attempt.expiresAtMs
-        if (expired || (isLost && !ourFault && member.lastHeardMs !== null && isOverdue(attempt, member.lastHeardMs, nowMs))) {
+        if (
+          expired ||
+          (isLost && !ourFault && member.lastHeardMs !== null && isOverdue(attempt, member.lastHeardMs, nowMs))
+        ) {
           claimable.push(attempt)
         }
       }
@@ -247,7 +302,7 @@ export function createClaims(parts: ClaimsParts): Claims {
       )
       if (stale.length === 0) continue
       const claims = stale.map(({ claim }) => claim)
-      member.session.send({ type: "cancel", claims, reason: "the grant was not accepted in time" })
+      cancel(member, claims, "the grant was not accepted in time")
       follow(takeReturned(claims), "unanswered grants were not taken back")
     }
   }
@@ -280,23 +335,55 @@ export function createClaims(parts: ClaimsParts): Claims {
     }
   }
 
+  /** Waiting is over. A node that speaks up before the write has ended is back in time (`renew`). */
   function giveUp(attempts: readonly HeldAttempt[]): void {
-    for (const attempt of attempts) attempt.claimable = true
+    for (const attempt of attempts) givingUp.add(attempt)
     const at: Instant = clock.now()
-    const write = parts.store.write((tx) => markClaimable(tx, attempts, at)).then(
-      (marked) => {
-        for (const attempt of attempts) if (!marked.has(attempt.claim)) attempt.claimable = false
-        for (const attempt of attempts) if (attempt.claimable) queue.add(attempt.job, 1)
+    const write = parts.store
+      .write((tx) => markClaimable(tx, attempts, at))
+      .then((marked) => {
+        const over: ClaimNumber[] = []
+        for (const attempt of attempts) {
+          const isWanted = givingUp.has(attempt) && members.attempt(attempt.claim) === attempt
+          if (isWanted && marked.has(attempt.claim)) {
+            attempt.claimable = true
+            queue.add(attempt.job, 1)
+          } else if (isWanted) over.push(attempt.claim)
+        }
+        // Their rows ended without memory having heard of it.
+        spend(over, "its task is over")
         log.warn("claims may be granted again", { claims: [...marked] })
         parts.watch.changed(new Set(attempts.map(({ job }) => job)))
         parts.wake()
-      },
-      (error: unknown) => {
-        for (const attempt of attempts) attempt.claimable = false
-        throw error
-      },
-    )
+      })
+      .finally(() => {
+        for (const attempt of attempts) givingUp.delete(attempt)
+      })
     follow(write, "lost claims were not stored")
+  }
+
+  // ── ends that others decide ───────────────────────────────────────────────────────────────────────────────────────
+
+  function spend(claims: readonly ClaimNumber[], reason: string): void {
+    const byMember = new Map<Member, number[]>()
+    for (const claim of claims) {
+      const attempt = members.release(claim)
+      const member = attempt && members.byNode(attempt.node)
+      if (!attempt || !member) continue
+      // Nothing of it is billed but what the write that spent it has charged.
+      queue.correct(attempt.job, Number(attempt.reserveMicro))
+      const its = byMember.get(member)
+      if (its) its.push(claim)
+      else byMember.set(member, [claim])
+    }
+    for (const [member, its] of byMember) cancel(member, its, reason)
+    if (byMember.size > 0) parts.wake()
+  }
+
+  function cancel(member: Member, claims: readonly number[], reason: string): void {
+    for (const some of inBatches(claims)) {
+      member.session?.send({ type: "cancel", claims: some, reason: reason.slice(0, LONGEST_REASON) })
+    }
   }
 
   return {
@@ -320,7 +407,9 @@ export function createClaims(parts: ClaimsParts): Claims {
           spent.push(claim)
           continue
         }
-        attempt.runningMs = running_ms
+        // An attempt that has ended and still uploads has stopped running: what it ran stays.
+        attempt.runningMs = running_ms ?? attempt.runningMs
+        if (!isWithinLimits(attempt)) continue
         renew(attempt)
         renewed.push(claim)
       }
@@ -338,18 +427,18 @@ export function createClaims(parts: ClaimsParts): Claims {
       }
     },
     report,
+    takeBack: takeReturned,
     gaveBack,
-    spend(claims, reason) {
-      const byMember = new Map<Member, number[]>()
-      for (const claim of claims) {
-        const attempt = members.release(claim)
-        const member = attempt && members.byNode(attempt.node)
-        if (!attempt || !member) continue
-        if (attempt.claimable) queue.add(attempt.job, -1)
-        byMember.set(member, [...(byMember.get(member) ?? []), claim])
+    spend,
+    drain(member) {
+      const waiting = [...member.attempts.values()].filter(({ state }) => state !== "running")
+      for (const claims of inBatches(waiting.map(({ claim }) => claim))) {
+        member.session?.send({ type: "take_back", claims })
       }
-      for (const [member, its] of byMember) member.session?.send({ type: "cancel", claims: its, reason })
-      parts.wake()
+    },
+    async revoke(member) {
+      const claims = [...member.attempts.values()].map(({ claim }) => claim)
+      if (claims.length > 0) await takeReturned(claims)
     },
     heard,
     async [Symbol.asyncDispose]() {
@@ -361,4 +450,12 @@ export function createClaims(parts: ClaimsParts): Claims {
   }
 }
 
-export const asClaims = (claims: readonly number[]): ClaimNumber[] => claims.map(claimNumber)
+/** As a frame may carry them. */
+function inBatches(claims: readonly number[]): number[][] {
+  const batches: number[][] = []
+  for (let from = 0; from < claims.length; from += BATCH_ITEMS) batches.push(claims.slice(from, from + BATCH_ITEMS))
+  return batches
+}
+
+/** Characters of a cancel's reason: what the frame allows. */
+const LONGEST_REASON = 1000

@@ -1,8 +1,16 @@
+import { unreachable } from "../../protocol/base/assert.ts"
 import type { Clock } from "../../protocol/base/clock.ts"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
-import { BATCH_BYTES, BATCH_ITEMS, LARGEST_INLINE_BYTES, type GrantedTask, type TaskSpec } from "../../protocol/wire/control.ts"
+import type { ClaimNumber } from "../../protocol/domain/ids.ts"
+import {
+  BATCH_BYTES,
+  BATCH_ITEMS,
+  LARGEST_INLINE_BYTES,
+  type GrantedTask,
+  type TaskSpec,
+} from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
 import { mayRunProjects, type PlacementPolicy } from "../fleet/fit.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
@@ -10,7 +18,7 @@ import { costOf, type Rate } from "../billing/pricing.ts"
 import { rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
 import type { Plans } from "../jobs/plans.ts"
 import type { Store } from "../store/store.ts"
-import { grantTasks, type GrantedTaskRow, type GrantOutcome, type Place } from "./grant.ts"
+import { grantTasks, type GrantedTaskRow, type GrantOutcome, type Place, type Shortage } from "./grant.ts"
 import type { Pace } from "./pace.ts"
 import { choosePlace, type PlaceableNode } from "./place.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
@@ -44,11 +52,17 @@ export interface DispatchParts {
   runtimes: Runtimes
   policy: PlacementPolicy
   claimLifetimeMs: number
+  /** These were granted and cannot be sent: they wait again, and it is no loss. */
+  takeBack: (claims: readonly ClaimNumber[]) => Promise<void>
   /** The write spent these numbers: release them. */
   spend: (claims: GrantOutcome["spent"], reason: string) => void
   finish: (jobs: readonly number[]) => void
+  /** A task of these jobs failed for good: strict ones end by it. */
+  taskFailed: (jobs: ReadonlySet<number>) => void
   /** The job's hold is spent and nothing of it runs: the rest of its tasks fail. */
   budgetSpent: (job: number) => void
+  /** No node can be told how to run the job. */
+  cannotRun: (job: number, message: string) => void
 }
 
 /** Tasks granted in one write: bounds what one look costs. */
@@ -66,16 +80,18 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       waiting = true
       return
     }
-    running = look().catch((error: unknown) => {
-      log.error("dispatch failed and is tried again", { error: errorText(error) })
-      clock.after(RETRY_MS, wake)
-    }).finally(() => {
-      running = null
-      if (waiting) {
-        waiting = false
-        wake()
-      }
-    })
+    running = look()
+      .catch((error: unknown) => {
+        log.error("dispatch failed and is tried again", { error: errorText(error) })
+        clock.after(RETRY_MS, wake)
+      })
+      .finally(() => {
+        running = null
+        if (waiting) {
+          waiting = false
+          wake()
+        }
+      })
   }
 
   async function look(): Promise<void> {
@@ -132,7 +148,8 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     for (const member of members.all()) {
       const { standing, facts, session, state } = member
       if (!session || !standing?.open || standing.draining || !facts || state !== "active") continue
-      if (!mayRunProjects({ ...facts, roles: member.roles.filter((role) => facts.roles.includes(role)) }, parts.policy)) continue
+      if (!mayRunProjects({ ...facts, roles: member.roles.filter((role) => facts.roles.includes(role)) }, parts.policy))
+        continue
       nodes.push({
         id: member.id,
         member,
@@ -171,21 +188,43 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       if (member && job) members.hold(member, heldAttempt(row, job, nowMs))
     }
     parts.spend(outcome.spent, "the task was granted to another machine")
-    for (const [job, why] of outcome.short) {
-      if (why === "over") queue.remove(job)
-      else if (why === "budget") blocked(job, places, outcome)
-    }
+    for (const [job, why] of outcome.short) fellShort(job, why, leftOver(job, places, outcome))
     parts.watch.changed(outcome.changed)
+    if (outcome.failed.length > 0) parts.taskFailed(new Set(outcome.failed))
     if (outcome.finishing.length > 0) parts.finish(outcome.finishing)
   }
 
-  /** The hold covers no further task now: the job waits for the next charge, or is out of money. */
-  function blocked(job: number, places: readonly Place[], outcome: GrantOutcome): void {
-    const wanted = places.filter((place) => place.job === job).length
-    const granted = outcome.granted.filter((row) => row.job === job).length
-    queue.block(job, wanted - granted)
-    const anyLive = [...members.all()].some(({ attempts }) => [...attempts.values()].some((held) => held.job === job))
-    if (!anyLive) parts.budgetSpent(job)
+  function leftOver(job: number, places: readonly Place[], outcome: GrantOutcome): number {
+    const isIts = (one: { job: number }): boolean => one.job === job
+    return places.filter(isIts).length - outcome.granted.filter(isIts).length
+  }
+
+  /** The job got fewer tasks than there were places for it. */
+  function fellShort(job: number, why: Shortage, tasks: number): void {
+    switch (why) {
+      case "over":
+        return queue.remove(job)
+      case "nothing_waits":
+        // Memory believed in tasks that do not wait: only the time they were charged is given back.
+        return queue.correct(job, Math.max(1, Number(parts.known.get(job)?.reserveMicro ?? 0n)) * tasks)
+      case "budget":
+        queue.block(job, tasks)
+        // What held the money may have ended between the write and this line: nothing would unblock the job then.
+        if (!isRunning(job)) queue.unblock(job)
+        return
+      case "spent":
+        queue.block(job, tasks)
+        return parts.budgetSpent(job)
+      default:
+        return unreachable(why)
+    }
+  }
+
+  function isRunning(job: number): boolean {
+    for (const { attempts } of members.all()) {
+      for (const held of attempts.values()) if (held.job === job) return true
+    }
+    return false
   }
 
   function heldAttempt(row: GrantedTaskRow, job: JobFacts, nowMs: number): HeldAttempt {
@@ -232,6 +271,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
 
   async function sendTo(member: Member, rows: readonly GrantedTaskRow[]): Promise<void> {
     const specs = new Map<string, { spec: TaskSpec; bytes: number }>()
+    const unsent: ClaimNumber[] = []
     let frame = newFrame()
     for (const row of rows) {
       const job = parts.known.get(row.job)
@@ -240,8 +280,13 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       let known = specs.get(key)
       if (!known) {
         const spec = limitedBy(await parts.runtimes.spec(job, member), row, job)
-        known = { spec, bytes: JSON.stringify(spec).length }
+        known = { spec, bytes: jsonBytes(spec) }
         specs.set(key, known)
+      }
+      if (known.bytes > LARGEST_SPEC_BYTES) {
+        parts.cannotRun(row.job, `its command and environment are ${known.bytes} bytes, above ${LARGEST_SPEC_BYTES}`)
+        unsent.push(row.claim)
+        continue
       }
       const payload = (await parts.plans.of(job.seq)).payloadText(row.index)
       if (frame.tasks.length > 0 && !frame.hasRoomFor(known, payload)) {
@@ -251,6 +296,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       frame.add(known, row, payload)
     }
     flush(member, frame)
+    if (unsent.length > 0) await parts.takeBack(unsent)
   }
 
   function flush(member: Member, { specs, tasks }: GrantFrame): void {
@@ -313,7 +359,7 @@ function newFrame(): GrantFrame {
   const tasks: GrantedTask[] = []
   let bytes = 0
   const weight = ({ spec, bytes }: { spec: TaskSpec; bytes: number }, payload: string): number =>
-    (specs.includes(spec) ? 0 : bytes) + (isInline(payload) ? payload.length * 2 : 0) + TASK_BYTES
+    (specs.includes(spec) ? 0 : bytes) + (isInline(payload) ? jsonBytes(payload) : 0) + TASK_BYTES
   return {
     specs,
     tasks,
@@ -337,6 +383,9 @@ function newFrame(): GrantFrame {
 }
 
 const isInline = (payload: string): boolean => Buffer.byteLength(payload) <= LARGEST_INLINE_BYTES
+const jsonBytes = (value: unknown): number => Buffer.byteLength(JSON.stringify(value))
+/** With a payload of 64 KiB, which JSON may double, it still fits into a frame. */
+const LARGEST_SPEC_BYTES = 96 * 1024
 /** What a granted task weighs in a frame beside its payload. */
 const TASK_BYTES = 250
 const RETRY_MS = 250

@@ -19,11 +19,7 @@ import {
  * Waiting is over: these tasks may be granted again. Their numbers stay live until a grant spends them. Answers which were
  * marked; the others ended meanwhile.
  */
-export async function markClaimable(
-  tx: Tx,
-  attempts: readonly HeldAttempt[],
-  at: Instant,
-): Promise<Set<ClaimNumber>> {
+export async function markClaimable(tx: Tx, attempts: readonly HeldAttempt[], at: Instant): Promise<Set<ClaimNumber>> {
   const marked = new Set<ClaimNumber>()
   for (const attempt of attempts) {
     const task = await taskByKey(tx, attempt.task)
@@ -62,20 +58,24 @@ export async function restoreClaimed(tx: Tx, attempt: HeldAttempt, at: Instant):
   })
 }
 
+export interface ReturnedClaim {
+  claim: ClaimNumber
+  job: number
+  /** Its task waits again. */
+  requeued: boolean
+}
+
 /** Attempts that never started go back to the queue, and the task's attempt count with them: no loss. */
-export async function returnAttempt(
-  tx: Tx,
-  claims: readonly ClaimNumber[],
-  at: Instant,
-): Promise<{ claim: ClaimNumber; job: number }[]> {
-  const returned: { claim: ClaimNumber; job: number }[] = []
+export async function returnAttempt(tx: Tx, claims: readonly ClaimNumber[], at: Instant): Promise<ReturnedClaim[]> {
+  const returned: ReturnedClaim[] = []
   for (const claim of claims) {
     const attempt = await attemptByClaim(tx, claim)
     if (!attempt || attempt.endedAt !== null) continue
     const task = await taskByKey(tx, attempt.task)
     await endAttempt(tx, claim, { state: "returned", failureKind: null, runtimeMs: null, itemDigest: null, at })
     const job = jobOfTask(attempt.task)
-    if (task?.claim === claim && (await requeueUnstarted(tx, attempt.task, claim))) {
+    const requeued = task?.claim === claim && (await requeueUnstarted(tx, attempt.task, claim))
+    if (task && requeued) {
       await addToJob(tx, job, {
         queued: 1,
         attempts: -1,
@@ -92,7 +92,7 @@ export async function returnAttempt(
         })
       }
     }
-    returned.push({ claim, job })
+    returned.push({ claim, job, requeued })
   }
   return returned
 }

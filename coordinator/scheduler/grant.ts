@@ -11,13 +11,15 @@ import type { Tx } from "../store/store.ts"
 import {
   countLoss,
   endAttempt,
-  failLostTask,
+  failWaitingTask,
   grantTask,
   indexOfTask,
+  jobOfTask,
   insertAttempt,
   putTaskResult,
   waitingTasks,
   type TaskKey,
+  type WaitingTaskRow,
 } from "../store/tasks.ts"
 
 /** A free place for one task of a job, found in memory. */
@@ -38,14 +40,19 @@ export interface GrantedTaskRow extends Place {
   budgetMicro: bigint | null
 }
 
+/** `budget`: the hold covers no further task until one that runs ends. `spent`: nothing runs, and it never will again. */
+export type Shortage = "nothing_waits" | "budget" | "spent" | "over"
+
 export interface GrantOutcome {
   granted: GrantedTaskRow[]
   /** Spent by this write: their tasks were granted again, or failed. */
   spent: ClaimNumber[]
   /** Jobs that got fewer tasks than places, and why. */
-  short: Map<number, "nothing_waits" | "budget" | "over">
+  short: Map<number, Shortage>
   /** All of their tasks are final now. */
   finishing: number[]
+  /** A task of these failed for good: strict ones end by it. */
+  failed: number[]
   /** Jobs whose rows changed. */
   changed: number[]
 }
@@ -55,7 +62,7 @@ export interface GrantOutcome {
  * no task is ever granted twice (architecture §4, §5.4). Places that find no task are simply left over.
  */
 export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant): Promise<GrantOutcome> {
-  const outcome: GrantOutcome = { granted: [], spent: [], short: new Map(), finishing: [], changed: [] }
+  const outcome: GrantOutcome = { granted: [], spent: [], short: new Map(), finishing: [], failed: [], changed: [] }
   let next: number = await nextClaimNumbers(tx, places.length, at * 1000)
   for (const [job, its] of Map.groupBy(places, ({ job }) => job)) {
     const counts = await jobCounts(tx, job)
@@ -63,50 +70,47 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
       outcome.short.set(job, "over")
       continue
     }
-    const budget = await budgetOf(tx, counts, its.length)
-    const waiting = await waitingTasks(tx, job, budget.tasks)
-    if (waiting.length < its.length) outcome.short.set(job, budget.tasks < its.length ? "budget" : "nothing_waits")
+    const budget = await openBudget(tx, counts)
+    const free = [...its].reverse()
     let granted = 0
     let wereLost = 0
     let failed = 0
-    for (const [i, task] of waiting.entries()) {
-      const place = its[i]
-      if (!place) break
+    let wait: Shortage = "nothing_waits"
+    for (const task of await waitingTasks(tx, job, its.length)) {
+      const tooMany = task.state === "lost" ? tooManyLosses(task.losses) : null
+      const cover = tooMany ? null : budget.cover(task.state === "lost")
+      if (cover && "why" in cover) {
+        wait = cover.why
+        break
+      }
       if (task.state === "lost") {
         wereLost += 1
-        const old = claimNumber(task.claim ?? 0)
-        await endAttempt(tx, old, { state: "lost", failureKind: "node_lost", runtimeMs: null, itemDigest: null, at })
-        await countLoss(tx, task.key)
-        outcome.spent.push(old)
-        await appendEvent(tx, {
-          job,
-          type: "task.lost",
-          taskIndex: indexOfTask(task.key),
-          message: "contact with the machine that ran this task was lost; the task runs again elsewhere",
-          data: { attempt: task.attempt, losses: task.losses + 1 },
-          at,
-        })
-        const kind = tooManyLosses(task.losses)
-        if (kind) {
-          await failTask(tx, task.key, old, kind, at)
-          failed += 1
-          continue
-        }
+        outcome.spent.push(await endLost(tx, task, at))
       }
+      if (tooMany) {
+        budget.lostEnded()
+        await failTask(tx, task, tooMany, at)
+        failed += 1
+        continue
+      }
+      const place = free.pop()
+      if (!place || !cover) break
       const claim = claimNumber(next++)
-      await insertAttempt(tx, { claim, task: task.key, number: task.attempt + 1, node: place.node, at })
-      if (!(await grantTask(tx, task.key, task.attempt + 1, claim))) throw new Error("a waiting task can be granted")
+      const number = task.attempt + 1
+      await insertAttempt(tx, { claim, task: task.key, number, node: place.node, gpus: place.gpus, at })
+      if (!(await grantTask(tx, task.key, number, claim))) throw new Error("a waiting task can be granted")
       granted += 1
       outcome.granted.push({
         ...place,
         claim,
         task: task.key,
         index: indexOfTask(task.key),
-        number: task.attempt + 1,
+        number,
         reserveMicro: counts.reserveMicro,
-        budgetMicro: budget.remainder,
+        budgetMicro: cover.remainder,
       })
     }
+    if (granted + failed < its.length) outcome.short.set(job, wait)
     if (granted + failed === 0) continue
     outcome.changed.push(job)
     await addToJob(tx, job, {
@@ -117,41 +121,73 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
       attempts: granted,
       losses: wereLost,
     })
+    if (failed > 0) outcome.failed.push(job)
     if (failed > 0 && (await markJobFinishing(tx, job))) outcome.finishing.push(job)
   }
   return outcome
 }
 
+/** Whether one more task may start. */
+interface Budget {
+  /** Takes the money for a task, `remainder` when that is less than its reserve; else why not. */
+  cover(wasLost: boolean): { remainder: bigint | null } | { why: "budget" | "spent" }
+  /** A lost attempt ended and no other takes its place. */
+  lostEnded(): void
+}
+
 /**
- * How many more tasks of the job may start: hold − charged − reserves of those running must cover each one's reserve. With
- * nothing running one task may start on what is left, for as long as that buys (rulings, Holds).
+ * hold − charged − reserves of those running must cover a task's reserve. With nothing running one task may start on what
+ * is left, for as long as that buys (rulings, Holds). A lost attempt still counts as running: its own reserve goes to the
+ * attempt that takes its place.
  */
-async function budgetOf(
-  tx: Tx,
-  counts: JobCounts,
-  wanted: number,
-): Promise<{ tasks: number; remainder: bigint | null }> {
-  if (counts.reserveMicro === 0n) return { tasks: wanted, remainder: null }
+async function openBudget(tx: Tx, counts: JobCounts): Promise<Budget> {
   const hold = await findHold(tx, counts.hold)
-  if (!hold || hold.status !== "active") return { tasks: 0, remainder: null }
-  const live = BigInt(counts.granted + counts.running)
-  const left = hold.amount - hold.charged
-  const covered = left / counts.reserveMicro - live
-  if (covered > 0n) return { tasks: covered < BigInt(wanted) ? Number(covered) : wanted, remainder: null }
-  if (live === 0n && left > 0n) return { tasks: 1, remainder: left }
-  return { tasks: 0, remainder: null }
+  const left = hold?.status === "active" ? hold.amount - hold.charged : 0n
+  const reserve = counts.reserveMicro
+  let live = BigInt(counts.granted + counts.running)
+  return {
+    cover(wasLost) {
+      const others = wasLost ? live - 1n : live
+      const isCovered = hold?.status === "active" && left >= reserve * (others + 1n)
+      if (!isCovered && (others > 0n || left <= 0n)) return { why: others > 0n ? "budget" : "spent" }
+      live = others + 1n
+      return { remainder: isCovered ? null : left }
+    },
+    lostEnded() {
+      live -= 1n
+    },
+  }
+}
+
+/** The old number is spent in the write that grants the new one, and only now the loss counts (architecture §5.5). */
+async function endLost(tx: Tx, task: WaitingTaskRow, at: Instant): Promise<ClaimNumber> {
+  const old = claimNumber(task.claim ?? 0)
+  await endAttempt(tx, old, { state: "lost", failureKind: "node_lost", runtimeMs: null, itemDigest: null, at })
+  await countLoss(tx, task.key)
+  await appendEvent(tx, {
+    job: jobOfTask(task.key),
+    type: "task.lost",
+    taskIndex: indexOfTask(task.key),
+    message: "contact with the machine that ran this task was lost; the task runs again elsewhere",
+    data: { attempt: task.attempt, losses: task.losses + 1 },
+    at,
+  })
+  return old
 }
 
 function tooManyLosses(losses: number): FailureKind | null {
-  const step = nextTask({ status: "queued", failures: 0, losses, lossPending: true }, { event: "granted", quarantine: false })
+  const step = nextTask(
+    { status: "queued", failures: 0, losses, lossPending: true },
+    { event: "granted", quarantine: false },
+  )
   return step.outcome === "moved" ? step.failureKind : null
 }
 
-async function failTask(tx: Tx, key: TaskKey, claim: ClaimNumber, kind: FailureKind, at: Instant): Promise<void> {
+async function failTask(tx: Tx, task: WaitingTaskRow, kind: FailureKind, at: Instant): Promise<void> {
   const message = "the machines that ran this task were lost five times"
-  await failLostTask(tx, key, at)
-  await putTaskResult(tx, key, {
-    claim,
+  await failWaitingTask(tx, task.key, at)
+  await putTaskResult(tx, task.key, {
+    claim: claimNumber(task.claim ?? 0),
     output: "",
     error: taskError({ kind, exitCode: null, message, tail: "" }),
     failureKind: kind,
@@ -162,5 +198,13 @@ async function failTask(tx: Tx, key: TaskKey, claim: ClaimNumber, kind: FailureK
     quality: null,
     warnings: [],
     runtimeMs: null,
+  })
+  await appendEvent(tx, {
+    job: jobOfTask(task.key),
+    type: "task.failed",
+    taskIndex: indexOfTask(task.key),
+    message,
+    data: { to: "failed", failure_kind: kind },
+    at,
   })
 }

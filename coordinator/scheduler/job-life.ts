@@ -30,6 +30,8 @@ export interface JobLife {
   taskFailed(jobs: ReadonlySet<number>): void
   /** Nothing of the job runs and its hold covers no further task. */
   budgetSpent(job: number): void
+  /** No node can be told how to run this job: its waiting tasks fail. */
+  cannotRun(job: number, message: string): void
   /** The revision can never be run: its waiting tasks fail (rulings, Failed set-up). */
   setupFailed(revision: string, message: string, logTail: string): void
   cancel(id: JobId, account: AccountId | null, reason: string): Promise<JobRow>
@@ -57,6 +59,8 @@ export interface JobLifeParts extends EndEarlyParts {
   pace: Pace
   watch: JobWatch
   specs: RuntimeSpecs
+  /** Has preparing the revision failed on so many nodes that the project is at fault? */
+  cannotPrepare: (revision: string) => boolean
   wake: () => void
   /** Spent numbers: their nodes stop. */
   spend: (claims: readonly ClaimNumber[], reason: string) => void
@@ -72,7 +76,7 @@ export function createJobLife(parts: JobLifeParts): JobLife {
       const now = await store.read((view) => jobBySeq(view, job.seq))
       if (!now || now.status !== "planning") return
       const facts = await take(now)
-      if ((await expandJob(parts, now, signal)) === "over") return
+      if ((await expandJob(parts, now, signal)) === "over") return known.forget(job.seq)
       watch.changed([job.seq])
       ready(facts, facts.taskCount)
       failBroken(facts)
@@ -104,17 +108,27 @@ export function createJobLife(parts: JobLifeParts): JobLife {
   function failBroken(facts: JobFacts): void {
     const one = parts.specs.known(facts.revision)
     if (!one) return failWaiting(facts.seq, "the project or its revision was deleted", "")
-    if (one.revision.build === "failed") failWaiting(facts.seq, "the image could not be built", "")
+    if (one.revision.build === "failed") return failWaiting(facts.seq, "the image could not be built", "")
+    if (parts.cannotPrepare(facts.revision)) failWaiting(facts.seq, "preparing the runtime failed", "")
   }
 
   function failWaiting(seq: number, message: string, preflight: string): void {
     queue.add(seq, -Number.MAX_SAFE_INTEGER)
     background.run(`fail ${seq}`, async (signal) => {
-      const failure = { kind: "setup_failed" as const, message, preflight }
-      const isOver = await failWaitingTasks(parts, seq, failure, signal)
-      watch.changed([seq])
-      if (isOver) finish([seq])
+      await failAll(seq, { kind: "setup_failed", message, preflight }, signal)
     })
+  }
+
+  async function failAll(
+    seq: number,
+    failure: { kind: "setup_failed" | "budget_spent"; message: string; preflight: string },
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { isOver, spent } = await failWaitingTasks(parts, seq, failure, signal)
+    parts.spend(spent, failure.message)
+    watch.changed([seq])
+    if (isOver) finish([seq])
+    else failedForGood(seq)
   }
 
   function finish(jobs: readonly number[]): void {
@@ -151,9 +165,17 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     })
   }
 
+  /** A strict job cannot succeed any more: what else of it runs stops (L-003). */
+  function failedForGood(seq: number): void {
+    const facts = known.get(seq)
+    if (facts?.reliability === "strict_complete" && facts.taskCount > 1) {
+      background.run(`strict ${seq}`, () => endStrict(seq))
+    }
+  }
+
   async function endStrict(seq: number): Promise<void> {
     const job = await store.read((view) => jobBySeq(view, seq))
-    if (!job || (job.status !== "queued" && job.status !== "running")) return
+    if (!job || job.failed === 0 || (job.status !== "queued" && job.status !== "running")) return
     const failure = await store.read((view) => firstFailure(view, seq))
     endBy(seq, {
       status: "failed",
@@ -165,22 +187,15 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     plan,
     finish,
     taskFailed(jobs) {
-      for (const seq of jobs) {
-        const facts = known.get(seq)
-        if (facts?.reliability === "strict_complete" && facts.taskCount > 1) {
-          background.run(`strict ${seq}`, () => endStrict(seq))
-        }
-      }
+      for (const seq of jobs) failedForGood(seq)
     },
     budgetSpent(seq) {
       background.run(`budget ${seq}`, async (signal) => {
         const message = "the job's hold is spent: nothing more of it can start"
-        const failure = { kind: "budget_spent" as const, message, preflight: "" }
-        const isOver = await failWaitingTasks(parts, seq, failure, signal)
-        watch.changed([seq])
-        if (isOver) finish([seq])
+        await failAll(seq, { kind: "budget_spent", message, preflight: "" }, signal)
       })
     },
+    cannotRun: (seq, message) => failWaiting(seq, message, ""),
     setupFailed(revision, message, logTail) {
       for (const facts of known.all()) if (facts.revision === revision) failWaiting(facts.seq, message, logTail)
     },

@@ -27,7 +27,10 @@ export interface Wanted {
  * The best place for one task: a free slot on a warm node, then on any; CPU work leaves GPU nodes for last (SC-002); among
  * equals the one with most room. Without a free slot a short task may be handed ahead. Null when nothing fits. Pure.
  */
-export function choosePlace(nodes: readonly PlaceableNode[], wanted: Wanted): { node: PlaceableNode; gpus: string[] } | null {
+export function choosePlace(
+  nodes: readonly PlaceableNode[],
+  wanted: Wanted,
+): { node: PlaceableNode; gpus: string[] } | null {
   let best: { node: PlaceableNode; gpus: string[]; score: number } | null = null
   for (const node of nodes) {
     if (!wanted.mayRun(node)) continue

@@ -51,7 +51,11 @@ export interface ReadyJob {
 
 interface Entry extends ReadyJob {
   virtual: number
+  /** To be taken off `virtual` when the job surfaces: inside a heap an order must not change. */
+  refund: number
   rank: number
+  /** Stands in its account's `least`. */
+  listed: boolean
   /** Stands in its kind's heap. */
   queued: boolean
   /** Tasks set aside until money is free again. */
@@ -61,37 +65,74 @@ interface Entry extends ReadyJob {
 interface AccountShare {
   virtual: number
   kinds: Map<string, Heap<Entry>>
+  /** Its jobs with waiting tasks, the least virtual time first; times in it may be out of date. */
+  least: Heap<{ entry: Entry; virtual: number }>
+  /** Virtual time of the job that was served last: where a job starts that has none to compare with. */
+  servedAt: number
   jobs: number
 }
 
 export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
   const jobs = new Map<number, Entry>()
   const accounts = new Map<AccountId, AccountShare>()
+  /** Those with waiting tasks. */
+  const active = new Set<AccountShare>()
+  /** Virtual time of the account that was served last. */
+  let servedAt = 0
   let rankedAtMs = 0
 
   function share(account: AccountId): AccountShare {
     let found = accounts.get(account)
     if (!found) {
-      found = { virtual: 0, kinds: new Map(), jobs: 0 }
+      found = { virtual: 0, kinds: new Map(), least: createHeap((a, b) => a.virtual < b.virtual), servedAt: 0, jobs: 0 }
       accounts.set(account, found)
     }
     return found
   }
 
-  /** Who becomes active starts at the least active value: waiting earns no credit. */
+  /**
+   * Who becomes active starts at the least active value, or where the last one was served: waiting earns no credit, and having
+   * been served while others were away costs nothing.
+   */
   function activate(entry: Entry): void {
     const account = share(entry.account)
-    if (account.jobs === 0)
-      account.virtual = Math.max(
-        account.virtual,
-        leastVirtual(accounts.values(), ({ jobs }) => jobs > 0),
-      )
-    entry.virtual = Math.max(
-      entry.virtual,
-      leastVirtual(jobs.values(), (other) => other.account === entry.account && other.tasks > 0 && other !== entry),
-    )
+    if (account.jobs === 0) {
+      account.virtual = Math.max(account.virtual, leastActive() ?? servedAt)
+      active.add(account)
+    }
+    // Inside its heap (emptied and filled again before it surfaced) its place must not change.
+    if (!entry.queued) {
+      entry.virtual = Math.max(entry.virtual - entry.refund, leastOf(account) ?? account.servedAt)
+      entry.refund = 0
+    }
     account.jobs += 1
+    if (!entry.listed) account.least.push({ entry, virtual: entry.virtual })
+    entry.listed = true
     enqueue(entry)
+  }
+
+  function deactivate(account: AccountShare): void {
+    account.jobs -= 1
+    if (account.jobs === 0) active.delete(account)
+  }
+
+  function leastActive(): number | null {
+    let least: number | null = null
+    for (const { virtual } of active) if (least === null || virtual < least) least = virtual
+    return least
+  }
+
+  /** The least virtual time of the account's jobs with waiting tasks. */
+  function leastOf({ least }: AccountShare): number | null {
+    for (;;) {
+      const top = least.peek()
+      if (!top) return null
+      const { entry } = top
+      entry.listed = jobs.get(entry.seq) === entry && entry.tasks > 0
+      if (entry.listed && entry.virtual <= top.virtual) return entry.virtual
+      least.pop()
+      if (entry.listed) least.push({ entry, virtual: entry.virtual })
+    }
   }
 
   function enqueue(entry: Entry): void {
@@ -114,6 +155,7 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     for (const entry of jobs.values()) {
       entry.rank = rankOf(entry, nowMs, priorityAgeingMs)
       entry.queued = false
+      settleRefund(entry)
       if (entry.tasks > 0) enqueue(entry)
     }
   }
@@ -136,24 +178,44 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
   function dropFinished(heap: Heap<Entry>): Entry | undefined {
     for (;;) {
       const entry = heap.peek()
-      if (!entry || (entry.tasks > 0 && jobs.get(entry.seq) === entry)) return entry
+      const waits = entry && entry.tasks > 0 && jobs.get(entry.seq) === entry
+      if (!entry || (waits && entry.refund === 0)) return entry
       heap.pop()
       entry.queued = false
+      if (!waits) continue
+      settleRefund(entry)
+      heap.push(entry)
+      entry.queued = true
     }
+  }
+
+  function settleRefund(entry: Entry): void {
+    entry.virtual -= entry.refund
+    entry.refund = 0
+  }
+
+  function refund(entry: Entry, amount: number): void {
+    entry.refund += amount
+    if (!entry.queued) settleRefund(entry)
+    share(entry.account).virtual -= amount
   }
 
   function setTasks(entry: Entry, tasks: number): void {
     const wasEmpty = entry.tasks === 0
     entry.tasks = tasks
     if (wasEmpty && tasks > 0) activate(entry)
-    else if (!wasEmpty && tasks === 0) share(entry.account).jobs -= 1
+    else if (!wasEmpty && tasks === 0) deactivate(share(entry.account))
   }
 
   return {
     put(job) {
       const known = jobs.get(job.seq)
-      if (known) return setTasks(known, job.tasks)
-      const entry: Entry = { ...job, tasks: 0, virtual: 0, rank: LEVELS[job.priority], queued: false, blocked: 0 }
+      if (known) {
+        known.blocked = 0
+        return setTasks(known, job.tasks)
+      }
+      const rank = LEVELS[job.priority]
+      const entry: Entry = { ...job, tasks: 0, virtual: 0, refund: 0, rank, queued: false, listed: false, blocked: 0 }
       jobs.set(job.seq, entry)
       setTasks(entry, job.tasks)
     },
@@ -165,15 +227,14 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
       const entry = jobs.get(seq)
       if (!entry) return
       jobs.delete(seq)
-      const account = share(entry.account)
-      if (entry.tasks > 0) account.jobs -= 1
+      if (entry.tasks > 0) deactivate(share(entry.account))
     },
     waiting: (seq) => jobs.get(seq)?.tasks ?? 0,
     take(nowMs, fits) {
       rankAgain(nowMs)
       let best: { account: AccountShare; heap: Heap<Entry>; entry: Entry } | null = null
-      for (const account of accounts.values()) {
-        if (account.jobs === 0 || (best && account.virtual >= best.account.virtual)) continue
+      for (const account of active) {
+        if (best && account.virtual >= best.account.virtual) continue
         const first = head(account, fits)
         if (first) best = { account, ...first }
       }
@@ -181,25 +242,25 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
       const { account, heap, entry } = best
       heap.pop()
       entry.queued = false
+      servedAt = account.virtual
+      account.servedAt = entry.virtual
       entry.tasks -= 1
       entry.virtual += entry.cost
       account.virtual += entry.cost
       if (entry.tasks > 0) enqueue(entry)
-      else account.jobs -= 1
+      else deactivate(account)
       return entry
     },
     putBack(seq, tasks) {
       const entry = jobs.get(seq)
       if (!entry || tasks === 0) return
-      entry.virtual -= entry.cost * tasks
-      share(entry.account).virtual -= entry.cost * tasks
+      refund(entry, entry.cost * tasks)
       setTasks(entry, entry.tasks + tasks)
     },
     block(seq, tasks) {
       const entry = jobs.get(seq)
       if (!entry) return
-      entry.virtual -= entry.cost * tasks
-      share(entry.account).virtual -= entry.cost * tasks
+      refund(entry, entry.cost * tasks)
       entry.blocked += tasks + entry.tasks
       setTasks(entry, 0)
     },
@@ -212,7 +273,7 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
       setTasks(entry, entry.tasks + tasks)
     },
     sample(kind) {
-      for (const { kinds } of accounts.values()) {
+      for (const { kinds } of active) {
         const heap = kinds.get(kind)
         const entry = heap && dropFinished(heap)
         if (entry) return entry.seq
@@ -221,10 +282,7 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     },
     correct(seq, over) {
       const entry = jobs.get(seq)
-      if (!entry) return
-      // The heap keeps the order of when the job was last touched; it is put right when the job surfaces next.
-      entry.virtual -= over
-      share(entry.account).virtual -= over
+      if (entry) refund(entry, over)
     },
     demand() {
       const kinds = new Map<string, { sample: ReadyJob; tasks: number }>()
@@ -262,12 +320,6 @@ function comesBefore(a: Entry, b: Entry): boolean {
   return (
     a.rank - b.rank < 0 || (a.rank === b.rank && (a.virtual < b.virtual || (a.virtual === b.virtual && a.seq < b.seq)))
   )
-}
-
-function leastVirtual<T extends { virtual: number }>(all: Iterable<T>, active: (one: T) => boolean): number {
-  let least = Number.POSITIVE_INFINITY
-  for (const one of all) if (active(one) && one.virtual < least) least = one.virtual
-  return least === Number.POSITIVE_INFINITY ? 0 : least
 }
 
 const LEVELS: Record<Priority, number> = { high: 0, normal: 1, low: 2 }

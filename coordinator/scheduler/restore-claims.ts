@@ -34,8 +34,7 @@ export async function restoreClaims(
       number: attempt.number,
       state: attempt.state,
       requirements: job.requirements,
-      // Which GPUs it had is the node's to say; its hello comes before anything new is granted there.
-      gpus: [],
+      gpus: attempt.gpus,
       reserveMicro: job.reserveMicro,
       grantedAt: attempt.grantedAt,
       acceptedAt: attempt.acceptedAt,

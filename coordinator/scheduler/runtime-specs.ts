@@ -100,7 +100,10 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
         ? {
             executables: validation.executables ?? [],
             files: validation.files ?? [],
-            commands: (validation.commands ?? []).map(({ label, command }) => ({ label: label ?? command.join(" "), command })),
+            commands: (validation.commands ?? []).map(({ label, command }) => ({
+              label: label ?? command.join(" "),
+              command,
+            })),
           }
         : null,
       content_grant: grantFor(member, one, tarball),

@@ -13,7 +13,16 @@ import {
   type nodeRow,
 } from "../../../protocol/api/nodes.ts"
 import { ComputalotError, notFound } from "../../../protocol/domain/errors.ts"
-import { accountId, claimNumber, digest, nodeId, peerId, taskId, type NodeId, type PeerId } from "../../../protocol/domain/ids.ts"
+import {
+  accountId,
+  claimNumber,
+  digest,
+  nodeId,
+  peerId,
+  taskId,
+  type NodeId,
+  type PeerId,
+} from "../../../protocol/domain/ids.ts"
 import type { Capacity } from "../../../protocol/domain/requirements.ts"
 import type { ObjectFiles } from "../../artifacts/object-files.ts"
 import { certify, createJoinToken, enrolNode, type EnrolmentParts } from "../../fleet/enrol.ts"
@@ -36,8 +45,10 @@ export interface NodeRouteParts extends EnrolmentParts {
   isLive: (claim: number, node: NodeId) => boolean
   /** Keeps uploaded bytes until their report, if the claim is still live in the write. False: it is spent. */
   stage: (node: NodeId, blob: { claim: number; digest: string; size: number }) => Promise<boolean>
-  /** Ends a revoked node's connection. */
-  cutOff: (member: Member) => void
+  /** A draining node is asked for what it has not started. */
+  drain: (member: Member) => void
+  /** Takes back what a revoked node holds, and ends its connection. */
+  cutOff: (member: Member) => Promise<void>
 }
 
 /** Enrolment, what nodes send and fetch by HTTP, and the admin's view of the fleet (interfaces.md). */
@@ -52,7 +63,13 @@ export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): vo
       agentVersion: body.agent_version,
     })
     const { peerId: own, addresses, epoch } = parts.coordinator()
-    const member = parts.members.add({ id: node.id, peer: node.peerId, name: node.name, roles: node.roles, state: node.state })
+    const member = parts.members.add({
+      id: node.id,
+      peer: node.peerId,
+      name: node.name,
+      roles: node.roles,
+      state: node.state,
+    })
     return {
       node_id: node.id,
       certificate: certify(parts, node),
@@ -105,7 +122,13 @@ export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): vo
   mount(app, adminListNodes, async () => {
     const rows = await parts.fleet.rows()
     const nodes = rows.map((row) => {
-      const member = parts.members.add({ id: row.id, peer: row.peerId, name: row.name, roles: row.roles, state: row.state })
+      const member = parts.members.add({
+        id: row.id,
+        peer: row.peerId,
+        name: row.name,
+        roles: row.roles,
+        state: row.state,
+      })
       return rowOf(parts, member, row)
     })
     return { nodes, count: nodes.length }
@@ -114,7 +137,8 @@ export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): vo
   mount(app, adminPutNode, async ({ params, body }) => {
     const member = await parts.fleet.setState(nodeId(params.id), body.state, body.reason ?? null)
     member.session?.send({ type: "node_state", state: body.state })
-    if (body.state === "revoked") parts.cutOff(member)
+    if (body.state === "draining") parts.drain(member)
+    if (body.state === "revoked") await parts.cutOff(member)
     const row = (await parts.fleet.rows()).find(({ id }) => id === member.id)
     if (!row) throw notFound(`the node ${params.id}`)
     return { node: rowOf(parts, member, row) }

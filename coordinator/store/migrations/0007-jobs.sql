@@ -85,7 +85,8 @@ CREATE TABLE tasks (
   started_at INTEGER,
   completed_at INTEGER
 ) STRICT;
-CREATE INDEX tasks_waiting ON tasks (id) WHERE state IN ('queued', 'lost');
+CREATE INDEX tasks_queued ON tasks (id) WHERE state = 'queued';
+CREATE INDEX tasks_lost ON tasks (id) WHERE state = 'lost';
 CREATE INDEX tasks_failed ON tasks (id) WHERE state = 'failed';
 
 -- What the last attempt left: kept apart so that scheduling reads thin rows.
@@ -117,6 +118,8 @@ CREATE TABLE attempts (
   task INTEGER NOT NULL,
   number INTEGER NOT NULL,
   node TEXT NOT NULL REFERENCES nodes (id),
+  -- uuids of the GPUs it has to itself, as a JSON list: a restart must not lend them twice
+  gpus TEXT NOT NULL DEFAULT '[]',
   state TEXT NOT NULL CHECK (state IN ('offered', 'accepted', 'running', 'completed', 'failed', 'cancelled', 'lost', 'returned')),
   granted_at INTEGER NOT NULL,
   accepted_at INTEGER,
