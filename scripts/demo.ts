@@ -78,13 +78,13 @@ async function demo(): Promise<void> {
   const bearer = String(key["token"])
   await call(origin, admin, "POST", `/api/v1/admin/accounts/${String(user["account_id"])}/credits`, { amount_usd: 5 })
 
-  step("Pushing the example project: 231,083 real flights and a Python program")
+  const flights = JSON.parse(readFileSync(flightsFile(), "utf8")) as Flight[]
+  step(`Pushing the example project: ${flights.length} real flights and a Python program`)
   await call(origin, bearer, "POST", "/api/v1/projects", { name: "flights", remote_dir: "/root/flights" })
   const pushed = await push(origin, bearer)
   say(`content hash ${String(pushed["content_hash"]).slice(0, 16)}…, ${Math.round(Number(pushed["size_bytes"]) / 1024)} KiB`)
 
   step(`Submitting one job: mean delay by hour of the day, in ${CHUNKS} tasks`)
-  const flights = JSON.parse(readFileSync(flightsFile(), "utf8")) as Flight[]
   const job = await call(origin, bearer, "POST", "/api/v1/jobs", {
     type: "map_reduce",
     project: "flights",
@@ -162,24 +162,29 @@ async function push(origin: string, bearer: string): Promise<Json> {
   return await replyOf(response)
 }
 
-/** Follows the job's stream to its end, a line for each change of the counts. */
+/** Follows the job's stream to its end: a line for each change of what its tasks do. */
 async function follow(origin: string, bearer: string, id: string): Promise<string> {
   const response = await fetch(`${origin}/api/v1/jobs/${id}/stream`, { headers: { authorization: `Bearer ${bearer}` } })
   if (!response.ok || !response.body) throw new Error(`the stream answered ${response.status}`)
   let status = "planning"
   let line = ""
+  let reason = ""
+  const tasks = new Map<number, string>()
   for await (const frame of readSse(response.body)) {
     const data = JSON.parse(frame.data) as Json
+    if (frame.event === "done") return String(((data["statuses"] ?? {}) as Json)[id] ?? status)
     if (frame.event === "snapshot" || frame.event === "job") {
       const job = data["job"] as Json
-      const counts = job["task_counts"] as Record<string, number>
       status = String(job["status"])
-      const reason = job["queue_reason"] as Json | null
-      const next = `${status.padEnd(9)} ${counts["completed"]}/${counts["total"]} done, ${counts["running"]} running${reason ? ` (${String(reason["message"])})` : ""}`
-      if (next !== line) say(next)
-      line = next
+      reason = status === "queued" ? String((job["queue_reason"] as Json | null)?.["message"] ?? "") : ""
     }
-    if (frame.event === "done") return String(((data["statuses"] ?? {}) as Json)[id] ?? status)
+    const rows = frame.event === "snapshot" ? (data["tasks"] as Json[]) : frame.event === "task" ? [data["task"] as Json] : []
+    for (const task of rows) tasks.set(Number(task["index"]), String(task["status"]))
+    const states = [...tasks.values()]
+    const of = (state: string): number => states.filter((each) => each === state).length
+    const next = `${status.padEnd(9)} ${of("completed")}/${CHUNKS} done, ${of("running")} running${reason === "" ? "" : ` (${reason})`}`
+    if (next !== line) say(next)
+    line = next
   }
   return status
 }
@@ -223,9 +228,17 @@ async function cleanUp(): Promise<void> {
   rmSync(folder, { recursive: true, force: true })
 }
 
-const sum = (numbers: readonly number[]): number => numbers.reduce((total, next) => total + next, 0)
-const step = (text: string): void => console.log(`\n== ${text}`)
-const say = (text: string): void => console.log(`   ${text}`)
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((total, next) => total + next, 0)
+}
+
+function step(text: string): void {
+  console.log(`\n== ${text}`)
+}
+
+function say(text: string): void {
+  console.log(`   ${text}`)
+}
 
 type Json = Record<string, unknown>
 interface Flight {

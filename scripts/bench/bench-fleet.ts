@@ -1,0 +1,168 @@
+import { execFileSync, spawnSync } from "node:child_process"
+import { closeSync, fdatasyncSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync, writeSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { startProgram, type Program } from "../lib/programs.ts"
+
+/** A coordinator and nodes in processes of their own, in a temporary folder that goes with them. */
+export interface BenchFleet extends AsyncDisposable {
+  readonly folder: string
+  readonly origin: string
+  readonly coordinator: Program
+  readonly nodes: Program[]
+  /** A member's key with credit. */
+  readonly bearer: string
+  readonly admin: string
+  call(method: string, path: string, body?: unknown): Promise<Json>
+  /** Submits and gives the id. */
+  submit(body: Json): Promise<string>
+  /** Polls until the job has ended. */
+  ended(job: string, everyMs?: number): Promise<Json>
+  addNode(source: string, name: string, args?: readonly string[]): Promise<Program>
+}
+
+export type Json = Record<string, unknown>
+
+export async function startBenchFleet(
+  options: { coordinatorArgs?: readonly string[]; nodeArgs?: readonly string[]; credit?: number } = {},
+): Promise<BenchFleet> {
+  const folder = mkdtempSync(join(tmpdir(), "computalot-bench-"))
+  const programs: Program[] = []
+  const coordinator = await startProgram(
+    "coordinator/main.ts",
+    [
+      `--data-dir=${join(folder, "coordinator")}`,
+      "--http-port=0",
+      "--mesh-port=0",
+      "--allow-unsandboxed=1",
+      "--allow-unenforced=1",
+      ...(options.coordinatorArgs ?? []),
+    ],
+    { logFile: join(folder, "coordinator.log"), nodeArgs: options.nodeArgs ?? [] },
+  )
+  const origin = String(coordinator.ready["http"])
+  const admin = readFileSync(join(folder, "coordinator", "admin-token"), "utf8").trim()
+  const token = String(
+    (await send(origin, admin, "POST", "/api/v1/admin/nodes/tokens", { max_uses: 100, roles: ["worker", "builder"] }))["token"],
+  )
+  const user = (await send(origin, admin, "POST", "/api/v1/admin/users", { name: "bench" }))["user"] as Json
+  const key = await send(origin, admin, "POST", `/api/v1/admin/users/${String(user["id"])}/keys`, {})
+  const bearer = String(key["token"])
+  await send(origin, admin, "POST", `/api/v1/admin/accounts/${String(user["account_id"])}/credits`, {
+    amount_usd: options.credit ?? 100_000,
+  })
+  const call = (method: string, path: string, body?: unknown): Promise<Json> => send(origin, bearer, method, path, body)
+
+  return {
+    folder,
+    origin,
+    coordinator,
+    nodes: programs,
+    bearer,
+    admin,
+    call,
+    async submit(body) {
+      return String((await call("POST", "/api/v1/jobs", body))["id"])
+    },
+    async ended(job, everyMs = 20) {
+      for (;;) {
+        const { jobs } = (await call("GET", `/api/v1/jobs?limit=1&status=completed`)) as { jobs: Json[] }
+        if (jobs[0]?.["id"] === job) return jobs[0]
+        const now = await call("GET", `/api/v1/jobs/${job}`)
+        if (["completed", "partial", "failed", "cancelled"].includes(String(now["status"]))) return now
+        await new Promise((resolve) => setTimeout(resolve, everyMs))
+      }
+    },
+    async addNode(source, name, args = []) {
+      mkdirSync(join(folder, name), { recursive: true })
+      const node = await startProgram(
+        source,
+        [
+          `--coordinator=${origin}`,
+          `--token=${token}`,
+          `--data-dir=${join(folder, name)}`,
+          `--name=${name}`,
+          "--listen=/ip4/127.0.0.1/tcp/0",
+          ...args,
+        ],
+        { logFile: join(folder, `${name}.log`) },
+      )
+      programs.push(node)
+      return node
+    },
+    async [Symbol.asyncDispose]() {
+      for (const node of programs) await node.stop()
+      await coordinator.stop()
+      rmSync(folder, { recursive: true, force: true })
+    },
+  }
+}
+
+/** A project whose tree is these files; with the process runtime nothing is built. */
+export async function pushProject(fleet: BenchFleet, name: string, files: Record<string, string>): Promise<void> {
+  await fleet.call("POST", "/api/v1/projects", { name, remote_dir: `/root/${name}` })
+  const tree = join(fleet.folder, `project-${name}`)
+  mkdirSync(tree, { recursive: true })
+  for (const [file, text] of Object.entries(files)) writeFileSync(join(tree, file), text)
+  const tarball = join(fleet.folder, `${name}.tar.gz`)
+  execFileSync("tar", ["czf", tarball, "-C", tree, "."])
+  const response = await fetch(`${fleet.origin}/api/v1/projects/${name}/push`, {
+    method: "POST",
+    headers: { authorization: `Bearer ${fleet.bearer}` },
+    body: readFileSync(tarball),
+  })
+  if (!response.ok) throw new Error(`push: ${response.status} ${await response.text()}`)
+}
+
+async function send(origin: string, bearer: string, method: string, path: string, body?: unknown): Promise<Json> {
+  const response = await fetch(`${origin}${path}`, {
+    method,
+    headers: { authorization: `Bearer ${bearer}`, "content-type": "application/json" },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  })
+  const reply = (await response.json()) as Json
+  if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${String(reply["error"])}`)
+  return reply
+}
+
+/** CPU seconds a process has used so far. */
+export function cpuSeconds(pid: number | undefined): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? []
+  return (Number(fields[11]) + Number(fields[12])) / 100
+}
+
+/** The value below which the share `q` of the numbers lies. */
+export function quantile(numbers: readonly number[], q: number): number {
+  const sorted = numbers.toSorted((a, b) => a - b)
+  return sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))] ?? Number.NaN
+}
+
+/** What the machine gives at this moment: a fixed loop, small synced writes, process starts. Figures hold beside it. */
+export function calibrate(): string {
+  const loopMs = timed(() => {
+    let x = 0
+    for (let i = 0; i < 3e7; i++) x = (x * 1103515245 + 12345) & 0x7fffffff
+    return x
+  })
+  const file = join(mkdtempSync(join(tmpdir(), "computalot-calibrate-")), "f")
+  const fd = openSync(file, "w")
+  const block = Buffer.alloc(4096)
+  const syncMs = timed(() => {
+    for (let i = 0; i < 100; i++) {
+      writeSync(fd, block)
+      fdatasyncSync(fd)
+    }
+  })
+  closeSync(fd)
+  rmSync(join(file, ".."), { recursive: true })
+  const spawnMs = timed(() => {
+    for (let i = 0; i < 20; i++) spawnSync("true")
+  })
+  return `calibration: loop ${loopMs.toFixed(0)} ms, fdatasync ${(syncMs / 100).toFixed(2)} ms, spawn ${(spawnMs / 20).toFixed(2)} ms`
+}
+
+function timed(run: () => unknown): number {
+  const start = performance.now()
+  run()
+  return performance.now() - start
+}

@@ -1,0 +1,64 @@
+import { createWriteStream } from "node:fs"
+import { join } from "node:path"
+import { systemClock } from "../../protocol/base/clock.ts"
+import { sha256Hex } from "../../protocol/base/digest.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
+import { createJsonLog } from "../../protocol/base/json-log.ts"
+import { systemRandom } from "../../protocol/base/random.ts"
+import type { ResultItem } from "../../protocol/wire/control.ts"
+import { createAgent } from "../../node-agent/agent.ts"
+import { readConfig } from "../../node-agent/config.ts"
+import type { AttemptRunner } from "../../node-agent/tasks/attempt-runner.ts"
+
+/**
+ * A real agent whose tasks do nothing: the queue lane of the benchmarks. Everything but the running of a program is real:
+ * mesh, control stream, outbox, acceptance, reports. Notes when each attempt started, for latencies.
+ */
+const config = readConfig()
+const starts = createWriteStream(join(config.dataDir, "..", `${config.name ?? "noop"}.starts`))
+
+const runner: AttemptRunner = {
+  attemptDir: (claim) => join(config.dataDir, "attempts", `c${claim}`),
+  start({ task }, watch) {
+    starts.write(`${task.index} ${performance.timeOrigin + performance.now()}\n`)
+    watch.started()
+    const result = '{"value":1,"ok":true}'
+    const item: Omit<ResultItem, "digest"> = {
+      claim: task.claim,
+      failure_kind: null,
+      exit_code: 0,
+      signal: null,
+      message: null,
+      runtime_ms: 0.1,
+      cpu_ms: null,
+      peak_memory_bytes: null,
+      output: "",
+      error_tail: "",
+      result: { text: result },
+      result_problem: null,
+      artifacts: [],
+    }
+    const end = { item: { ...item, digest: sha256Hex(`${task.claim}`) }, files: [] }
+    return { done: Promise.resolve({ kind: "result", end }), stop() {}, extend() {} }
+  },
+  adopt: async () => null,
+  discard: async () => {},
+  sweep: async () => {},
+}
+
+try {
+  const agent = await createAgent({
+    config,
+    clock: systemClock,
+    random: systemRandom,
+    log: createJsonLog("noop-agent"),
+    version: "0.0.0",
+    runner,
+  })
+  process.on("SIGTERM", () => void agent[Symbol.asyncDispose]().then(() => process.exit(0)))
+  const facts = await agent.ready
+  console.log(JSON.stringify({ event: "ready", node_id: facts.nodeId }))
+} catch (error) {
+  console.error(errorText(error))
+  process.exit(1)
+}
