@@ -214,7 +214,7 @@ export async function groupJobs(
   const tags = by === "tag" ? "LEFT JOIN job_tags ON job_tags.job = jobs.seq" : ""
   return view.all(
     `SELECT ${key} AS key, status, count(*) AS jobs FROM jobs ${tags} ${where}
-     GROUP BY 1, 2 ORDER BY 1 IS NULL, 1, 2`,
+     GROUP BY 1, 2 ORDER BY 1, 2`,
     ...parameters,
   )
 }
