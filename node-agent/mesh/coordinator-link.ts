@@ -59,7 +59,7 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
   const running = (async () => {
     const backoff = createBackoff(parts.random, FIRST_REDIAL_MS, LONGEST_REDIAL_MS)
     while (!stopped.signal.aborted) {
-      const reason = await connectOnce(backoff.reset).catch(errorText)
+      const reason = await connectOnce(() => backoff.reset()).catch(errorText)
       if (stopped.signal.aborted) break
       log.warn("coordinator link ended", { reason })
       parts.onLost(reason)

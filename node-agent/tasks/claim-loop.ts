@@ -199,7 +199,10 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
 
   function ended(attempt: Attempt, end: AttemptEnd): void {
     attempt.work = null
-    talking.delete(attempt)
+    // The last progress line of a short attempt is known before its end is; output comes with the end.
+    if (talking.delete(attempt) && attempt.progress !== null && !attempt.dropped) {
+      parts.send({ type: "progress", items: [{ claim: attempt.claim, progress: attempt.progress, output_tail: null }] })
+    }
     if (attempt.dropped) {
       attempts.delete(attempt.claim)
       outbox.forget([attempt.claim])

@@ -191,8 +191,7 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
       signal,
       async fetchLayer({ blob }) {
         const ref: ContentRef = { digest: blob.digest, size: blob.size, pieceListDigest: blob.pieceList }
-        const held = await holdBlob(spec, ref, signal)
-        return { path: held.path, release: held.release }
+        return await holdBlob(spec, ref, signal)
       },
     })
     await mkdir(folderOf(entry), { recursive: true })

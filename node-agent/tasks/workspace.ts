@@ -51,12 +51,12 @@ export function hostPaths(attemptDir: string, disk: string): PlatformPaths {
 
 /** How paths of the attempt's folder are shown to people, longer ones first. The folder exists. */
 export function shownPaths(attemptDir: string, disk: string, workdir: string | null): Workspace["shown"] {
-  const hosts = new Set([join(disk, "work"), attemptDir])
+  const hosts = [join(disk, "work"), attemptDir]
   // A program that asks where it is gets the real path, also when the data directory is reached through a link.
   const real = realpathSync(attemptDir)
-  if (real !== attemptDir) for (const host of [...hosts]) hosts.add(real + host.slice(attemptDir.length))
+  if (real !== attemptDir) hosts.push(...hosts.map((host) => real + host.slice(attemptDir.length)))
   const shown = workdir ?? DEFAULT_WORKDIR
-  return [...hosts].toSorted((a, b) => b.length - a.length).map((host) => ({ host, shown }))
+  return hosts.toSorted((a, b) => b.length - a.length).map((host) => ({ host, shown }))
 }
 
 /** Names the places; touches nothing. The attempt's folder exists. */
