@@ -48,7 +48,7 @@ export async function finishJob(parts: FinishParts, seq: number, signal: AbortSi
     await appendEvent(tx, {
       job: seq,
       type: `job.${status}`,
-      message: error ?? `all ${job.taskCount} tasks completed`,
+      message: error ?? (job.taskCount === 1 ? "its task completed" : `all ${job.taskCount} tasks completed`),
       data: { from: "running", to: status },
       at,
     })
