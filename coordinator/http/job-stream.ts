@@ -18,7 +18,7 @@ export interface JobStreamParts extends ReadParts {
   sseLimitMs: number
 }
 
-export interface StreamRequest {
+interface StreamRequest {
   headers: IncomingHttpHeaders
   method: string
   signal: AbortSignal

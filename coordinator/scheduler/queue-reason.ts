@@ -9,7 +9,7 @@ import type { ReadyQueue } from "./ready-queue.ts"
 import type { RuntimeSpecs } from "./runtime-specs.ts"
 
 /** How far the runtime of the job's revision is. */
-export type RuntimeState =
+type RuntimeState =
   | { state: "ready" }
   /** `noBuilder`: no machine that could build it is connected. */
   | { state: "building"; noBuilder: boolean }
@@ -98,7 +98,7 @@ export function queueReason(facts: QueueFacts): QueueReason {
 }
 
 /** The machine that runs a task cannot be reached at the moment. */
-export function contactLostReason(eligible: { eligible: number; busy: number }): QueueReason {
+function contactLostReason(eligible: { eligible: number; busy: number }): QueueReason {
   return {
     code: "node_contact_lost",
     message: "the machine that runs this task cannot be reached",
@@ -109,7 +109,7 @@ export function contactLostReason(eligible: { eligible: number; busy: number }):
 }
 
 /** Slots that could ever fit a task, and how many of them are taken. */
-export function countSlots(
+function countSlots(
   nodes: readonly { capacity: Capacity; used: Used }[],
   requirements: Requirements,
 ): { eligible: number; busy: number } {
@@ -147,7 +147,7 @@ function needed(need: Requirements): string {
   return `${need.cpu} cores, ${need.memoryMb} MB of memory, ${need.storageGb} GB of storage${gpus}`
 }
 
-export interface QueueReasonParts {
+interface QueueReasonParts {
   members: Members
   queue: Pick<ReadyQueue, "isFirst" | "isBlocked">
   specs: Pick<RuntimeSpecs, "known" | "canRun" | "failures">

@@ -33,7 +33,7 @@ export async function indexesInStates(
   return rows.map(({ id }) => indexOfTask(id))
 }
 
-export interface TaskOutput {
+interface TaskOutput {
   index: number
   state: StoredTaskState
   claim: ClaimNumber | null

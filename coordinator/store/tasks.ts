@@ -212,31 +212,6 @@ export async function taskByKey(view: View, key: TaskKey): Promise<TaskRow | nul
   return row ? taskFrom(row) : null
 }
 
-/**
- * A page of a job's tasks by index, with what their last attempts left; `states` null means all. Indexes are dense, so a
- * page of all begins at its key; a filtered page finds its keys first and joins only those.
- */
-export async function listTasks(
-  view: View,
-  job: number,
-  states: readonly StoredTaskState[] | null,
-  limit: number,
-  offset: number,
-): Promise<TaskWithResult[]> {
-  if (!states) return taskSlice(view, job, offset, limit)
-  const rows = await view.all<RawTask & RawResult>(
-    `SELECT ${TASK_WITH_RESULT} FROM tasks t LEFT JOIN task_results r ON r.task = t.id WHERE t.id IN (
-       SELECT id FROM tasks WHERE id >= ? AND id < ? AND state IN (${states.map(() => "?").join(", ")})
-       ORDER BY id LIMIT ? OFFSET ?) ORDER BY t.id`,
-    taskKey(job, 0),
-    taskKey(job + 1, 0),
-    ...states,
-    limit,
-    offset,
-  )
-  return rows.map(withResult)
-}
-
 /** These tasks with what their last attempts left, by key. Keys without a row are left out. */
 export async function tasksByKeys(view: View, keys: readonly TaskKey[]): Promise<TaskWithResult[]> {
   const rows = await view.all<RawTask & RawResult>(

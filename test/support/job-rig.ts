@@ -43,7 +43,7 @@ import {
 } from "../../coordinator/store/tasks.ts"
 import { openTestStore } from "./store.ts"
 
-export const NO_SIGNAL = new AbortController().signal
+const NO_SIGNAL = new AbortController().signal
 
 /**
  * A coordinator's jobs without its doors: the real store and the real acts of a job's life, called one by one, and memory as

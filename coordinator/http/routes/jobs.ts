@@ -30,7 +30,7 @@ import { JsonPieces, objectWithRows, Reply } from "../reply.ts"
 import { scopeOf, type ScopedRequest } from "../scope.ts"
 import { mountResults } from "./results.ts"
 
-export interface JobRouteParts extends Omit<JobStreamParts, "aggregates"> {
+interface JobRouteParts extends Omit<JobStreamParts, "aggregates"> {
   submit(request: SubmitRequest): Promise<SubmittedJob>
   /** Ends the job and tells its nodes. Cancelled already: nothing more; ended another way: `conflict` (GAP-31). */
   cancel(id: JobId, account: AccountId | null, reason: string): Promise<unknown>

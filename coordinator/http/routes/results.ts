@@ -14,7 +14,7 @@ import { rowsWithin } from "../job-stream.ts"
 import { JsonPieces, objectWithRows, Reply } from "../reply.ts"
 import { scopeOf } from "../scope.ts"
 
-export interface ResultRouteParts extends ReadParts {
+interface ResultRouteParts extends ReadParts {
   aggregates: Aggregates
 }
 

@@ -21,7 +21,7 @@ import { JOB_OUTPUT_LIMITS, jobOutput } from "./output.ts"
 import { taskCounts, type QueueReason, type ReadJob, type ReadParts } from "./read-job.ts"
 import { jsonOrNull, liveAttempt, percentOf } from "./task-row.ts"
 
-export type JobOnWire = z.output<typeof jobObject>
+type JobOnWire = z.output<typeof jobObject>
 export type JobListRow = z.output<typeof jobListRow>
 
 /** `suspect_task_ids` names no more than these; `suspect_count` counts all. */
@@ -96,7 +96,7 @@ export function attemptsOf(members: Members, jobs: ReadonlySet<number>): Map<num
   return found
 }
 
-export interface SummaryFacts {
+interface SummaryFacts {
   hold: Pick<HoldRow, "id" | "amount" | "status"> | null
   suspects: number[]
   /** Null where nobody looked. */

@@ -4,7 +4,7 @@ import { isEnded } from "../job-state.ts"
 import type { ReadJob, ReadParts } from "./read-job.ts"
 import { liveAttempt, shownDiagnostics, taskStatus } from "./task-row.ts"
 
-export interface OutputLimits {
+interface OutputLimits {
   /** Tasks looked at, lowest index first. */
   tasks: number
   /** Characters of all tasks together. */

@@ -18,7 +18,7 @@ import type { QueueReason, ReadJob } from "./read-job.ts"
 
 export type TaskOnWire = z.output<typeof taskRow>
 
-export interface TaskRowFacts {
+interface TaskRowFacts {
   job: ReadJob
   index: number
   /** Null: planning has not written it, or the job ended before. */
@@ -32,7 +32,7 @@ export interface TaskRowFacts {
   contactLost: () => QueueReason
 }
 
-export interface LiveAttempt {
+interface LiveAttempt {
   attempt: HeldAttempt
   contact: Contact
   /** Since the last heartbeat that named it. */

@@ -12,7 +12,7 @@ import { liveAttempt, taskOnWire, type TaskOnWire } from "./task-row.ts"
 /** Rows held in memory at once: one may carry a result of 256 KiB and a payload of 1 MiB. */
 const SLICE_TASKS = 50
 
-export interface IndexPage {
+interface IndexPage {
   indexes: number[]
   total: number
 }
