@@ -11,14 +11,22 @@ ensure_node_packages() {
   if [ ! -x "$repository/node_modules/node/bin/node" ] || [ ! -f "$installed" ] || [ "$repository/package-lock.json" -nt "$installed" ]; then
     command -v npm >/dev/null || { echo "npm is needed, with any Node from 20 on (Debian: apt-get install nodejs npm)" >&2; return 1; }
     echo "Installing the Node packages of package-lock.json."
-    # npm itself may run on an older Node: its warnings about that are loud and harmless.
-    (cd "$repository" && npm ci --loglevel=error --no-audit --no-fund </dev/null) || { echo "npm ci failed" >&2; return 1; }
+    install_node_packages || { echo "The Node packages could not be installed." >&2; return 1; }
     touch "$installed"
   fi
   export PATH="$repository/node_modules/.bin:$PATH"
   [ "$(node -p 'process.versions.node.split(".")[0]')" -ge "$NODE_MAJOR" ] ||
-    { echo "Node $NODE_MAJOR did not come with the packages: was npm told to ignore install scripts?" >&2; return 1; }
+    { echo "Node $NODE_MAJOR did not come with the packages." >&2; return 1; }
 }
+
+# One package has a script that must run: node, which fetches Node 24. With all scripts, npm would also call node-gyp for
+# better-sqlite3 (which brings its binaries), and that wants a compiler and Node's headers. npm itself may run on an older
+# Node: what it says about that is loud and harmless.
+install_node_packages() (
+  cd "$repository" &&
+    npm ci --ignore-scripts --loglevel=error --no-audit --no-fund </dev/null &&
+    npm rebuild node --loglevel=error </dev/null
+)
 
 # Installs what is missing of the named Debian packages. Where that is impossible one line says what will not run.
 ensure_debian_packages() {
