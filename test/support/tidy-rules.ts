@@ -171,7 +171,7 @@ export function misnamedFiles(paths: readonly string[]): string[] {
   )
 }
 
-export function rungOf(path: string): { program: Program; rung: number } | null {
+function rungOf(path: string): { program: Program; rung: number } | null {
   const [first, second = ""] = path.split("/")
   const program = PROGRAMS.find((each) => each === first)
   if (program === undefined) return null
