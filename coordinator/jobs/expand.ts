@@ -1,42 +1,50 @@
-import type { Clock } from "../../protocol/base/clock.ts"
+import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { advancePlanning, type JobRow } from "../store/jobs.ts"
-import type { Store } from "../store/store.ts"
+import type { Store, Tx } from "../store/store.ts"
 import { insertTasks } from "../store/tasks.ts"
 
 /** Tasks in one slice: well under 20 ms of the writing thread, so that other requests go between (architecture §4). */
 const SLICE_TASKS = 1000
 
 /**
- * Writes the tasks of a planned job, slice by slice, from where an earlier run stopped. `inserted` is called after each slice
- * that made tasks grantable, that is once the job is queued. Ends quietly when the job ends meanwhile.
+ * Writes the tasks of a planned job, slice by slice, from where an earlier run stopped; with the last slice it is queued. Ends
+ * quietly when the job ends meanwhile.
  */
 export async function expandJob(
   parts: { store: Store; clock: Clock },
   job: Pick<JobRow, "seq" | "plannedUpto" | "taskCount">,
   signal: AbortSignal,
 ): Promise<"queued" | "over"> {
-  for (let from = job.plannedUpto; from < job.taskCount; ) {
+  for (let from = job.plannedUpto; from < job.taskCount;) {
     signal.throwIfAborted()
-    const start = from
-    const upto = Math.min(from + SLICE_TASKS, job.taskCount)
+    const slice = { seq: job.seq, taskCount: job.taskCount, from, upto: Math.min(from + SLICE_TASKS, job.taskCount) }
     const at = parts.clock.now()
-    const goesOn = await parts.store.write(async (tx) => {
-      if (!(await advancePlanning(tx, job.seq, start, upto, at))) return false
-      await insertTasks(tx, job.seq, start, upto)
-      if (upto === job.taskCount) {
-        await appendEvent(tx, {
-          job: job.seq,
-          type: "job.queued",
-          message: upto === 1 ? "its task waits for a machine" : `its ${upto} tasks wait for machines`,
-          data: { from: "planning", to: "queued" },
-          at,
-        })
-      }
-      return true
-    })
-    if (!goesOn) return "over"
-    from = upto
+    if (!(await parts.store.write((tx) => expandSlice(tx, slice, at)))) return "over"
+    from = slice.upto
   }
   return "queued"
+}
+
+/** Small enough to be written together with the job: it is queued at once, and one commit is saved. */
+export const isOneSlice = (taskCount: number): boolean => taskCount <= SLICE_TASKS
+
+/** Writes the tasks `from` … `upto` − 1; false when the job is not planning any more, or another run wrote them. */
+export async function expandSlice(
+  tx: Tx,
+  { seq, taskCount, from, upto }: { seq: number; taskCount: number; from: number; upto: number },
+  at: Instant,
+): Promise<boolean> {
+  if (!(await advancePlanning(tx, seq, from, upto, at))) return false
+  await insertTasks(tx, seq, from, upto)
+  if (upto === taskCount) {
+    await appendEvent(tx, {
+      job: seq,
+      type: "job.queued",
+      message: upto === 1 ? "its task waits for a machine" : `its ${upto} tasks wait for machines`,
+      data: { from: "planning", to: "queued" },
+      at,
+    })
+  }
+  return true
 }

@@ -2,7 +2,14 @@ import { setImmediate as turn } from "node:timers/promises"
 import type { Clock } from "../../protocol/base/clock.ts"
 import type { Random } from "../../protocol/base/random.ts"
 import type { SubmissionWarning } from "../../protocol/api/jobs.ts"
-import { newHoldId, newJobId, newQuoteId, type AccountId, type QuoteId, type UserId } from "../../protocol/domain/ids.ts"
+import {
+  newHoldId,
+  newJobId,
+  newQuoteId,
+  type AccountId,
+  type QuoteId,
+  type UserId,
+} from "../../protocol/domain/ids.ts"
 import { estimateJob, type JobEstimate, type Prices } from "../billing/pricing.ts"
 import { placeHold } from "../billing/holds.ts"
 import { quoteShortfall, type Quote } from "../billing/quotes.ts"
@@ -12,6 +19,7 @@ import { appendEvent } from "../events/event-log.ts"
 import { requireActiveRevision } from "../projects/revisions.ts"
 import { insertJob, jobBySeq, type JobRow } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
+import { expandSlice, isOneSlice } from "./expand.ts"
 import type { JobBilling } from "./job-facts.ts"
 import { firstOversizedTask, payloadTooLarge, planTasks, type Plan } from "./plan/plan.ts"
 import { parseSubmission } from "./submission/parse-submission.ts"
@@ -23,7 +31,7 @@ export interface SubmitParts {
   random: Random
   prices: Prices
   quoteTtlMs: number
-  /** Writes the job's tasks and makes it grantable, after the answer. */
+  /** Writes the tasks that are not written yet and makes the job grantable, after the answer. */
   plan: (job: JobRow) => void
 }
 
@@ -47,7 +55,7 @@ export interface SubmittedJob {
 /**
  * Takes a job in: one write makes the job and its hold, or neither (B-015). Refuses with what is wrong by field (422), with
  * `not_found` or `no_revision` for its project (GAP-21), and with a stored quote when the account is short (402); nothing
- * is created then, so the same request may be sent again. Its tasks are written afterwards, slice by slice.
+ * is created then, so the same request may be sent again. The tasks of a large job are written afterwards, slice by slice.
  */
 export async function submitJob(parts: SubmitParts, request: SubmitRequest): Promise<SubmittedJob> {
   const { submission, warnings } = parseSubmission(request.body)
@@ -105,6 +113,7 @@ export async function submitJob(parts: SubmitParts, request: SubmitRequest): Pro
       data: { to: "planning", tasks: plan.count },
       at,
     })
+    if (isOneSlice(plan.count)) await expandSlice(tx, { seq, taskCount: plan.count, from: 0, upto: plan.count }, at)
     const job = await jobBySeq(tx, seq)
     if (!job) throw new Error("an inserted job is found")
     const submitted = { job, warnings }

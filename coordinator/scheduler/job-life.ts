@@ -73,8 +73,9 @@ export function createJobLife(parts: JobLifeParts): JobLife {
 
   function plan(job: JobRow): void {
     background.run(`plan ${job.id}`, async (signal) => {
-      const now = await store.read((view) => jobBySeq(view, job.seq))
-      if (!now || now.status !== "planning") return
+      // A small job was written whole: it only has to become known.
+      const now = job.status === "queued" ? job : await store.read((view) => jobBySeq(view, job.seq))
+      if (!now || (now.status !== "planning" && now !== job)) return
       const facts = await take(now)
       if ((await expandJob(parts, now, signal)) === "over") return known.forget(job.seq)
       watch.changed([job.seq])
