@@ -156,7 +156,14 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     dispatch.wake()
     offers.wake()
   }
-  const reports = { store, files, clock, random, artifactTtlMs: config.artifactTtlMs, resultSpillBytes: config.resultSpillBytes }
+  const reports = {
+    store,
+    files,
+    clock,
+    random,
+    artifactTtlMs: config.artifactTtlMs,
+    resultSpillBytes: config.resultSpillBytes,
+  }
   const jobLife = createJobLife({
     store,
     files,
@@ -361,7 +368,10 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     view: Parameters<typeof attemptByClaim>[0],
     claims: ClaimNumber[],
   ): Promise<ReadonlySet<ClaimNumber>> {
-    const live = new Set<ClaimNumber>([...(await liveAttempts(view, null)).map(({ claim }) => claim), ...builds.liveClaims()])
+    const live = new Set<ClaimNumber>([
+      ...(await liveAttempts(view, null)).map(({ claim }) => claim),
+      ...builds.liveClaims(),
+    ])
     return new Set(claims.filter((claim) => live.has(claim)))
   }
 

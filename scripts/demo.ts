@@ -27,7 +27,8 @@ const HOURS = Array.from({ length: 24 }, (_, hour) => String(hour).padStart(2, "
 const folder = mkdtempSync(join(tmpdir(), "computalot-demo-"))
 const programs: Program[] = []
 let failed = false
-for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => void cleanUp().then(() => process.exit(130)))
+for (const signal of ["SIGINT", "SIGTERM"] as const)
+  process.once(signal, () => void cleanUp().then(() => process.exit(130)))
 try {
   await demo()
 } catch (error) {
@@ -82,7 +83,9 @@ async function demo(): Promise<void> {
   step(`Pushing the example project: ${flights.length} real flights and a Python program`)
   await call(origin, bearer, "POST", "/api/v1/projects", { name: "flights", remote_dir: "/root/flights" })
   const pushed = await push(origin, bearer)
-  say(`content hash ${String(pushed["content_hash"]).slice(0, 16)}…, ${Math.round(Number(pushed["size_bytes"]) / 1024)} KiB`)
+  say(
+    `content hash ${String(pushed["content_hash"]).slice(0, 16)}…, ${Math.round(Number(pushed["size_bytes"]) / 1024)} KiB`,
+  )
 
   step(`Submitting one job: mean delay by hour of the day, in ${CHUNKS} tasks`)
   const job = await call(origin, bearer, "POST", "/api/v1/jobs", {
@@ -178,7 +181,8 @@ async function follow(origin: string, bearer: string, id: string): Promise<strin
       status = String(job["status"])
       reason = status === "queued" ? String((job["queue_reason"] as Json | null)?.["message"] ?? "") : ""
     }
-    const rows = frame.event === "snapshot" ? (data["tasks"] as Json[]) : frame.event === "task" ? [data["task"] as Json] : []
+    const rows =
+      frame.event === "snapshot" ? (data["tasks"] as Json[]) : frame.event === "task" ? [data["task"] as Json] : []
     for (const task of rows) tasks.set(Number(task["index"]), String(task["status"]))
     const states = [...tasks.values()]
     const of = (state: string): number => states.filter((each) => each === state).length
@@ -192,7 +196,10 @@ async function follow(origin: string, bearer: string, id: string): Promise<strin
 async function call(origin: string, bearer: string, method: string, path: string, body?: unknown): Promise<Json> {
   const response = await fetch(`${origin}${path}`, {
     method,
-    headers: { authorization: `Bearer ${bearer}`, ...(body === undefined ? {} : { "content-type": "application/json" }) },
+    headers: {
+      authorization: `Bearer ${bearer}`,
+      ...(body === undefined ? {} : { "content-type": "application/json" }),
+    },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),
   })
   return await replyOf(response)

@@ -3,7 +3,13 @@ import { sleep, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import type { Random } from "../../protocol/base/random.ts"
-import { BATCH_BYTES, BATCH_ITEMS, type ItemVerdict, type ResultItem, type ToCoordinator } from "../../protocol/wire/control.ts"
+import {
+  BATCH_BYTES,
+  BATCH_ITEMS,
+  type ItemVerdict,
+  type ResultItem,
+  type ToCoordinator,
+} from "../../protocol/wire/control.ts"
 import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
 import type { Outbox, StoredEnd } from "../outbox/outbox.ts"
 
@@ -118,7 +124,11 @@ export function createDelivery(parts: DeliveryParts): Delivery {
     }
   }
 
-  async function tryUpload(claim: ClaimNumber, file: StoredEnd["files"][number], signal: AbortSignal): Promise<boolean> {
+  async function tryUpload(
+    claim: ClaimNumber,
+    file: StoredEnd["files"][number],
+    signal: AbortSignal,
+  ): Promise<boolean> {
     try {
       await parts.upload(claim, file, signal)
       return true

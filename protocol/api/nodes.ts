@@ -15,7 +15,8 @@ export const enrolNodeEndpoint = endpoint({
   method: "POST",
   path: "/api/v1/nodes/enroll",
   access: "public",
-  summary: "Takes a node into the fleet: a join token and a signature with the node's key against a membership certificate.",
+  summary:
+    "Takes a node into the fleet: a join token and a signature with the node's key against a membership certificate.",
   body: z.object({
     token: z.string().min(1).max(256),
     peer_id: z.string().min(1).max(128),

@@ -306,7 +306,11 @@ const heartbeatReply = z.object({
   spent: z.array(claim),
 })
 
-const cancel = z.object({ type: z.literal("cancel"), claims: z.array(claim).max(BATCH_ITEMS), reason: z.string().max(1000) })
+const cancel = z.object({
+  type: z.literal("cancel"),
+  claims: z.array(claim).max(BATCH_ITEMS),
+  reason: z.string().max(1000),
+})
 const takeBack = z.object({ type: z.literal("take_back"), claims: z.array(claim).max(BATCH_ITEMS) })
 
 /** Make this revision's runtime ready (init, or an offer the node asked about). */

@@ -46,7 +46,10 @@ export async function startProgram(
       if (message) resolve(message)
     })
     void ended.then((code) => reject(new Error(`${source} ended with ${code}: ${lastWords.join(" | ")}`)))
-    setTimeout(() => reject(new Error(`${source} was not ready in time: ${lastWords.join(" | ")}`)), READY_TIMEOUT_MS).unref()
+    setTimeout(
+      () => reject(new Error(`${source} was not ready in time: ${lastWords.join(" | ")}`)),
+      READY_TIMEOUT_MS,
+    ).unref()
   })
   ready.catch(() => undefined)
 
