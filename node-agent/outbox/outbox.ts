@@ -6,7 +6,7 @@ import type { GrantedTask, ResultItem, TaskSpec } from "../../protocol/wire/cont
 
 /**
  * What this node promised the coordinator and must not forget: grants it accepted, results not yet answered, the highest
- * epoch it was welcomed with. Survives kill -9: every change is durable before the call returns.
+ * epoch it was welcomed with. Survives kill -9; every change but `forget` is on the disk before the call returns.
  */
 export interface Outbox extends Disposable {
   /** The node's facts as the last run left them. */
@@ -87,7 +87,9 @@ export function openOutbox(file: string, now: Instant): Outbox {
     held: db.prepare(
       "SELECT a.claim, a.task, a.state, a.attempt_dir, s.json FROM attempts a JOIN specs s ON s.id = a.spec ORDER BY a.claim",
     ),
-    running: db.prepare("UPDATE attempts SET state = 'running', attempt_dir = ? WHERE claim = ? AND state = 'accepted'"),
+    running: db.prepare(
+      "UPDATE attempts SET state = 'running', attempt_dir = ? WHERE claim = ? AND state = 'accepted'",
+    ),
     done: db.prepare("UPDATE attempts SET state = 'done' WHERE claim = ? AND state <> 'done'"),
     store: db.prepare("INSERT INTO results (claim, item) VALUES (?, ?)"),
     results: db.prepare("SELECT position, item FROM results WHERE position > ? ORDER BY position LIMIT ?"),
@@ -179,7 +181,15 @@ export function openOutbox(file: string, now: Instant): Outbox {
       return rows.map((row) => ({ position: row.position, ...(JSON.parse(row.item) as StoredEnd) }))
     },
     waitingBytes: () => (sql.waiting.get() as { bytes: number }).bytes,
-    forget: (claims) => forget.immediate(claims),
+    forget(claims) {
+      // Not awaited on the disk: what a power cut brings back is listed in hello, and answered `spent` or `already`.
+      db.pragma("synchronous = NORMAL")
+      try {
+        forget.immediate(claims)
+      } finally {
+        db.pragma("synchronous = FULL")
+      }
+    },
     setAside: (claim, reason, at) => setAside.immediate(claim, reason, at),
     [Symbol.dispose]() {
       db.close()

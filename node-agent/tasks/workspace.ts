@@ -1,5 +1,5 @@
 import { chmodSync, constants, copyFileSync, mkdirSync, realpathSync, symlinkSync, writeFileSync } from "node:fs"
-import { join } from "node:path"
+import { basename, dirname, join } from "node:path"
 import type { Mount, RootfsSpec } from "../runtime/driver.ts"
 import { viewImage } from "../runtime/image-view.ts"
 import { copyTree, type TreeEntry } from "../runtime/project-tree.ts"
@@ -53,10 +53,19 @@ export function hostPaths(attemptDir: string, disk: string): PlatformPaths {
 export function shownPaths(attemptDir: string, disk: string, workdir: string | null): Workspace["shown"] {
   const hosts = [join(disk, "work"), attemptDir]
   // A program that asks where it is gets the real path, also when the data directory is reached through a link.
-  const real = realpathSync(attemptDir)
+  const real = join(realParent(attemptDir), basename(attemptDir))
   if (real !== attemptDir) hosts.push(...hosts.map((host) => real + host.slice(attemptDir.length)))
   const shown = workdir ?? DEFAULT_WORKDIR
   return hosts.toSorted((a, b) => b.length - a.length).map((host) => ({ host, shown }))
+}
+
+/** All attempts lie in one directory: it is looked up once. */
+const realParents = new Map<string, string>()
+function realParent(path: string): string {
+  const parent = dirname(path)
+  const known = realParents.get(parent) ?? realpathSync(parent)
+  realParents.set(parent, known)
+  return known
 }
 
 /** Names the places; touches nothing. The attempt's folder exists. */

@@ -1,0 +1,155 @@
+import { existsSync, readFileSync, writeFileSync } from "node:fs"
+import { join } from "node:path"
+import { afterEach, beforeEach, expect, test } from "vitest"
+import { ProgramEnded, startAgentRig, startProgram, taskSpec, type AgentRig } from "../support/agent.ts"
+
+let rig: AgentRig
+beforeEach(async () => {
+  rig = await startAgentRig()
+})
+afterEach(async () => {
+  await rig[Symbol.asyncDispose]()
+})
+
+const WAITS = `
+import os, time
+open(os.environ["STARTED"], "a").write("started\\n")
+while not os.path.exists(os.environ["GO"]): time.sleep(0.05)
+print("went on")
+open(os.environ["COMPUTALOT_TASK_RESULT"], "w").write('{"waited": true}')
+`
+
+test("an attempt outlives its agent: after kill -9 the restarted agent adopts it and reports its one result", async () => {
+  const runtime = await rig.revision([{ name: "wait.py", content: WAITS }])
+  const go = join(rig.dataDir, "go")
+  const started = join(rig.dataDir, "started")
+  const first = await rig.start()
+  rig.grant(taskSpec(runtime, ["python3", "wait.py"], { env: { GO: go, STARTED: started } }), [{ claim: 101 }])
+  await expect.poll(() => existsSync(started)).toBe(true)
+  await first.end("SIGKILL")
+  await rig.start()
+  expect(rig.hellos().at(-1)?.attempts).toEqual([{ claim: 101, state: "running" }])
+  writeFileSync(go, "")
+  await expect.poll(() => rig.results().length).toBe(1)
+  expect(rig.results()[0]).toMatchObject({
+    claim: 101,
+    failure_kind: null,
+    exit_code: 0,
+    output: "went on\n",
+    result: { text: '{"waited": true}' },
+  })
+  expect(readFileSync(started, "utf8")).toBe("started\n")
+})
+
+test("an attempt that ended while no agent ran is collected by the next one", async () => {
+  const runtime = await rig.revision([{ name: "wait.py", content: WAITS }])
+  const go = join(rig.dataDir, "go")
+  const started = join(rig.dataDir, "started")
+  const first = await rig.start()
+  rig.grant(taskSpec(runtime, ["python3", "wait.py"], { env: { GO: go, STARTED: started } }), [{ claim: 7 }])
+  await expect.poll(() => existsSync(started)).toBe(true)
+  await first.end("SIGKILL")
+  writeFileSync(go, "")
+  await expect.poll(() => existsSync(join(rig.dataDir, "attempts/c7/disk/result/result.json"))).toBe(true)
+  await rig.start()
+  await expect.poll(() => rig.results().length).toBe(1)
+  expect(rig.results()[0]).toMatchObject({ claim: 7, failure_kind: null, output: "went on\n" })
+})
+
+test("a result is sent again after every reconnect until it is answered, and then no more", async () => {
+  const runtime = await rig.revision([{ name: "x", content: "" }])
+  rig.answering = false
+  const agent = await rig.start()
+  rig.grant(taskSpec(runtime, ["python3", "-c", "print(1)"]), [{ claim: 5 }])
+  await expect.poll(() => rig.results().length).toBe(1)
+  rig.cutOff()
+  await expect.poll(() => rig.results().length).toBe(2)
+  expect(rig.hellos().at(-1)?.attempts).toEqual([{ claim: 5, state: "done" }])
+  expect(rig.results()[1]).toEqual(rig.results()[0])
+  rig.answering = true
+  rig.cutOff()
+  await expect.poll(() => rig.results().length).toBe(3)
+  await expect.poll(() => existsSync(join(rig.dataDir, "attempts/c5"))).toBe(false)
+  const before = rig.hellos().length
+  rig.cutOff()
+  await expect.poll(() => rig.hellos().length).toBe(before + 1)
+  expect(rig.hellos().at(-1)?.attempts).toEqual([])
+  expect(rig.results().length).toBe(3)
+  expect(await agent.end("SIGTERM")).toBe(0)
+})
+
+test("the agent's heartbeat never waits for a task, a hash or an unpack", async () => {
+  const large = Array.from({ length: 200 }, (_, index) => ({
+    name: `f${index}`,
+    content: Buffer.alloc(200_000, index),
+  }))
+  const small = await rig.revision([{ name: "x", content: "" }])
+  const heavy = await rig.revision(large)
+  await rig.start(["--cpus", "64", "--memory-mb", "65536"])
+  const busy = "import time\nt=time.time()\nwhile time.time()-t<4: pass"
+  rig.grant(
+    taskSpec(small, ["python3", "-c", busy]),
+    Array.from({ length: 50 }, (_, index) => ({ claim: index + 1 })),
+  )
+  // Each starts with a copy of 40 MB and leaves a large result to be hashed and checked.
+  const writes = `import os;open(os.environ["COMPUTALOT_TASK_RESULT"],"w").write('"'+"x"*30_000_000+'"')`
+  rig.grant(taskSpec(heavy, ["python3", "-c", writes]), [{ claim: 61 }, { claim: 62 }])
+  await expect.poll(() => rig.results().filter(({ claim }) => claim <= 50).length, { timeout: 50_000 }).toBe(50)
+  const beats = rig.heard.filter(({ message }) => message.type === "heartbeat").map(({ atMs }) => atMs)
+  const gaps = beats.slice(1).map((at, index) => at - (beats[index] ?? at))
+  // Beats are due every 250 ms; three missed would make the node suspect.
+  expect(Math.max(...gaps)).toBeLessThan(750)
+})
+
+test("a second agent is kept out of the data directory", async () => {
+  await rig.start()
+  await expect(rig.start()).rejects.toThrow("is in use by another agent")
+})
+
+test("a revoked node ends what runs, says so in one line and exits non-zero", async () => {
+  const runtime = await rig.revision([{ name: "x", content: "" }])
+  const agent = await rig.start()
+  const pid = join(rig.dataDir, "pid")
+  const sleeps = `import os,time; open(${JSON.stringify(pid)},"w").write(str(os.getpid())); time.sleep(60)`
+  rig.grant(taskSpec(runtime, ["python3", "-c", sleeps]), [{ claim: 9 }])
+  await expect.poll(() => existsSync(pid) && readFileSync(pid, "utf8") !== "").toBe(true)
+  const ended = new Promise((resolve) => agent.process.once("exit", resolve))
+  rig.send({ type: "node_state", state: "revoked" })
+  expect(await ended).toBe(1)
+  expect(agent.log()).toContain("computalot-node: this node was revoked")
+  expect(isAlive(Number(readFileSync(pid, "utf8")))).toBe(false)
+})
+
+test("SIGTERM drains: what runs ends first, nothing new is taken, and the exit code is 0", async () => {
+  const runtime = await rig.revision([{ name: "x", content: "" }])
+  const agent = await rig.start()
+  rig.grant(taskSpec(runtime, ["python3", "-c", "import time; time.sleep(1.5)"]), [{ claim: 3 }])
+  await expect.poll(() => rig.heard.some(({ message }) => message.type === "started")).toBe(true)
+  const ended = agent.end("SIGTERM")
+  await expect
+    .poll(() => rig.heard.some(({ message }) => message.type === "claim" && message.draining && !message.open))
+    .toBe(true)
+  rig.grant(taskSpec(runtime, ["python3", "-c", "pass"]), [{ claim: 4 }])
+  expect(await ended).toBe(0)
+  expect(rig.results().map(({ claim }) => claim)).toEqual([3])
+  expect(rig.heard.some(({ message }) => message.type === "give_back" && message.items[0]?.claim === 4)).toBe(true)
+})
+
+test("a first start without a token exits non-zero with one line", async () => {
+  const started = startProgram(["--coordinator", "http://127.0.0.1:9", "--data-dir", join(rig.dataDir, "other")])
+  const ended: unknown = await started.catch((error: unknown) => error)
+  expect(ended).toBeInstanceOf(ProgramEnded)
+  expect(ended).toMatchObject({
+    code: 1,
+    log: "computalot-node: this node is not enrolled yet: give a join token with --token fln_…\n",
+  })
+})
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch {
+    return false
+  }
+}
