@@ -1,0 +1,270 @@
+import { execFileSync } from "node:child_process"
+import { existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { afterAll, beforeAll, expect, test } from "vitest"
+import { createHasher } from "../../node-agent/cache/hasher.ts"
+import { createProcessDriver } from "../../node-agent/runtime/process.ts"
+import type { AttemptEnd, AttemptRunner } from "../../node-agent/tasks/attempt-runner.ts"
+import { createAttemptRunner } from "../../node-agent/tasks/run-attempt.ts"
+import { createRuntimes, type Runtimes } from "../../node-agent/tasks/runtimes.ts"
+import { systemClock } from "../../protocol/base/clock.ts"
+import { sha256Hex } from "../../protocol/base/digest.ts"
+import { silentLog } from "../../protocol/base/log.ts"
+import { claimNumber } from "../../protocol/domain/ids.ts"
+import { toWireRef } from "../../protocol/wire/content-source.ts"
+import type { ResultItem, RuntimeSpec, TaskSpec, ToCoordinator } from "../../protocol/wire/control.ts"
+import { taskSpec } from "../support/agent.ts"
+import { openTestBlobs, type TestBlobs } from "../support/content.ts"
+import { tarballOf, type Member } from "../support/tarball.ts"
+
+const home = mkdtempSync(join(tmpdir(), "computalot-run-"))
+const hasher = createHasher(systemClock)
+const said: ToCoordinator[] = []
+const payloads = new Map<number, string>()
+let blobs: TestBlobs
+let runtimes: Runtimes
+let runner: AttemptRunner
+let tree: RuntimeSpec
+let claims = 0
+let revisions = 0
+const attemptsDir = join(home, "attempts")
+const driver = createProcessDriver({ dataDir: home, attemptsDir })
+
+beforeAll(async () => {
+  blobs = await openTestBlobs()
+  const machineEnv = { PATH: "/usr/bin:/bin", HOME: home }
+  runtimes = createRuntimes({
+    directory: join(home, "runtimes"),
+    blobs,
+    // The blobs are all here already.
+    fetch: { fetchBlob: async (blob) => ({ blob, bytesFromPeers: 0, bytesFromOrigin: 0, culprits: [] }) },
+    images: null,
+    validate: { driver, attemptsDir, network: "none", machineEnv },
+    origin: () => null,
+    holdersOf: () => [],
+    send: (message) => said.push(message),
+    changed: () => {},
+    treeQuotaBytes: 1024 ** 3,
+    clock: systemClock,
+    log: silentLog,
+  })
+  await runtimes.restore()
+  runner = createAttemptRunner({
+    driver,
+    runtimes,
+    attemptsDir,
+    network: "none",
+    machineEnv,
+    hasher,
+    downloadPayload: async (claim) => chunk(payloads.get(claim) ?? ""),
+    clock: systemClock,
+    log: silentLog,
+  })
+  await runner.sweep([])
+  tree = await revision([{ name: "data.txt", content: "from the project" }])
+})
+
+afterAll(async () => {
+  await runtimes[Symbol.asyncDispose]()
+  await runner.sweep([])
+  await driver[Symbol.asyncDispose]()
+  await hasher[Symbol.asyncDispose]()
+  await blobs[Symbol.asyncDispose]()
+  rmSync(home, { recursive: true, force: true })
+})
+
+async function* chunk(content: string | Uint8Array): AsyncGenerator<Uint8Array> {
+  yield typeof content === "string" ? Buffer.from(content) : content
+}
+
+async function revision(files: Member[], changes: Partial<RuntimeSpec> = {}): Promise<RuntimeSpec> {
+  const ref = await blobs.put({ stream: chunk(await tarballOf(files)) })
+  return {
+    revision: `rev_${++revisions}`,
+    tarball: toWireRef(ref),
+    image: null,
+    workdir: "/workspace",
+    remote_dir: null,
+    setup_timeout_ms: 30_000,
+    validation: null,
+    content_grant: "",
+    holders: [],
+    ...changes,
+  }
+}
+
+interface Ran {
+  item: ResultItem
+  end: AttemptEnd
+  progress: string[]
+  dir: string
+}
+
+async function run(python: string, changes: Partial<TaskSpec> & { payload?: unknown } = {}): Promise<Ran> {
+  const { payload = {}, ...spec } = changes
+  const claim = ++claims
+  const progress: string[] = []
+  const work = runner.start(
+    {
+      task: { claim, spec: 0, index: 0, attempt: 1, payload: payloadOf(claim, payload), gpus: [] },
+      spec: taskSpec(tree, ["python3", "-c", python], { memory_mb: 512, ...spec }),
+    },
+    { started: () => {}, progressed: (news) => news.progress !== null && progress.push(news.progress) },
+  )
+  const end = await work.done
+  if (end.kind !== "result")
+    return { item: {} as ResultItem, end, progress, dir: runner.attemptDir(claimNumber(claim)) }
+  return { item: end.end.item, end, progress, dir: runner.attemptDir(claimNumber(claim)) }
+}
+
+function payloadOf(claim: number, payload: unknown) {
+  const text = JSON.stringify(payload)
+  if (text.length < 1000) return { text }
+  payloads.set(claim, text)
+  return { digest: sha256Hex(text), size: text.length }
+}
+
+const ECHO = `
+import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+json.dump({"payload": payload, "file": open("data.txt").read()}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
+`
+
+test("RP-002, RP-003: the program reads its payload and its project, and its result comes back", async () => {
+  const { item } = await run(ECHO, { payload: { a: 1 } })
+  expect(item).toMatchObject({ failure_kind: null, exit_code: 0, result_problem: null, artifacts: [] })
+  expect(item.result).toEqual({ text: '{"payload": {"a": 1}, "file": "from the project"}' })
+  const large = { text: "x".repeat(5000) }
+  expect((await run(ECHO, { payload: large })).item.result).toEqual({
+    text: JSON.stringify({ payload: large, file: "from the project" }).replaceAll('":', '": ').replaceAll(',"', ', "'),
+  })
+})
+
+test("RP-006: an exit code other than 0 is a failure that names it, with the end of standard error", async () => {
+  const { item } = await run("import sys; print('out'); print('wrong', file=sys.stderr); sys.exit(3)")
+  expect(item).toMatchObject({ failure_kind: "exit_code", exit_code: 3, error_tail: "wrong\n" })
+  expect(item.output).toContain("out\n")
+})
+
+test("GAP-45: a result that is no JSON, a link or a pipe is no result, and why is said", async () => {
+  const path = 'os.environ["COMPUTALOT_TASK_RESULT"]'
+  const notJson = await run(`import os; open(${path}, "w").write("nope")`)
+  expect(notJson.item).toMatchObject({ failure_kind: null, result: null })
+  expect(notJson.item.result_problem).toContain("not JSON")
+  expect((await run(`import os; os.symlink("/etc/passwd", ${path})`)).item.result_problem).toContain("a link")
+  expect((await run(`import os; os.mkfifo(${path})`)).item.result_problem).toContain("no plain file")
+  expect((await run("pass")).item).toMatchObject({ result: null, result_problem: null })
+})
+
+test("a large result becomes a file of its own, named by its digest, which stays until the attempt is discarded", async () => {
+  const { item, end, dir } = await run(
+    'import os; open(os.environ["COMPUTALOT_TASK_RESULT"], "w").write(\'"\' + "x" * 300000 + \'"\')',
+  )
+  const text = `"${"x".repeat(300_000)}"`
+  expect(item.result).toEqual({ digest: sha256Hex(text), size: text.length })
+  const file = end.kind === "result" ? end.end.files[0] : undefined
+  expect(file).toMatchObject({ digest: sha256Hex(text), path: join(dir, "result.json") })
+  await runner.discard(claimNumber(claims))
+  expect(existsSync(dir)).toBe(false)
+})
+
+test("AW-001, C-23: what lies in the artifact directory is one tar.gz, links as links; nothing there: no artifact", async () => {
+  const { item, dir } = await run(`
+import os
+at = os.environ["COMPUTALOT_ARTIFACT_DIR"]
+os.makedirs(at + "/sub")
+open(at + "/one.txt", "w").write("1")
+open(at + "/sub/--two", "w").write("2")
+os.symlink("/etc/passwd", at + "/link")
+os.mkfifo(at + "/pipe")
+`)
+  expect(item.artifacts).toMatchObject([{ name: null, filename: "artifacts.tar.gz", content_type: "application/gzip" }])
+  const listed = execFileSync("tar", ["-tvzf", join(dir, "artifacts.tar.gz")], { encoding: "utf8" })
+  expect(listed).toContain("one.txt")
+  expect(listed).toContain("sub/--two")
+  expect(listed).toContain("link -> /etc/passwd")
+  expect(listed).not.toContain("pipe")
+  const failed = await run(
+    'import os,sys; open(os.environ["COMPUTALOT_ARTIFACT_DIR"] + "/x", "w").write("1"); sys.exit(1)',
+  )
+  expect(failed.item.artifacts).toEqual([])
+})
+
+test("RP-007: every progress line is handed on and none is left in the output", async () => {
+  const { item, progress } = await run(
+    'for i in range(3): print("COMPUTALOT_PROGRESS:{\\"percent\\": %d}" % i)\nprint("done")',
+  )
+  expect(progress).toEqual(['{"percent": 0}', '{"percent": 1}', '{"percent": 2}'])
+  expect(item.output).toBe("done\n")
+})
+
+test("rulings, Redaction: the attempt's folder is shown as the workdir", async () => {
+  const { item } = await run("import os; print(os.getcwd())")
+  expect(item.output).toBe("/workspace\n")
+})
+
+test("400 MB of output cost bounded memory and keep their end", async () => {
+  const before = process.memoryUsage().rss
+  const { item } = await run(
+    'import sys\nfor i in range(400): sys.stdout.write("x" * 999_999 + "\\n")\nprint("the end")',
+  )
+  expect(item.failure_kind).toBe(null)
+  expect(item.output.endsWith("x\nthe end\n")).toBe(true)
+  expect(item.output).toMatch(/^\[cut: /)
+  expect(process.memoryUsage().rss - before).toBeLessThan(200_000_000)
+})
+
+test("rulings, Holds: reaching what the hold buys is budget_spent, reaching the timeout is timeout", async () => {
+  const sleeps = "import time; time.sleep(30)"
+  expect((await run(sleeps, { timeout_ms: 300 })).item.failure_kind).toBe("timeout")
+  expect((await run(sleeps, { timeout_ms: 60_000, budget_ms: 300 })).item.failure_kind).toBe("budget_spent")
+})
+
+test("a command that the machine lacks is preparation_failed; a tarball that is none is setup_failed", async () => {
+  expect((await run("", { command: ["no-such-command"] })).item.failure_kind).toBe("preparation_failed")
+  const broken = await blobs.put({ stream: chunk("this is no tarball") })
+  const runtime = { ...tree, revision: "rev_broken", tarball: toWireRef(broken) }
+  const { item } = await run("pass", { runtime })
+  expect(item).toMatchObject({ failure_kind: "setup_failed", runtime_ms: 0 })
+})
+
+test("rulings, Projects: a failed validation gives the grant back and tells the coordinator, with the check's output", async () => {
+  const commands = [{ label: "imports", command: ["python3", "-c", "import no_such_module"] }]
+  const runtime = await revision([{ name: "x", content: "" }], {
+    validation: { executables: ["python3"], files: [], commands },
+  })
+  expect((await run("pass", { runtime })).end).toMatchObject({ kind: "returned" })
+  const replica = said.findLast((message) => message.type === "replica" && message.revision === runtime.revision)
+  expect(replica).toMatchObject({ state: "failed" })
+  expect(JSON.stringify(replica)).toContain("no_such_module")
+})
+
+test("attempts do not see what others wrote into their copy of the tree, and .venv/bin comes first (M-010)", async () => {
+  const runtime = await revision([{ name: ".venv/bin/python", content: "#!/bin/sh\necho mine\n", mode: 0o755 }])
+  await run("open('left', 'w').write('x')", { runtime })
+  const { item } = await run("import os; print(os.path.exists('left')); os.system('python')", { runtime })
+  expect(item.output.split("\n").toSorted()).toEqual(["", "False", "mine"])
+})
+
+test("an attempt that is stopped ends soon, and a collected end is found again by another agent", async () => {
+  const claim = ++claims
+  const grant = {
+    task: { claim, spec: 0, index: 0, attempt: 1, payload: { text: "{}" }, gpus: [] },
+    spec: taskSpec(tree, ["python3", "-c", "import time; time.sleep(60)"]),
+  }
+  const { promise: started, resolve } = Promise.withResolvers<void>()
+  const work = runner.start(grant, { started: resolve, progressed: () => {} })
+  await started
+  work.stop("cancelled")
+  const end = await work.done
+  expect(end).toMatchObject({ kind: "result", end: { item: { failure_kind: "cancelled" } } })
+  const dir = runner.attemptDir(claimNumber(claim))
+  const held = { ...grant, claim: claimNumber(claim), state: "running" as const, attemptDir: dir }
+  const adopted = await runner.adopt(held, { started: () => {}, progressed: () => {} })
+  expect(await adopted?.done).toEqual(end)
+  mkdirSync(join(attemptsDir, "c0"))
+  await runner.sweep([])
+  expect(existsSync(dir)).toBe(false)
+  expect(existsSync(join(attemptsDir, "c0"))).toBe(false)
+})
