@@ -1,0 +1,335 @@
+import { execFileSync } from "node:child_process"
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs"
+import { join } from "node:path"
+import { afterAll, beforeAll, describe, expect, test } from "vitest"
+import { PROJECT_FILES, shell, startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
+
+/** Appendix A: what the documents print, replayed with the programs they print it for, against one live node. */
+
+const JOB_PY = `import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+result = {"status": "ok", "source": "getting-started"}
+json.dump(result, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
+`
+const ECHO_PY = `import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+print("saw", sorted(payload))
+json.dump({"saw": payload}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
+`
+const SEEDS_PY = `import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+start, count = payload["seed_start"], payload["seed_count"]
+json.dump({"total_pnl": count, "sharpe_ratio": start, "sample_count": count, "max_drawdown": start + count},
+          open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
+`
+
+let fleet: Fleet
+let client: Client
+let projects: string
+beforeAll(async () => {
+  fleet = await startFleet()
+  client = await fleet.member(5)
+  projects = join(fleet.folder, "home")
+  for (const name of ["my-ml-project", "my-proj", "my-project"]) {
+    mkdirSync(join(projects, name), { recursive: true })
+    const files = {
+      ...PROJECT_FILES,
+      "job.py": JOB_PY,
+      "script.py": ECHO_PY,
+      "evaluate.py": ECHO_PY,
+      "simulate.py": ECHO_PY,
+      "evaluate_seeds.py": SEEDS_PY,
+      "sleep.py": "import time\nprint('sleeping', flush=True)\ntime.sleep(300)\n",
+    }
+    for (const [file, content] of Object.entries(files)) writeFileSync(join(projects, name, file), content)
+  }
+})
+afterAll(async () => {
+  await fleet[Symbol.asyncDispose]()
+})
+
+async function sh(script: string, cwd = "my-ml-project"): Promise<{ status: number; stdout: string; json: Json }> {
+  const { origin, folder } = fleet
+  const reply = await shell(script, { token: client.token, origin, folder, cwd: join(projects, cwd) })
+  return { ...reply, json: reply.stdout.startsWith("{") ? (JSON.parse(reply.stdout) as Json) : {} }
+}
+
+const BEARER = `-H "Authorization: Bearer $TOKEN"`
+const post = (path: string, body: string): string =>
+  `curl -sS "$BASE_URL${path}" -X POST ${BEARER} -H "Content-Type: application/json" -d '${body}'`
+const get = (path: string): string => `curl -sS "$BASE_URL${path}" ${BEARER}`
+
+async function accepted(body: string): Promise<string> {
+  const reply = await sh(post("/api/v1/jobs", body))
+  expect(reply.status, reply.stdout).toBe(201)
+  return String(reply.json["id"])
+}
+
+describe("appendix A", () => {
+  test("A06, A07, A08: balance, holds and ledger", async () => {
+    const balance = await sh(get("/api/v1/account/balance"))
+    expect(balance.status).toBe(200)
+    expect(balance.json).toMatchObject({ ledger_balance_usd: 5, held_usd: 0, available_usd: 5, active_hold_count: 0 })
+    const holds = await sh(get("/api/v1/account/holds"))
+    expect([holds.status, holds.json["holds"]]).toEqual([200, []])
+    const ledger = await sh(get("/api/v1/account/ledger"))
+    expect([ledger.status, ledger.json["count"]]).toEqual([200, 1])
+  })
+
+  test("A12, A13, A14: the three documented projects are created", async () => {
+    const first = await sh(
+      post(
+        "/api/v1/projects",
+        `{
+"name": "my-ml-project",
+"remote_dir": "/root/my-ml-project",
+"env": {"CLICKHOUSE_HOST": "db.internal"},
+"setup_timeout_s": 1200
+}`,
+      ),
+    )
+    expect(first.status, first.stdout).toBe(201)
+    const second = await sh(
+      `curl -sS -X POST ${BEARER} \\
+  -H "Content-Type: application/json" \\
+  $BASE_URL/api/v1/projects \\
+  -d '{"name": "my-proj", "remote_dir": "/root/projects/my-proj"}'`,
+    )
+    expect(second.status, second.stdout).toBe(201)
+    const third = await sh(post("/api/v1/projects", `{"name": "my-project", "remote_dir": "/root/my-project"}`))
+    expect(third.status, third.stdout).toBe(201)
+  })
+
+  test("A15: push with the whole directory, and with named files", async () => {
+    const whole = await sh(
+      `tar czf ../code.tar.gz . && curl -sS "$BASE_URL/api/v1/projects/my-ml-project/push" -X POST ${BEARER} --data-binary @../code.tar.gz`,
+    )
+    expect(whole.status, whole.stdout).toBe(200)
+    expect(whole.json).toMatchObject({ manifest_present: true })
+    expect(String(whole.json["content_hash"])).toMatch(/^[0-9a-f]{64}$/)
+    const named = await sh(
+      `tar czf code.tar.gz Dockerfile computalot.project.json script.py evaluate.py sleep.py
+curl -sS -X POST ${BEARER} --data-binary @code.tar.gz $BASE_URL/api/v1/projects/my-proj/push`,
+      "my-proj",
+    )
+    expect(named.status, named.stdout).toBe(200)
+    const third = await sh(
+      `tar czf code.tar.gz Dockerfile computalot.project.json script.py evaluate_seeds.py
+curl -sS "$BASE_URL/api/v1/projects/my-project/push" -X POST ${BEARER} --data-binary @code.tar.gz`,
+      "my-project",
+    )
+    expect(third.status, third.stdout).toBe(200)
+  })
+
+  test("A19: status says that jobs can be submitted", async () => {
+    const status = await sh(get("/api/v1/projects/my-ml-project/status"))
+    expect(status.status).toBe(200)
+    expect(status.json).toMatchObject({ project: "my-ml-project", can_accept_new_jobs: true, project_ready: true })
+  })
+
+  test("A21, A38–A41: the first job, its status, tasks, output and results", async () => {
+    const submitted = await sh(
+      post(
+        "/api/v1/jobs",
+        `{
+"type": "structured_runner",
+"runner_command": ["python3", "job.py"],
+"payload": {"test_case": "getting-started"},
+"project": "my-ml-project",
+"timeout_s": 120,
+"requirements": {
+"cpu": 1,
+"memory_mb": 256,
+"profile": "cpu"
+},
+"reliability_mode": "strict_complete"
+}`,
+      ),
+    )
+    expect(submitted.status, submitted.stdout).toBe(201)
+    expect(submitted.json).toMatchObject({
+      reliability_mode: "strict_complete",
+      requirements: { cpu: 1, memory_mb: 256, profile: "cpu" },
+      summary: {
+        billing_estimate: { reliability_mode: "strict_complete" },
+        billing_admission: { admitted: true },
+        billing_hold: { status: "active" },
+      },
+    })
+    const id = String(submitted.json["id"])
+    expect(id).toMatch(/^job_\d{8}_\d{6}_[a-z0-9]+$/)
+    // The loop of 001 as it stands, but for its pause.
+    const polled = await sh(
+      `while true; do
+STATUS=$(curl -sS ${BEARER} \\
+$BASE_URL/api/v1/jobs/${id} | python3 -c "import sys,json; print(json.load(sys.stdin)['status'])")
+case $STATUS in
+completed|partial|failed|cancelled) break ;;
+esac
+sleep 0.1
+done
+echo $STATUS`,
+    )
+    expect(polled.stdout.trim()).toBe("completed")
+    const results = await sh(get(`/api/v1/results/${id}`))
+    expect(results.status).toBe(200)
+    expect(results.json).toMatchObject({
+      job_id: id,
+      status: "completed",
+      results: [
+        {
+          status: "completed",
+          result: { status: "ok", source: "getting-started" },
+          payload: { test_case: "getting-started" },
+        },
+      ],
+    })
+    const output = await sh(get(`/api/v1/jobs/${id}/output`))
+    expect([output.status, output.json]).toEqual([200, { output: "", error: null }])
+    const tasks = await sh(get(`/api/v1/jobs/${id}/tasks`))
+    expect(tasks.status).toBe(200)
+    expect(tasks.json).toMatchObject({ count: 1, tasks: [{ status: "completed", attempt: 1, result_present: true }] })
+  })
+
+  test("A22: the quickstart's job", async () => {
+    const reply = await sh(
+      `curl -sS -X POST ${BEARER} \\
+  -H "Content-Type: application/json" \\
+  $BASE_URL/api/v1/jobs \\
+  -d '{"type": "structured_runner", "runner_command": ["python3", "script.py"], "payload": {"test": true}, "project": "my-proj", "timeout_s": 120}'`,
+    )
+    expect(reply.status, reply.stdout).toBe(201)
+    expect(await client.ended(String(reply.json["id"]))).toMatchObject({
+      status: "completed",
+      output: "saw ['test']\n",
+    })
+    const other = await accepted(
+      `{"type": "structured_runner", "runner_command": ["python3", "script.py"], "payload": {"test": true}, "project": "my-project", "timeout_s": 120}`,
+    )
+    expect(await client.ended(other)).toMatchObject({ status: "completed" })
+  })
+
+  test("A24: three items are three tasks with exactly these payloads", async () => {
+    const id = await accepted(
+      `{"type":"structured_runner","runner_command":["python","evaluate.py"],"fan_out":{"items":[{"params":[0.1,0.5,0.3],"generation":12},{"params":[0.2,0.4,0.6],"generation":12},{"params":[0.3,0.3,0.1],"generation":12}]},"project":"my-proj"}`,
+    )
+    expect(await client.ended(id)).toMatchObject({ status: "completed" })
+    const expected = [
+      { params: [0.1, 0.5, 0.3], generation: 12 },
+      { params: [0.2, 0.4, 0.6], generation: 12 },
+      { params: [0.3, 0.3, 0.1], generation: 12 },
+    ]
+    const tasks = await client.tasks(id)
+    expect(tasks.map(({ payload }) => payload)).toEqual(expected)
+    // What the program itself was given is the same.
+    expect(tasks.map(({ result }) => result)).toEqual(expected.map((saw) => ({ saw })))
+  })
+
+  test("A25: twenty chunks start at 0, 500, … and cover 10,000", async () => {
+    const id = await accepted(
+      `{"type":"structured_runner","runner_command":["python","simulate.py"],"payload":{"total_seeds":10000},"fan_out":{"chunks":20,"range_field":"total_seeds","total":10000},"merge_strategy":"collect","project":"my-ml-project","timeout_s":1800}`,
+    )
+    expect(await client.ended(id)).toMatchObject({ status: "completed" })
+    const payloads = (await client.tasks(id)).map(({ payload }) => payload as Json)
+    expect(payloads.map(({ start }) => start)).toEqual(Array.from({ length: 20 }, (_, chunk) => chunk * 500))
+    expect(payloads.every(({ count, total_seeds }) => count === 500 && total_seeds === 10_000)).toBe(true)
+    const results = await client.results(id)
+    expect(results["aggregate_result"]).toHaveLength(20)
+  })
+
+  test("A31: fifty ranges are reduced to the three documented numbers", async () => {
+    const id = await accepted(
+      `{"type":"map_reduce","runner_command":["python","evaluate_seeds.py"],"project":"my-project","payload":{"strategy":"momentum"},"split":{"field":"seed","start":0,"total":10000,"chunks":50},"reduce":{"total_pnl":"sum","sharpe_ratio":"weighted_avg:sample_count","max_drawdown":"max"},"timeout_s":7200}`,
+    )
+    const job = await client.ended(id)
+    expect(job).toMatchObject({
+      status: "completed",
+      summary: { reduced: { total_pnl: 10_000, sharpe_ratio: 4_900, max_drawdown: 10_000 } },
+    })
+    expect(Object.keys((job["summary"] as Json)["reduced"] as Json).sort()).toEqual([
+      "max_drawdown",
+      "sharpe_ratio",
+      "total_pnl",
+    ])
+    const payloads = (await client.tasks(id)).map(({ payload }) => payload)
+    expect(payloads).toEqual(
+      Array.from({ length: 50 }, (_, chunk) =>
+        expect.objectContaining({ strategy: "momentum", seed_start: chunk * 200, seed_count: 200 }),
+      ),
+    )
+  })
+
+  test("A42: the stream starts with a snapshot and ends with done", async () => {
+    const id = await accepted(
+      `{"type": "structured_runner", "runner_command": ["python3", "script.py"], "payload": {"test": true}, "project": "my-proj", "timeout_s": 120}`,
+    )
+    const live = await sh(`curl -sS -N ${BEARER} $BASE_URL/api/v1/jobs/${id}/stream`)
+    expect(live.status).toBe(200)
+    const events = [...live.stdout.matchAll(/^event: (.+)$/gm)].map(([, event]) => event)
+    expect([events[0], events.at(-1)]).toEqual(["snapshot", "done"])
+    const after = await sh(`curl -sS -N ${BEARER} $BASE_URL/api/v1/jobs/${id}/stream`)
+    expect([...after.stdout.matchAll(/^event: (.+)$/gm)].map(([, event]) => event)).toEqual(["snapshot", "done"])
+  })
+
+  test("A45: cancelling a running job ends its process and gives the money back", async () => {
+    const id = await accepted(
+      `{"type": "structured_runner", "runner_command": ["python3", "sleep.py"], "project": "my-proj", "timeout_s": 600}`,
+    )
+    await client.until(id, ({ feedback_summary: feedback }) => JSON.stringify(feedback ?? "").includes("sleeping"))
+    expect(sleepers()).toHaveLength(1)
+    expect(Number((await client.balance())["held_usd"])).toBeGreaterThan(0)
+    const reply = await sh(
+      `curl -sS -X PUT ${BEARER} \\
+-H "Content-Type: application/json" \\
+$BASE_URL/api/v1/jobs/${id}/cancel \\
+-d '{"reason":"no longer needed"}'`,
+    )
+    expect(reply.status, reply.stdout).toBe(200)
+    expect(await client.ended(id)).toMatchObject({ status: "cancelled", error: "no longer needed" })
+    await expect.poll(sleepers).toEqual([])
+    await expect.poll(async () => (await client.balance())["held_usd"]).toBe(0)
+    expect(await client.tasks(id)).toMatchObject([{ status: "cancelled", failure_kind: "cancelled" }])
+  })
+
+  test("A47, A53, A54: an artifact goes up, is listed and comes down as it was", async () => {
+    const bytes = Buffer.from(Array.from({ length: 70_000 }, (_, index) => (index * 7919) % 251))
+    writeFileSync(join(projects, "my-ml-project", "model.pt"), bytes)
+    const uploaded = await sh(
+      `ART_ID=$(curl -sS -X POST \\
+${BEARER} \\
+-H "Content-Type: application/octet-stream" \\
+-H "X-Artifact-Filename: model.pt" \\
+--data-binary @model.pt \\
+$BASE_URL/api/v1/artifacts | python3 -c "import sys,json; print(json.load(sys.stdin)['id'])")
+echo $ART_ID`,
+    )
+    expect(uploaded.status).toBe(201)
+    const id = uploaded.stdout.trim()
+    const list = await sh(get("/api/v1/artifacts"))
+    expect(list.json["artifacts"]).toMatchObject([{ id, filename: "model.pt", size: bytes.length }])
+    const down = await sh(`curl -sS ${BEARER} $BASE_URL/api/v1/artifacts/${id} -o output.bin`)
+    expect(down.status).toBe(200)
+    expect(readFileSync(join(projects, "my-ml-project", "output.bin")).equals(bytes)).toBe(true)
+  })
+
+  test("the money of all of it adds up", async () => {
+    const ledger = (await sh(get("/api/v1/account/ledger"))).json["entries"] as Json[]
+    const debits = ledger.filter(({ type }) => type === "debit")
+    expect(new Set(debits.map(({ job_id: job }) => job)).size).toBe(debits.length)
+    const micros = (usd: unknown): number => Math.round(Number(usd) * 1e6)
+    const sum = ledger.reduce(
+      (total, { type, amount_usd: usd }) => total + (type === "debit" ? -micros(usd) : micros(usd)),
+      0,
+    )
+    const balance = await client.balance()
+    expect(micros(balance["ledger_balance_usd"])).toBe(sum)
+    expect(balance).toMatchObject({ held_usd: 0, active_hold_count: 0, available_usd: balance["ledger_balance_usd"] })
+    await fleet.expectAudit()
+  })
+})
+
+/** Processes of the sleeping program, wherever they are. */
+function sleepers(): string[] {
+  const listed = execFileSync("ps", ["-eo", "pid,args"], { encoding: "utf8" })
+  return listed.split("\n").filter((line) => /python3? sleep\.py$/.test(line))
+}
