@@ -271,7 +271,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
 
   async function sendTo(member: Member, rows: readonly GrantedTaskRow[]): Promise<void> {
     const specs = new Map<string, { spec: TaskSpec; bytes: number }>()
-    const unsent: ClaimNumber[] = []
+    const unsent: GrantedTaskRow[] = []
     let frame = newFrame()
     for (const row of rows) {
       const job = parts.known.get(row.job)
@@ -284,8 +284,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         specs.set(key, known)
       }
       if (known.bytes > LARGEST_SPEC_BYTES) {
-        parts.cannotRun(row.job, `its command and environment are ${known.bytes} bytes, above ${LARGEST_SPEC_BYTES}`)
-        unsent.push(row.claim)
+        unsent.push(row)
         continue
       }
       const payload = (await parts.plans.of(job.seq)).payloadText(row.index)
@@ -296,7 +295,15 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       frame.add(known, row, payload)
     }
     flush(member, frame)
-    if (unsent.length > 0) await parts.takeBack(unsent)
+    if (unsent.length > 0) await refuse(unsent)
+  }
+
+  /** These could never be sent: a frame that is too long resets the stream, and the next hello would bring it again. */
+  async function refuse(rows: readonly GrantedTaskRow[]): Promise<void> {
+    await parts.takeBack(rows.map(({ claim }) => claim))
+    for (const job of new Set(rows.map(({ job }) => job))) {
+      parts.cannotRun(job, `its command and environment take more than ${LARGEST_SPEC_BYTES} bytes`)
+    }
   }
 
   function flush(member: Member, { specs, tasks }: GrantFrame): void {

@@ -1,0 +1,174 @@
+import { afterEach, beforeEach, expect, test } from "vitest"
+import {
+  startTestCoordinator,
+  startWorker,
+  type ScriptedNode,
+  type TestCoordinator,
+  verdictsOf,
+} from "../support/scripted-node.ts"
+
+let rig: TestCoordinator
+beforeEach(async () => {
+  rig = await startTestCoordinator()
+})
+afterEach(async () => rig[Symbol.asyncDispose]())
+
+const statusOf = async (job: string): Promise<unknown> => (await rig.job(job))["status"]
+const items = (count: number): object => ({ fan_out: { items: Array.from({ length: count }, (_, n) => ({ n })) } })
+
+const isSuspect = async ({ id }: ScriptedNode): Promise<void> => {
+  const rows = async () => (await rig.call("GET", "/admin/nodes")).get("nodes") as { id: string; contact: string }[]
+  await expect.poll(async () => (await rows()).find((row) => row.id === id)?.contact).toBe("suspect")
+}
+const eventTypes = async (job: string): Promise<string[]> => {
+  const events = (await rig.as("GET", `/jobs/${job}/events?limit=1000`)).get("events") as { type: string }[]
+  return events.map(({ type }) => type)
+}
+
+// ── losses ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+test("a grant that a node's next hello does not list goes back at once, and is no loss", async () => {
+  const node = await rig.node()
+  await node.connect()
+  await node.claim()
+  const job = await rig.submit()
+  await expect.poll(() => node.granted.length).toBe(1)
+  node.breakStream()
+  await node.connect()
+  await node.claim()
+  await expect.poll(() => node.granted.length).toBe(2)
+  expect(node.granted[1]?.attempt).toBe(1)
+  expect(node.granted[1]?.claim).toBeGreaterThan(node.granted[0]?.claim ?? 0)
+  await node.report(node.granted[0]?.claim ?? 0)
+  await node.report(node.granted[1]?.claim ?? 0)
+  await expect.poll(() => verdictsOf(node)).toEqual(["spent", "stored"])
+  expect(await eventTypes(job)).not.toContain("task.lost")
+})
+
+test("a node back within the wait goes on with the same attempt", async () => {
+  const node = await startWorker(rig)
+  const job = await rig.submit()
+  const claim = await node.next()
+  node.breakStream()
+  await isSuspect(node)
+  const welcome = await node.connect({ attempts: [{ claim, state: "running" }] })
+  expect(welcome).toMatchObject({ attempts: [{ claim, verdict: "keep" }] })
+  await node.report(claim)
+  await expect.poll(() => verdictsOf(node)).toEqual(["stored"])
+  const types = await eventTypes(job)
+  expect(types.filter((type) => type === "task.started")).toHaveLength(1)
+  expect(types).not.toContain("task.lost")
+})
+
+test("a task whose node is gone runs on another after the wait, and the first one's late result is spent", async () => {
+  const first = await startWorker(rig, { cpu: 1 })
+  const job = await rig.submit()
+  const lost = await first.next()
+  const second = await startWorker(rig, { cpu: 1 })
+  first.mine.clear()
+  first.breakStream()
+  const claim = await second.next()
+  expect(claim).toBeGreaterThan(lost)
+  expect(second.granted[0]).toMatchObject({ index: 0, attempt: 2 })
+  const welcome = await first.connect({ attempts: [{ claim: lost, state: "done" }] })
+  expect(welcome).toMatchObject({ attempts: [{ claim: lost, verdict: "keep" }] })
+  await first.report(lost)
+  await expect.poll(() => verdictsOf(first)).toEqual(["spent"])
+  await second.report(claim)
+  await expect.poll(() => statusOf(job)).toBe("completed")
+  expect(await eventTypes(job)).toEqual(expect.arrayContaining(["task.contact_lost", "task.lost", "task.completed"]))
+})
+
+test("a node that returns after the wait but before another could run its task goes on, and no loss is counted", async () => {
+  const node = await startWorker(rig)
+  const job = await rig.submit()
+  const claim = await node.next()
+  node.breakStream()
+  await expect.poll(() => eventTypes(job), { timeout: 15_000 }).toContain("task.contact_lost")
+  await node.connect({ attempts: [{ claim, state: "running" }] })
+  await expect.poll(() => eventTypes(job)).toContain("task.contact_restored")
+  await node.claim()
+  await node.report(claim)
+  await expect.poll(() => verdictsOf(node)).toEqual(["stored"])
+  await expect.poll(() => statusOf(job)).toBe("completed")
+  expect(await eventTypes(job)).not.toContain("task.lost")
+  expect(node.granted).toHaveLength(1)
+})
+
+test("a node that came back without an attempt has lost it: it runs again", async () => {
+  const node = await startWorker(rig)
+  const job = await rig.submit()
+  const lost = await node.next()
+  node.mine.clear()
+  await node.connect({ boot_id: "boot-2" })
+  await node.claim()
+  const claim = await node.next()
+  expect(claim).toBeGreaterThan(lost)
+  await node.report(claim)
+  await expect.poll(() => statusOf(job)).toBe("completed")
+  expect(await eventTypes(job)).toContain("task.lost")
+})
+
+test("a heartbeat renews what it names and says what is no longer the node's", async () => {
+  const node = await startWorker(rig)
+  await rig.submit()
+  const claim = await node.next()
+  await node.heartbeat(claim, 12)
+  await expect.poll(() => node.heard).toContainEqual({ type: "heartbeat_reply", n: 1, renewed: [claim], spent: [12] })
+})
+
+test("a refused report is a loss: the task runs again", async () => {
+  const node = await startWorker(rig)
+  const job = await rig.submit()
+  const first = await node.next()
+  const missing = { name: null, filename: "f", digest: "a".repeat(64), size: 3, content_type: "text/plain" }
+  await node.report(first, { artifacts: [missing] })
+  await expect.poll(() => verdictsOf(node)).toEqual(["refused"])
+  node.mine.delete(first)
+  const second = await node.next()
+  await node.report(second)
+  await expect.poll(() => statusOf(job)).toBe("completed")
+  await node.report(first)
+  await expect.poll(() => verdictsOf(node)).toEqual(["refused", "stored", "spent"])
+})
+
+// ── the coordinator starts again ────────────────────────────────────────────────────────────────────────────────────
+
+test("a restart of the coordinator keeps attempts, runs nothing twice and takes what ended meanwhile", async () => {
+  const node = await startWorker(rig)
+  const job = await rig.submit(items(2))
+  const [running, done] = [await node.next(), await node.next()]
+  await expect.poll(() => statusOf(job)).toBe("running")
+  await rig.restart()
+  const welcome = await node.connect({
+    attempts: [
+      { claim: running, state: "running" },
+      { claim: done, state: "done" },
+    ],
+  })
+  expect(welcome).toMatchObject({ attempts: [{ verdict: "keep" }, { verdict: "keep" }] })
+  await node.claim()
+  await node.report(done)
+  await node.report(running)
+  await expect.poll(() => verdictsOf(node)).toEqual(["stored", "stored"])
+  await expect.poll(() => statusOf(job)).toBe("completed")
+  expect(node.granted).toHaveLength(2)
+  const types = await eventTypes(job)
+  expect(types.filter((type) => type === "task.started")).toHaveLength(2)
+  expect(types).not.toContain("task.lost")
+})
+
+test("a grant that was offered before a restart and never arrived goes back without a loss", async () => {
+  const node = await rig.node()
+  await node.connect()
+  await node.claim()
+  const job = await rig.submit()
+  await expect.poll(() => node.granted.length).toBe(1)
+  await rig.restart()
+  await node.connect()
+  await node.claim()
+  await expect.poll(() => node.granted.length).toBe(2)
+  expect(node.granted[1]).toMatchObject({ index: 0, attempt: 1 })
+  await node.report(node.granted[1]?.claim ?? 0)
+  await expect.poll(() => statusOf(job)).toBe("completed")
+})
