@@ -46,8 +46,6 @@ export const PACKAGE_HOMES: Record<string, readonly string[]> = {
   "better-sqlite3": ["coordinator/store", "node-agent/outbox"],
   express: ["coordinator/http"],
   execa: ["node-agent/runtime", "node-agent/hardware"],
-  systeminformation: ["node-agent/hardware"],
-  "dockerfile-ast": ["coordinator/projects", "node-agent/runtime"],
   "tar-stream": ["coordinator", "node-agent"],
   cborg: PROGRAMS,
   zod: PROGRAMS,
