@@ -1,13 +1,6 @@
 import { afterEach, beforeEach, expect, test } from "vitest"
 import { CONTROL_PROTOCOL, encodeMessage } from "../../protocol/wire/control.ts"
-import {
-  HELLO,
-  startTestCoordinator,
-  startWorker,
-  type ScriptedNode,
-  type TestCoordinator,
-  verdictsOf,
-} from "../support/scripted-node.ts"
+import { HELLO, startTestCoordinator, startWorker, type TestCoordinator, verdictsOf } from "../support/scripted-node.ts"
 
 let rig: TestCoordinator
 beforeEach(async () => {
