@@ -33,7 +33,7 @@ export const LADDERS: Record<Program, readonly (readonly string[])[]> = {
     ["mesh"],
     ["outbox"],
     ["tasks"],
-    ["config.ts"],
+    ["config.ts", "small-heap.ts"],
     ["agent.ts"],
     ["main.ts"],
   ],
