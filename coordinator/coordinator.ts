@@ -150,7 +150,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   mesh.subscribe(OFFERS_TOPIC, () => ignore("our own"))
 
   const offers = opening.use(
-    createOffers({ mesh, clock, log, queue, known, policy, epoch, revocationVersion: fleet.revocationVersion }),
+    createOffers({ mesh, clock, log, queue, known, policy, epoch, revocationVersion: () => fleet.revocationVersion() }),
   )
   const wake = (): void => {
     dispatch.wake()
@@ -191,8 +191,8 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       watch,
       timing,
       wake,
-      finish: jobLife.finish,
-      taskFailed: jobLife.taskFailed,
+      finish: (jobs) => jobLife.finish(jobs),
+      taskFailed: (jobs) => jobLife.taskFailed(jobs),
       preparationMs: (revision) => (specs.known(revision)?.project.setupTimeoutSeconds ?? 0) * 1000,
     }),
   )
@@ -209,7 +209,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
         prepare.wake()
         wake()
       },
-      failed: jobLife.setupFailed,
+      failed: (revision, message, logTail) => jobLife.setupFailed(revision, message, logTail),
     }),
   )
   const dispatch = opening.use(
@@ -226,12 +226,12 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       runtimes: specs,
       policy,
       claimLifetimeMs: timing.claimLifetimeMs,
-      spend: claims.spend,
-      takeBack: claims.takeBack,
-      finish: jobLife.finish,
-      taskFailed: jobLife.taskFailed,
-      budgetSpent: jobLife.budgetSpent,
-      cannotRun: jobLife.cannotRun,
+      spend: (spent, reason) => claims.spend(spent, reason),
+      takeBack: (given) => claims.takeBack(given),
+      finish: (jobs) => jobLife.finish(jobs),
+      taskFailed: (jobs) => jobLife.taskFailed(jobs),
+      budgetSpent: (job) => jobLife.budgetSpent(job),
+      cannotRun: (job, message) => jobLife.cannotRun(job, message),
     }),
   )
   members.onChange(() => {
@@ -241,7 +241,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   })
 
   await requeueBuilds(store, clock.now())
-  await restoreClaims({ store, clock, members, known, claimLifetimeMs: timing.claimLifetimeMs }, jobLife.resume)
+  await restoreClaims({ store, clock, members, known, claimLifetimeMs: timing.claimLifetimeMs }, () => jobLife.resume())
   const door = opening.use(
     openControlDoor({ mesh, clock, random, log, key: identity, epoch, members, fleet, claims, builds, timing, wake }),
   )
@@ -288,7 +288,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
         prepare.wake()
         wake()
       },
-      cancelQueued: jobLife.cancelQueued,
+      cancelQueued: (wanted: Parameters<typeof jobLife.cancelQueued>[0]) => jobLife.cancelQueued(wanted),
     }
     mountAdmin(app, {
       store,
@@ -309,8 +309,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       watch,
       queueReasons: createQueueReasons({ members, queue, specs, policy, clock }),
       submit: (request) =>
-        submitJob({ store, clock, random, prices, quoteTtlMs: config.quoteTtlMs, plan: jobLife.plan }, request),
-      cancel: jobLife.cancel,
+        submitJob(
+          { store, clock, random, prices, quoteTtlMs: config.quoteTtlMs, plan: (job) => jobLife.plan(job) },
+          request,
+        ),
+      cancel: (id, account, reason) => jobLife.cancel(id, account, reason),
       ssePingMs: config.ssePingMs,
       sseLimitMs: config.sseLimitMs,
     })
@@ -324,7 +327,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       files,
       isLive,
       stage,
-      drain: claims.drain,
+      drain: (member) => claims.drain(member),
       cutOff: async (member) => {
         await claims.revoke(member)
         mesh.setRevoked(fleet.revoked())

@@ -130,7 +130,7 @@ async function demo(): Promise<void> {
   const ledger = (await call(origin, bearer, "GET", "/api/v1/account/ledger"))["entries"] as Json[]
   const debit = ledger.find((entry) => entry["type"] === "debit")
   const balance = await call(origin, bearer, "GET", "/api/v1/account/balance")
-  say(`charged $${String(debit?.["amount_usd"] ?? 0)}, still held $${String(balance["held_usd"])}`)
+  say(`charged $${Number(debit?.["amount_usd"] ?? 0)}, still held $${String(balance["held_usd"])}`)
   const nodes = (await call(origin, admin, "GET", "/api/v1/admin/nodes"))["nodes"] as Json[]
   for (const [level, its] of Map.groupBy(nodes, (node) => String(node["isolation"]))) {
     const tasks = its.map((node) => Number(node["tasks_ended"]))
@@ -175,11 +175,11 @@ async function follow(origin: string, bearer: string, id: string): Promise<strin
   const tasks = new Map<number, string>()
   for await (const frame of readSse(response.body)) {
     const data = JSON.parse(frame.data) as Json
-    if (frame.event === "done") return String(((data["statuses"] ?? {}) as Json)[id] ?? status)
+    if (frame.event === "done") return (data["statuses"] as Record<string, string>)[id] ?? status
     if (frame.event === "snapshot" || frame.event === "job") {
       const job = data["job"] as Json
       status = String(job["status"])
-      reason = status === "queued" ? String((job["queue_reason"] as Json | null)?.["message"] ?? "") : ""
+      reason = status === "queued" ? ((job["queue_reason"] as { message: string } | null)?.message ?? "") : ""
     }
     const rows =
       frame.event === "snapshot" ? (data["tasks"] as Json[]) : frame.event === "task" ? [data["task"] as Json] : []
