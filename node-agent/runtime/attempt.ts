@@ -1,17 +1,13 @@
-import { readFileSync, writeFileSync } from "node:fs"
-import { writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import * as z from "zod"
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import type { AttemptExit, AttemptSpec, RunningAttempt } from "./driver.ts"
-import { signalName, type Supervised, type SupervisorEnd } from "./supervisor.ts"
+import { readReason, readSupervision, signalName, type Supervised, type SupervisorEnd } from "./supervisor.ts"
 
-/** What a driver must still know of an attempt when another agent adopts it: `attempt.json` in its directory. */
+/** What a driver must still know of an attempt when another agent adopts it. */
 export type AttemptRecord = z.infer<typeof attemptRecord>
 const attemptRecord = z.object({
   name: z.string(),
-  /** Of its control groups. */
-  group: z.string(),
   memoryBytes: z.number(),
   pids: z.number(),
   diskBytes: z.number(),
@@ -19,17 +15,15 @@ const attemptRecord = z.object({
   network: z.enum(["none", "outbound"]),
 })
 
-/** Written before anything of the attempt runs: whatever is left of it can be found again. */
-export function writeRecord(spec: AttemptSpec, group: string): void {
-  const { memoryBytes, pids, diskBytes, timeoutMs } = spec.limits
-  const record = { name: spec.name, group, memoryBytes, pids, diskBytes, timeoutMs, network: spec.network }
-  writeFileSync(join(spec.attemptDir, "attempt.json"), JSON.stringify(record))
+export function recordOf({ name, limits, network }: AttemptSpec): AttemptRecord {
+  const { memoryBytes, pids, diskBytes, timeoutMs } = limits
+  return { name, memoryBytes, pids, diskBytes, timeoutMs, network }
 }
 
 /** Null when the directory holds no attempt of a driver. */
 export function readRecord(attemptDir: string): AttemptRecord | null {
   try {
-    return attemptRecord.parse(JSON.parse(readFileSync(join(attemptDir, "attempt.json"), "utf8")))
+    return attemptRecord.parse(JSON.parse(readSupervision(attemptDir)?.record ?? ""))
   } catch {
     return null
   }
@@ -51,21 +45,16 @@ export function runningAttempt(
   supervised: Supervised,
   signs: EndSigns,
 ): RunningAttempt {
-  const reasonFile = join(attemptDir, "stop")
   const done = supervised.done.then(async (end) => {
     const refused = end.cause === "program" ? signs.refused?.(end) : null
     if (refused) return { ...usage(end), exitCode: null, signal: null, ...refused }
     const failed = end.cause === "program" && end.exit_code !== 0
     const full = failed && end.oom_kills === 0 && ((await signs.diskFull?.().catch(() => false)) ?? false)
-    return explainEnd(end, record, { diskFull: full, stopReason: readStopReason(reasonFile) })
+    return explainEnd(end, record, { diskFull: full, stopReason: readReason(attemptDir) })
   })
   return {
     done,
-    async stop(reason) {
-      // Stays beside the exit file, so that every later look at this end gives the same reason.
-      await writeFile(reasonFile, reason).catch(() => {})
-      await supervised.stop()
-    },
+    stop: (reason) => supervised.stop(reason),
     extend: (deadline) => supervised.extend(deadline),
     stdoutPath: join(attemptDir, "stdout"),
     stderrPath: join(attemptDir, "stderr"),
@@ -122,14 +111,6 @@ function outOfMemory(bytes: number): string {
 function likelySignal(code: number | null): string {
   if (code === null || code <= 128 || code > 128 + 31) return ""
   return ` (as after ${signalName(code - 128)})`
-}
-
-function readStopReason(path: string): "cancelled" | "deadline" {
-  try {
-    return readFileSync(path, "utf8") === "deadline" ? "deadline" : "cancelled"
-  } catch {
-    return "cancelled"
-  }
 }
 
 const mebibytes = (bytes: number): string => `${Math.round(bytes / 1024 / 1024)} MB`

@@ -10,9 +10,9 @@ import type { Limits } from "./driver.ts"
 export interface TaskGroups {
   /** What was found by trying: memory, cpu and pids, or nothing for a plain user. */
   readonly enforces: Enforceable[]
-  /** Makes groups of that name, without limits yet. A supervisor puts the program in. */
+  /** Makes groups of that name, without limits yet. A supervisor goes in, and what it runs is born there. */
   make(name: string): SupervisedGroup
-  /** Sets the limits of groups made before. */
+  /** Sets what an attempt may use in groups made before. */
   limit(name: string, limits: GroupLimits): void
   /** Kills every process in the attempt's groups and removes them. Missing groups are fine. */
   remove(name: string): Promise<void>
@@ -28,6 +28,7 @@ export interface SupervisedGroup {
   /** Counts processes killed for memory. */
   oomFile?: string
   peakFile?: string
+  usageFile?: string
   cpuFile?: string
   /** Units of `cpuFile` in a millisecond. */
   cpuPerMs?: number
@@ -36,6 +37,10 @@ export interface SupervisedGroup {
 }
 
 export type GroupLimits = Pick<Limits, "memoryBytes" | "cpu" | "pids">
+
+/** The supervisor sits in the groups too; with what it lets an attempt leave behind (supervisor, LEFT_BYTES). */
+const SUPERVISOR_MEMORY_BYTES = 8 * 1024 * 1024
+const SUPERVISOR_PIDS = 1
 
 /** Twelve hex digits that stand for an agent's data directory in names on the machine. */
 export function agentMark(dataDir: string): string {
@@ -62,7 +67,12 @@ export function openTaskGroups(dataDir: string): TaskGroups {
       }
       return group
     },
-    limit(name, limits) {
+    limit(name, asked) {
+      const limits = {
+        ...asked,
+        memoryBytes: asked.memoryBytes + SUPERVISOR_MEMORY_BYTES,
+        pids: asked.pids + SUPERVISOR_PIDS,
+      }
       for (const { version, controllers, base } of hierarchies) {
         for (const controller of controllers) CONTROLS[version][controller].limit?.(join(base, name), limits)
       }
@@ -113,15 +123,17 @@ const CONTROLS: Record<"v1" | "v2", Record<Controller, Control>> = {
   v1: {
     memory: {
       limit(directory, limits) {
-        set(directory, "memory.limit_in_bytes", limits.memoryBytes)
         // Swapping would turn the limit into a slow-down of the whole machine. Not every kernel counts swap.
-        if (existsSync(join(directory, "memory.memsw.limit_in_bytes"))) {
-          set(directory, "memory.memsw.limit_in_bytes", limits.memoryBytes)
-        }
+        const countsSwap = existsSync(join(directory, "memory.memsw.limit_in_bytes"))
+        // Never below the limit without swap, so it is out of the way while that one changes.
+        if (countsSwap) set(directory, "memory.memsw.limit_in_bytes", -1)
+        set(directory, "memory.limit_in_bytes", limits.memoryBytes)
+        if (countsSwap) set(directory, "memory.memsw.limit_in_bytes", limits.memoryBytes)
       },
       files(directory, group) {
         group.oomFile = join(directory, "memory.oom_control")
         group.peakFile = join(directory, "memory.max_usage_in_bytes")
+        group.usageFile = join(directory, "memory.usage_in_bytes")
       },
     },
     // A share, not a quota: never less than asked while others want theirs, more while the node is idle.
@@ -138,12 +150,12 @@ const CONTROLS: Record<"v1" | "v2", Record<Controller, Control>> = {
     memory: {
       limit(directory, limits) {
         set(directory, "memory.max", limits.memoryBytes)
-        set(directory, "memory.oom.group", 1)
         if (existsSync(join(directory, "memory.swap.max"))) set(directory, "memory.swap.max", 0)
       },
       files(directory, group) {
         group.oomFile = join(directory, "memory.events")
         group.peakFile = join(directory, "memory.peak")
+        group.usageFile = join(directory, "memory.current")
       },
     },
     cpu: {

@@ -1,12 +1,12 @@
 import { readdirSync } from "node:fs"
 import { rm } from "node:fs/promises"
 import { join, resolve } from "node:path"
-import { readRecord, runningAttempt, writeRecord, type EndSigns } from "./attempt.ts"
+import { readRecord, recordOf, runningAttempt, type EndSigns } from "./attempt.ts"
 import type { AttemptSpec, DriverPlace, DriverProbe, RuntimeDriver } from "./driver.ts"
 import type { AttemptDisks } from "./disk.ts"
 import type { GroupLimits, TaskGroups } from "./limits.ts"
 import type { TaskNetworks } from "./network.ts"
-import { adoptSupervised, createLauncher, type SupervisedCommand } from "./supervisor.ts"
+import { createLauncher, readSupervision, type SupervisedCommand } from "./supervisor.ts"
 
 /** What one driver does in its own way; everything else is the same for all. */
 export interface DriverWays {
@@ -31,6 +31,7 @@ export type Plan = Omit<SupervisedCommand, "attemptDir" | "timeoutMs" | "deadlin
 export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): RuntimeDriver {
   const { groups, disks, networks } = ways
   const launcher = createLauncher(groups)
+  const leftovers = [...(networks ? ["network"] : []), ...ways.leftovers]
   const signs = (attemptDir: string): EndSigns => ({
     ...ways.signs(attemptDir),
     diskFull: () => disks.isFull(attemptDir),
@@ -52,32 +53,26 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
         timeoutMs: limits.timeoutMs,
         deadline: limits.deadline,
       }
-      const supervised = await launcher.start(command, ways.groupLimits(spec), (group) => writeRecord(spec, group))
+      const supervised = await launcher.start(command, ways.groupLimits(spec), recordOf(spec))
       return runningAttempt(attemptDir, limits, supervised, signs(attemptDir))
     },
     async adopt(attemptDir) {
       const record = readRecord(attemptDir)
-      const supervised = record && (await adoptSupervised(attemptDir))
+      const supervised = record && launcher.adopt(attemptDir)
       return supervised && runningAttempt(attemptDir, record, supervised, signs(attemptDir))
     },
     async release(attemptDir) {
-      const record = readRecord(attemptDir)
-      if (record !== null) {
-        const supervised = await adoptSupervised(attemptDir)
-        await supervised?.stop()
-        await groups.remove(record.group)
-      }
+      await launcher.release(attemptDir)
       await networks?.remove(attemptDir)
       await disks.remove(attemptDir)
-      for (const name of ["attempt.json", "network", ...ways.leftovers]) {
-        await rm(join(attemptDir, name), { recursive: true, force: true })
-      }
+      for (const name of leftovers) await rm(join(attemptDir, name), { recursive: true, force: true })
     },
     async sweep(keep) {
       const kept = new Set([...keep].map((path) => resolve(path)))
-      const keptGroups = new Set([...kept].map((path) => readRecord(path)?.group))
+      const keptGroups = new Set([...kept].map((path) => readSupervision(path)?.group))
       for (const path of attemptDirs(place.attemptsDir)) if (!kept.has(path)) await driver.release(path)
-      for (const name of groups.list()) if (!keptGroups.has(name)) await groups.remove(name)
+      await launcher.rest()
+      for (const name of groups.list()) if (!keptGroups.has(name) && !launcher.uses(name)) await groups.remove(name)
       await networks?.sweep(kept)
       await disks.sweep(kept)
     },

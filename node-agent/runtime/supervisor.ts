@@ -1,11 +1,12 @@
 import { spawn, type ChildProcess } from "node:child_process"
-import { readFileSync } from "node:fs"
-import { readFile, rename, writeFile } from "node:fs/promises"
-import { constants } from "node:os"
+import { closeSync, constants, openSync, readFileSync, rmSync, writeFileSync, writeSync } from "node:fs"
+import { rename, writeFile } from "node:fs/promises"
+import { constants as system } from "node:os"
 import { join } from "node:path"
 import { setTimeout as pause } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import * as z from "zod"
+import { errorText } from "../../protocol/base/error-text.ts"
 import { RuntimeRefusal } from "./driver.ts"
 import type { GroupLimits, SupervisedGroup, TaskGroups } from "./limits.ts"
 
@@ -54,84 +55,204 @@ const supervisorEnd = z.object({
 })
 
 export interface Supervised {
-  /** Resolves when the supervisor has written its end and everything below it is gone. Never rejects. */
+  /** Resolves when everything below the supervisor is gone and it has noted the end. Never rejects. */
   readonly done: Promise<SupervisorEnd>
-  /** Kills the whole tree; resolves with `done`. */
-  stop(): Promise<void>
+  /** Kills the whole tree; resolves with `done`. The first reason stays beside the end. */
+  stop(reason: "cancelled" | "deadline"): Promise<void>
   /** Moves the deadline (wall clock, ms). */
   extend(deadline: number): Promise<void>
 }
 
 export interface Launcher extends AsyncDisposable {
   /**
-   * Runs the command under its own supervisor, in control groups of its own, and resolves once it has been executed. `named`
-   * hears the name of the groups before anything runs. Rejects with a `RuntimeRefusal`; then nothing is left.
+   * Runs the command under a supervisor, in control groups that no other attempt is in, and resolves once it has been executed.
+   * `record` is kept in the attempt's directory before anything runs. Rejects with a `RuntimeRefusal`; then nothing is left.
    */
-  start(command: SupervisedCommand, limits: GroupLimits, named: (group: string) => void): Promise<Supervised>
+  start(command: SupervisedCommand, limits: GroupLimits, record: object): Promise<Supervised>
+  /** Takes over an attempt, or its end, whoever started it; null when neither can be proved. */
+  adopt(attemptDir: string): Supervised | null
+  /** Ends what is left of an attempt, whoever started it, in its control groups too. Unknown directories are fine. */
+  release(attemptDir: string): Promise<void>
+  /** Gives up the supervisors that wait and their groups; the next attempt gets new ones. */
+  rest(): Promise<void>
+  /** Is the group one that this launcher's supervisors use? */
+  uses(group: string): boolean
 }
 
-/** Supervisors that wait for work, at most: as many as starts usually come at once. */
+/** Supervisors that wait for work, at least: as many as starts usually come at once. */
 const MOST_SPARES = 4
+/** And at most, after a rush; one takes a megabyte. */
+const MOST_IDLE = 16
 
 /**
- * Starts supervisors through one small launcher process: a fork of it costs a tenth of starting a program from this process.
- * The launcher starts with the first attempt and again when it was killed; attempts outlive it. Supervisors wait for work in
- * groups they have joined already: the kernel lets a process wait 5 to 15 ms for that.
+ * Runs attempts under supervisors that one small launcher process forks: a fork of it costs a tenth of starting a program from
+ * this process. Attempts and their supervisors outlive launcher and agent. A supervisor sits in control groups that it joined
+ * once (the kernel takes 5 to 15 ms for that) and serves one attempt after another, as long as each ends by itself and leaves
+ * nothing; what did not is given up together with its groups.
  */
 export function createLauncher(groups: TaskGroups): Launcher {
-  let process: LauncherProcess | null = null
-  let spares: Spare[] = []
+  let forker: Forker | null = null
   let wanted = 1
+  let closed = false
+  const idle: Slot[] = []
+  /** Spares on their way. */
+  const opening = new Set<Promise<void>>()
+  const used = new Set<string>()
+  const attempts = new Map<string, { supervised: Supervised; cleared: Promise<void> }>()
   const newGroupName = groupNames()
 
-  function addSpare(): Spare {
-    if (process === null || process.gone) {
-      void discardSpares()
-      process = runLauncher()
-    }
+  async function openSlot(): Promise<Slot> {
     const name = newGroupName()
-    const spare = { launcher: process, request: 0, name, group: groups.make(name) }
-    spare.request = process.prepare(spare.group)
-    return spare
+    used.add(name)
+    try {
+      if (forker === null || forker.gone) forker = runForker()
+      return await forker.open(name, groups.make(name))
+    } catch (error) {
+      await groups.remove(name)
+      used.delete(name)
+      throw error
+    }
   }
 
-  async function discardSpares(): Promise<void> {
-    const discarded = spares
-    spares = []
-    for (const spare of discarded) await groups.remove(spare.name)
+  async function discard(slot: Slot): Promise<void> {
+    slot.close()
+    await groups.remove(slot.name)
+    used.delete(slot.name)
+  }
+
+  function keepSpares(): void {
+    for (let missing = wanted - idle.length - opening.size; missing > 0; missing--) {
+      const spare = openSlot().then(giveBack, () => {})
+      opening.add(spare)
+      void spare.then(() => opening.delete(spare))
+    }
+  }
+
+  function giveBack(slot: Slot): Promise<void> | undefined {
+    if (closed || slot.lost || idle.length >= MOST_IDLE) return discard(slot)
+    idle.push(slot)
+    return undefined
+  }
+
+  async function takeSlot(limits: GroupLimits): Promise<Slot> {
+    // The one that worked last: its memory is still warm.
+    for (let slot = idle.pop(); slot !== undefined; slot = idle.pop()) {
+      try {
+        if (slot.lost) throw new Error("its supervisor was killed")
+        slot.limit(limits, groups)
+        return slot
+      } catch {
+        await discard(slot)
+      }
+    }
+    wanted = Math.min(wanted + 1, MOST_SPARES)
+    const slot = await openSlot()
+    try {
+      slot.limit(limits, groups)
+    } catch (error) {
+      await discard(slot)
+      throw error
+    }
+    return slot
+  }
+
+  function serve(slot: Slot, command: SupervisedCommand): Promise<Supervised> {
+    const { attemptDir } = command
+    return new Promise((resolve, reject) => {
+      const request = slot.run(command, {
+        started: () => {
+          const ended = request.ended.then(async ({ end, clean }) => {
+            const found = end ?? (await lookForEnd(attemptDir, () => isAlive(slot.identity)))
+            return { found, cleared: clean ? giveBack(slot) : discard(slot) }
+          })
+          let over = false
+          const done = ended.then(({ found }) => {
+            over = true
+            return found
+          })
+          const supervised: Supervised = {
+            done,
+            async stop(reason) {
+              if (!over) {
+                keepReason(attemptDir, reason)
+                request.stop()
+              }
+              await done
+            },
+            extend: async (deadline) => (over ? undefined : await moveDeadline(attemptDir, slot.identity, deadline)),
+          }
+          attempts.set(attemptDir, { supervised, cleared: ended.then(({ cleared }) => cleared) })
+          resolve(supervised)
+        },
+        refused: (reason) => reject(new RuntimeRefusal("sandbox_error", `the attempt could not be started: ${reason}`)),
+      })
+    })
+  }
+
+  function adopt(attemptDir: string): Supervised | null {
+    const own = attempts.get(attemptDir)
+    if (own !== undefined) return own.supervised
+    const left = readSupervision(attemptDir)
+    if (left === null) return null
+    if (left.end === null && !isAlive(left.identity)) return null
+    const done = lookForEnd(attemptDir, () => isAlive(left.identity))
+    return {
+      done,
+      async stop(reason) {
+        if (readEnd(attemptDir) === null) {
+          keepReason(attemptDir, reason)
+          signal(left.identity, "SIGTERM")
+        }
+        await done
+      },
+      extend: (deadline) => moveDeadline(attemptDir, left.identity, deadline),
+    }
+  }
+
+  async function rest(): Promise<void> {
+    await Promise.allSettled(opening)
+    await Promise.all(idle.splice(0).map(discard))
   }
 
   return {
-    async start(command, limits, named) {
+    adopt,
+    rest,
+    uses: (group) => used.has(group),
+    async start(command, limits, record) {
       checkText(command)
-      if (process?.gone === true) await discardSpares()
-      const ready = spares.shift()
-      if (ready === undefined) wanted = Math.min(wanted + 1, MOST_SPARES)
-      const spare = ready ?? addSpare()
+      const slot = await takeSlot(limits)
       try {
-        groups.limit(spare.name, limits)
-        named(spare.name)
-        const started = spare.launcher.run(spare.request, command, spare.group)
-        while (spares.length < wanted) spares.push(addSpare())
+        writeSupervision(command.attemptDir, slot, record)
+        const started = serve(slot, command)
+        keepSpares()
         return await started
       } catch (error) {
-        await groups.remove(spare.name)
+        await discard(slot)
+        rmSync(join(command.attemptDir, RECORD_FILE), { force: true })
         throw error
       }
     },
+    async release(attemptDir) {
+      const own = attempts.get(attemptDir)
+      if (own !== undefined) {
+        await own.supervised.stop("cancelled")
+        await own.cleared
+        attempts.delete(attemptDir)
+      } else {
+        const left = readSupervision(attemptDir)
+        if (left === null || used.has(left.group)) return
+        await adopt(attemptDir)?.stop("cancelled")
+        await groups.remove(left.group)
+      }
+      rmSync(join(attemptDir, RECORD_FILE), { force: true })
+    },
     async [Symbol.asyncDispose]() {
-      await process?.close()
-      await discardSpares()
-      process = null
+      closed = true
+      await rest()
+      await forker?.close()
+      forker = null
     },
   }
-}
-
-interface Spare {
-  launcher: LauncherProcess
-  request: number
-  name: string
-  group: SupervisedGroup
 }
 
 /** Unique for ever on this machine, also after a restart within the same millisecond. */
@@ -141,15 +262,42 @@ function groupNames(): () => string {
   return () => `${start}-${++made}`
 }
 
-interface LauncherProcess {
-  gone: boolean
-  /** Forks a supervisor that joins the groups and waits. */
-  prepare(group: SupervisedGroup): number
-  run(request: number, command: SupervisedCommand, group: SupervisedGroup): Promise<Supervised>
+/** A supervisor of this agent in its groups. */
+interface Slot {
+  readonly name: string
+  readonly identity: Identity
+  /** Its supervisor or the launcher was killed: it serves nobody after this. */
+  readonly lost: boolean
+  limit(limits: GroupLimits, groups: TaskGroups): void
+  /** One at a time. */
+  run(command: SupervisedCommand, told: { started(): void; refused(reason: string): void }): SlotRequest
+  /** The supervisor ends after what it does now. */
+  close(): void
+}
+
+interface SlotRequest {
+  /** Resolves when the supervisor says so, or when it can no longer say so: then the end is in the files, if anywhere. */
+  readonly ended: Promise<{ end: SupervisorEnd | null; clean: boolean }>
+  stop(): void
+}
+
+/** The launcher process. */
+interface Forker {
+  readonly gone: boolean
+  open(name: string, group: SupervisedGroup): Promise<Slot>
   close(): Promise<void>
 }
 
-function runLauncher(): LauncherProcess {
+/** Who hears the reports of one supervisor. */
+interface SlotReports {
+  waiting(pid: number, descriptor: number): void
+  started(request: number): void
+  refused(request: number, reason: string): void
+  ended(request: number, clean: boolean, end: string): void
+  lost(): void
+}
+
+function runForker(): Forker {
   // A session of its own, so that neither a terminal's ^C nor a kill of the agent's group reaches the attempts.
   const child: ChildProcess = spawn(SUPERVISOR, {
     stdio: ["pipe", "pipe", "ignore"],
@@ -157,9 +305,8 @@ function runLauncher(): LauncherProcess {
     env: {},
     cwd: "/",
   })
-  const starting = new Map<number, { started(pid: number): void; refused(reason: string): void }>()
-  const live = new Map<number, () => void>()
-  let requests = 0
+  const slots = new Map<string, SlotReports>()
+  let gone = false
   let buffered = ""
 
   child.stdout?.setEncoding("utf8").on("data", (text: string) => {
@@ -169,60 +316,172 @@ function runLauncher(): LauncherProcess {
   })
   child.stdin?.on("error", () => {})
   const ended = new Promise<void>((resolve) => {
-    child.once("error", (error) => end(`the supervisor cannot be started: ${error.message}`))
-    child.once("exit", () => end("the launcher of supervisors ended"))
-    function end(reason: string): void {
-      launcher.gone = true
-      for (const waiting of starting.values()) waiting.refused(reason)
-      starting.clear()
-      // Whoever runs on is followed by its files.
-      for (const look of live.values()) look()
-      live.clear()
+    child.once("error", end)
+    child.once("exit", end)
+    function end(): void {
+      gone = true
+      for (const slot of slots.values()) slot.lost()
       resolve()
     }
   })
 
   function report(line: string): void {
-    const [word, id, ...rest] = line.split(" ")
-    const request = Number(id)
-    if (word === "started") starting.get(request)?.started(Number(rest[0]))
-    if (word === "refused") starting.get(request)?.refused(rest.join(" "))
-    if (word === "ended") {
-      starting.get(request)?.refused("its supervisor was killed")
-      live.get(request)?.()
-      live.delete(request)
+    const [word = "", name = "", request = "", ...rest] = line.split(" ")
+    const slot = slots.get(name)
+    if (slot === undefined) return
+    switch (word) {
+      case "waiting":
+        return slot.waiting(Number(request), Number(rest[0]))
+      case "started":
+        return slot.started(Number(request))
+      case "refused":
+        return slot.refused(Number(request), rest.join(" "))
+      case "ended":
+        return slot.ended(Number(request), rest[0] === "1", rest.slice(1).join(" "))
+      case "gone":
+        slots.delete(name)
+        return slot.lost()
     }
-    starting.delete(request)
   }
 
-  const launcher: LauncherProcess = {
-    gone: false,
-    prepare(group) {
-      const request = ++requests
-      child.stdin?.write(message([`id=${request}`, ...group.directories.map((directory) => `group=${directory}`)]))
-      return request
+  return {
+    get gone() {
+      return gone
     },
-    run(request, command, group) {
-      return new Promise<Supervised>((resolve, reject) => {
+    open(name, group) {
+      return new Promise((resolve, reject) => {
         const refused = (reason: string): void =>
           reject(new RuntimeRefusal("sandbox_error", `the attempt could not be started: ${reason}`))
-        if (launcher.gone) return refused("the launcher of supervisors ended")
-        starting.set(request, {
-          started(pid) {
-            const reported = new Promise<void>((wake) => live.set(request, wake))
-            resolve(follow(command.attemptDir, pid, reported))
+        if (gone || child.pid === undefined) return refused("the launcher of supervisors ended")
+        const launcherPid = child.pid
+        const drop = (): void => {
+          if (!gone) child.stdin?.write(message([`slot=${name}`, "drop=1"]))
+        }
+        slots.set(name, {
+          waiting(pid, descriptor) {
+            try {
+              // The launcher's end of the pipe, opened anew: attempts do not pass through it, and one that was killed is no harm.
+              const pipe = openSync(`/proc/${launcherPid}/fd/${descriptor}`, constants.O_WRONLY | constants.O_NONBLOCK)
+              const identity = { pid, startTicks: startTicksOf(pid) ?? "", bootId: bootIdNow() }
+              const opened = createSlot(name, identity, pipe, drop)
+              slots.set(name, opened.reports)
+              resolve(opened.slot)
+            } catch (error) {
+              drop()
+              refused(errorText(error))
+            }
           },
-          refused,
+          lost: () => refused("its supervisor ended"),
+          started() {},
+          refused() {},
+          ended() {},
         })
-        child.stdin?.write(message([`id=${request}`, ...requestFields(command, group)]))
+        child.stdin?.write(message([`slot=${name}`, ...groupFields(group)]))
       })
     },
     async close() {
       child.stdin?.end()
       await ended
+      // Supervisors of living attempts hold the other end.
+      child.stdout?.destroy()
     },
   }
-  return launcher
+}
+
+/** More than this might not fit into the pipe at once, and this process must not wait for a reader. */
+const LONGEST_MESSAGE_BYTES = 32 * 1024
+
+function createSlot(
+  name: string,
+  identity: Identity,
+  pipe: number,
+  drop: () => void,
+): { slot: Slot; reports: SlotReports } {
+  let lost = false
+  let open = true
+  let limited = ""
+  let requests = 0
+  let serving: {
+    id: number
+    started(): void
+    refused(reason: string): void
+    ended(end: SupervisorEnd | null, clean: boolean): void
+  } | null = null
+  const current = (id: number) => (serving?.id === id ? serving : null)
+
+  const slot: Slot = {
+    name,
+    identity,
+    get lost() {
+      return lost
+    },
+    limit(limits, groups) {
+      const text = JSON.stringify(limits)
+      if (text === limited) return
+      limited = ""
+      groups.limit(name, limits)
+      limited = text
+    },
+    run(command, told) {
+      const id = ++requests
+      const ended = new Promise<{ end: SupervisorEnd | null; clean: boolean }>((resolve) => {
+        serving = {
+          id,
+          ...told,
+          ended(end, clean) {
+            serving = null
+            resolve({ end, clean: clean && !lost })
+          },
+        }
+      })
+      try {
+        if (lost) throw new Error("its supervisor ended")
+        writeSync(pipe, fitting(message([`id=${id}`, ...commandFields(command)]), command.attemptDir))
+      } catch (error) {
+        serving = null
+        told.refused(errorText(error))
+      }
+      return {
+        ended,
+        stop() {
+          try {
+            if (open) writeSync(pipe, message([`stop=${id}`]))
+            else signal(identity, "SIGTERM")
+          } catch {
+            // It was killed: the look at its files ends the attempt.
+          }
+        },
+      }
+    },
+    close() {
+      if (!open) return
+      open = false
+      closeSync(pipe)
+      drop()
+    },
+  }
+  return {
+    slot,
+    reports: {
+      waiting() {},
+      started: (id) => current(id)?.started(),
+      refused: (id, reason) => current(id)?.refused(reason),
+      ended: (id, clean, end) => current(id)?.ended(parseEnd(end), clean),
+      lost() {
+        lost = true
+        serving?.refused("its supervisor was killed")
+        serving?.ended(null, false)
+      },
+    },
+  }
+}
+
+function fitting(request: Buffer, attemptDir: string): Buffer {
+  if (request.length <= LONGEST_MESSAGE_BYTES) return request
+  const path = join(attemptDir, "request")
+  const body = request.subarray(request.indexOf(10) + 1)
+  writeFileSync(path, body, { mode: 0o600 })
+  return message([`whole=${path}`])
 }
 
 function message(fields: string[]): Buffer {
@@ -230,7 +489,7 @@ function message(fields: string[]): Buffer {
   return Buffer.concat([Buffer.from(`${body.length}\n`), body])
 }
 
-function requestFields(command: SupervisedCommand, group: SupervisedGroup): string[] {
+function commandFields(command: SupervisedCommand): string[] {
   const fields = [
     `dir=${command.attemptDir}`,
     `program=${command.program}`,
@@ -244,8 +503,14 @@ function requestFields(command: SupervisedCommand, group: SupervisedGroup): stri
   if (command.netns !== undefined) fields.push(`netns=${command.netns}`)
   if (command.uid !== undefined) fields.push(`uid=${command.uid}`)
   fields.push(...(command.mounts ?? []).flatMap(mountSteps).map((step) => `mount=${step.join("\x01")}`))
+  return fields
+}
+
+function groupFields(group: SupervisedGroup): string[] {
+  const fields = group.directories.map((directory) => `group=${directory}`)
   if (group.oomFile !== undefined) fields.push(`oom=${group.oomFile}`)
   if (group.peakFile !== undefined) fields.push(`peak=${group.peakFile}`)
+  if (group.usageFile !== undefined) fields.push(`usage=${group.usageFile}`)
   if (group.cpuFile !== undefined) fields.push(`cpu=${group.cpuFile}`, `cpu_per_ms=${group.cpuPerMs ?? 1}`)
   if (group.pidsFile !== undefined) fields.push(`pids=${group.pidsFile}`)
   return fields
@@ -291,62 +556,105 @@ function checkText(command: SupervisedCommand): void {
   }
 }
 
-/** Takes over the supervisor of an attempt, or its end; null when neither can be proved. */
-export async function adoptSupervised(attemptDir: string): Promise<Supervised | null> {
-  const record = await readFile(join(attemptDir, "supervisor"), "utf8").catch(() => null)
-  if (record === null) return null
-  const [pid, startTicks, bootId] = record.trim().split(" ")
-  if (bootId === bootIdNow() && startTicks === startTicksOf(Number(pid))) return follow(attemptDir, Number(pid), null)
-  return readEnd(attemptDir) === null ? null : follow(attemptDir, null, null)
+/** Proves that the process of a number is the one that was meant. */
+interface Identity {
+  pid: number
+  /** When it started, in clock ticks since boot. */
+  startTicks: string
+  bootId: string
 }
 
-/** How often the end of an attempt is looked for that another agent's launcher started. */
-const LOOK_INTERVAL_MS = 100
+/**
+ * The file `supervisor` in an attempt's directory, all that another agent has to know: a line of who supervises it and in which
+ * groups, a line of the driver's (JSON), and from its end on a line of that (JSON), appended by the supervisor.
+ */
+const RECORD_FILE = "supervisor"
 
-/** `reported` resolves when the end should be looked for; null: look regularly. A null pid has ended. */
-function follow(attemptDir: string, pid: number | null, reported: Promise<void> | null): Supervised {
-  const startTicks = pid === null ? null : startTicksOf(pid)
-  const lives = (): boolean => pid !== null && startTicks !== null && startTicksOf(pid) === startTicks
-  const looked = async (): Promise<SupervisorEnd> => {
-    while (true) {
-      // Life first, file second: a supervisor that is gone has written what it will ever write.
-      const alive = lives()
-      const end = readEnd(attemptDir)
-      if (end !== null) return end
-      if (!alive) return LOST
-      await pause(LOOK_INTERVAL_MS)
-    }
-  }
-  const done = reported === null ? looked() : reported.then(looked)
-  const signal = (name: NodeJS.Signals): void => {
-    if (pid === null || !lives()) return
-    try {
-      process.kill(pid, name)
-    } catch {
-      // It ended in this moment.
-    }
-  }
-  return {
-    done,
-    async stop() {
-      signal("SIGTERM")
-      await done
-    },
-    async extend(deadline) {
-      const path = join(attemptDir, "deadline")
-      await writeFile(`${path}.new`, String(deadline))
-      await rename(`${path}.new`, path)
-      signal("SIGUSR1")
-    },
-  }
+function writeSupervision(attemptDir: string, { identity, name }: Slot, record: object): void {
+  const { pid, startTicks, bootId } = identity
+  writeFileSync(join(attemptDir, RECORD_FILE), `${pid} ${startTicks} ${bootId} ${name}\n${JSON.stringify(record)}\n`)
 }
 
-function readEnd(attemptDir: string): SupervisorEnd | null {
+/** Null when the directory holds no attempt. */
+export function readSupervision(
+  attemptDir: string,
+): { identity: Identity; group: string; record: string; end: SupervisorEnd | null } | null {
+  let text
   try {
-    return supervisorEnd.parse(JSON.parse(readFileSync(join(attemptDir, "exit"), "utf8")))
+    text = readFileSync(join(attemptDir, RECORD_FILE), "utf8")
   } catch {
     return null
   }
+  const [first = "", record = "", end = ""] = text.split("\n")
+  const [pid, startTicks, bootId, group] = first.split(" ")
+  if (startTicks === undefined || bootId === undefined || group === undefined) return null
+  return { identity: { pid: Number(pid), startTicks, bootId }, group, record, end: parseEnd(end) }
+}
+
+function readEnd(attemptDir: string): SupervisorEnd | null {
+  return readSupervision(attemptDir)?.end ?? null
+}
+
+function parseEnd(line: string): SupervisorEnd | null {
+  try {
+    return supervisorEnd.parse(JSON.parse(line))
+  } catch {
+    return null
+  }
+}
+
+/** How often the end of an attempt is looked for that nobody will report. */
+const LOOK_INTERVAL_MS = 100
+
+async function lookForEnd(attemptDir: string, isAlive: () => boolean): Promise<SupervisorEnd> {
+  while (true) {
+    // Life first, file second: a supervisor that is gone has written what it will ever write.
+    const alive = isAlive()
+    const end = readEnd(attemptDir)
+    if (end !== null) return end
+    if (!alive) return LOST
+    await pause(LOOK_INTERVAL_MS)
+  }
+}
+
+function isAlive({ pid, startTicks, bootId }: Identity): boolean {
+  return bootId === bootIdNow() && startTicks === startTicksOf(pid)
+}
+
+function signal(identity: Identity, name: NodeJS.Signals): void {
+  if (!isAlive(identity)) return
+  try {
+    process.kill(identity.pid, name)
+  } catch {
+    // It ended in this moment.
+  }
+}
+
+/** Stays beside the end, so that every later look at it gives the same reason. */
+function keepReason(attemptDir: string, reason: string): void {
+  try {
+    writeFileSync(join(attemptDir, REASON_FILE), reason, { flag: "wx" })
+  } catch {
+    // There is one, or the disk is full: the attempt is stopped all the same.
+  }
+}
+
+const REASON_FILE = "stop"
+
+/** Why a stopped attempt was stopped. */
+export function readReason(attemptDir: string): "cancelled" | "deadline" {
+  try {
+    return readFileSync(join(attemptDir, REASON_FILE), "utf8") === "deadline" ? "deadline" : "cancelled"
+  } catch {
+    return "cancelled"
+  }
+}
+
+async function moveDeadline(attemptDir: string, identity: Identity, deadline: number): Promise<void> {
+  const path = join(attemptDir, "deadline")
+  await writeFile(`${path}.new`, String(deadline))
+  await rename(`${path}.new`, path)
+  signal(identity, "SIGUSR1")
 }
 
 const LOST: SupervisorEnd = {
@@ -362,7 +670,7 @@ const LOST: SupervisorEnd = {
 }
 
 export function signalName(signal: number): string {
-  const known = Object.entries(constants.signals).find(([, number]) => number === signal)
+  const known = Object.entries(system.signals).find(([, number]) => number === signal)
   return known?.[0] ?? `signal ${signal}`
 }
 
