@@ -1,14 +1,12 @@
 import type { IncomingHttpHeaders, ServerResponse } from "node:http"
 import { JsonText, stringifyJson } from "../../protocol/base/json-text.ts"
 import type { JobWatch } from "../events/watch.ts"
-import { eventOnWire } from "../jobs/read/events.ts"
+import { eventOnWire, logEnd, readLog, wasLogged, type EventRow } from "../jobs/read/events.ts"
 import type { Aggregates } from "../jobs/read/aggregates.ts"
 import { isEnded, jobStatus } from "../jobs/job-state.ts"
 import { jobOnWire } from "../jobs/read/job-object.ts"
 import { readJobBySeq, type ReadJob, type ReadParts } from "../jobs/read/read-job.ts"
 import { taskRows } from "../jobs/read/tasks.ts"
-import { isEvent, jobEvents, lastEventId as lastEventOf, type EventRow } from "../store/events.ts"
-import { jobHeadBySeq } from "../store/jobs.ts"
 import { eventFrame, lastEventId, openEventStream, type EventStream } from "./sse.ts"
 
 export interface JobStreamParts extends ReadParts {
@@ -77,13 +75,11 @@ async function positionOf(
 ): Promise<number | "done" | null> {
   const id = text !== null && /^\d{1,16}$/.test(text) ? Number(text) : 0
   if (!Number.isSafeInteger(id) || eventOf(id) === 0) return null
-  return await parts.store.read(async (view) => {
-    if (!(await isEvent(view, eventOf(id)))) return null
-    if (id % 4 !== PLACE.done) return id
-    const job = await jobHeadBySeq(view, head.seq)
-    const later = await jobEvents(view, head.seq, eventOf(id), BATCH_EVENTS)
-    return job && isEnded(job.status) && !later.some(({ type }) => type.startsWith("job.")) ? "done" : id
-  })
+  if (!(await wasLogged(parts.store, eventOf(id)))) return null
+  if (id % 4 !== PLACE.done) return id
+  const later = await readLog(parts.store, head.seq, eventOf(id), BATCH_EVENTS)
+  const hasEnded = later.head !== null && isEnded(later.head.status)
+  return hasEnded && !later.events.some(({ type }) => type.startsWith("job.")) ? "done" : id
 }
 
 class JobStream {
@@ -127,7 +123,7 @@ class JobStream {
   }
 
   async #sendSnapshot(): Promise<void> {
-    const last = await this.#parts.store.read((view) => lastEventOf(view, this.#seq))
+    const last = await logEnd(this.#parts.store, this.#seq)
     this.#job = (await readJobBySeq(this.#parts.store, this.#seq)) ?? this.#job
     const { head } = this.#job
     const indexes = Array.from({ length: Math.min(head.taskCount, SNAPSHOT_TASKS) }, (_, index) => index)
@@ -140,10 +136,7 @@ class JobStream {
   async #sendEvents(): Promise<"over" | "live"> {
     for (;;) {
       const from = eventOf(this.#position)
-      const { events, head } = await this.#parts.store.read(async (view) => ({
-        events: await jobEvents(view, this.#seq, from - 1, BATCH_EVENTS),
-        head: await jobHeadBySeq(view, this.#seq),
-      }))
+      const { events, head } = await readLog(this.#parts.store, this.#seq, from - 1, BATCH_EVENTS)
       if (!head) return "over"
       const frames = await this.#framesOf(events)
       for (const { id, event, data } of frames) {

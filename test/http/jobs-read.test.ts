@@ -69,7 +69,7 @@ test("J-001, J-025: a submission answers with the job, its hold and what it did 
   expect(reply.status).toBe(201)
   expect(reply.get("id")).toMatch(/^job_\d{8}_\d{6}_[a-z0-9]+$/)
   expect(reply.json).toMatchObject({
-    status: "planning",
+    status: "queued",
     payload: { x: [1, "ü"] },
     request: body,
     reservation: { mode: "best_effort" },

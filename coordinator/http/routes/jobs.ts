@@ -10,20 +10,16 @@ import {
   streamJob,
 } from "../../../protocol/api/jobs-endpoints.ts"
 import { jobId, type AccountId, type JobId } from "../../../protocol/domain/ids.ts"
-import type { JobStatus } from "../../../protocol/domain/statuses.ts"
 import { getHold } from "../../billing/holds.ts"
 import { createAggregates } from "../../jobs/read/aggregates.ts"
-import { eventOnWire } from "../../jobs/read/events.ts"
-import { attemptsOf, jobListRowOnWire, jobOnWire, newJobOnWire, type JobListRow } from "../../jobs/read/job-object.ts"
+import { eventOnWire, readLog } from "../../jobs/read/events.ts"
+import { jobOnWire, newJobOnWire } from "../../jobs/read/job-object.ts"
+import { findJobs, jobListRows, storedStatuses } from "../../jobs/read/list.ts"
 import { metricsOnWire } from "../../jobs/read/metrics.ts"
 import { jobOutput, OUTPUT_LIMITS } from "../../jobs/read/output.ts"
 import { readJob, type ReadJob } from "../../jobs/read/read-job.ts"
 import { pageOfIndexes, taskRows } from "../../jobs/read/tasks.ts"
 import type { SubmittedJob, SubmitRequest } from "../../jobs/submit.ts"
-import type { Submission } from "../../jobs/submission/submission.ts"
-import { jobEvents } from "../../store/events.ts"
-import { jobHeadBySeq, pageOfJobs, type StoredJobStatus } from "../../store/jobs.ts"
-import { leftBehind } from "../../store/task-reads.ts"
 import { mount, type HttpApp } from "../app.ts"
 import { serveJobStream, type JobStreamParts } from "../job-stream.ts"
 import { JsonPieces, objectWithRows, Reply } from "../reply.ts"
@@ -71,8 +67,8 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
       userId: null,
       ids: null,
     }
-    const { seqs, total } = await parts.store.read((view) => pageOfJobs(view, filter, limit, offset))
-    const rows = listRows(parts, seqs)
+    const { seqs, total } = await findJobs(parts.store, filter, { limit, offset })
+    const rows = jobListRows(parts, seqs)
     return new Reply(200, new JsonPieces(objectWithRows("jobs", rows, (count) => ({ count, limit, offset, total }))))
   })
 
@@ -98,7 +94,7 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
   mount(app, listJobEvents, async (request) => {
     const { head } = await find(request)
     const { after, limit } = request.query
-    const events = await parts.store.read((view) => jobEvents(view, head.seq, after ?? 0, limit))
+    const { events } = await readLog(parts.store, head.seq, after ?? 0, limit)
     return { events: events.map((event) => eventOnWire(head.id, event)), count: events.length }
   })
 
@@ -109,31 +105,4 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
   })
 
   mount(app, streamJob, async (request) => serveJobStream(parts, await find(request), request))
-}
-
-/** Submissions may be large: few are in memory at once. */
-const JOBS_AT_ONCE = 8
-
-async function* listRows(parts: JobRouteParts, seqs: readonly number[]): AsyncGenerator<JobListRow, void, undefined> {
-  const live = attemptsOf(parts.members, new Set(seqs))
-  for (let from = 0; from < seqs.length; from += JOBS_AT_ONCE) {
-    const slice = seqs.slice(from, from + JOBS_AT_ONCE)
-    const found = await parts.store.read(async (view) => {
-      const jobs = []
-      for (const seq of slice) {
-        const head = await jobHeadBySeq(view, seq)
-        if (head) jobs.push({ head, hasOutput: (await leftBehind(view, seq)).outputs })
-      }
-      return jobs
-    })
-    for (const { head, hasOutput } of found) {
-      const job = { head, submission: JSON.parse(head.submission) as Submission, cwd: null }
-      yield jobListRowOnWire(parts, job, live.get(head.seq) ?? [], hasOutput)
-    }
-  }
-}
-
-/** A job whose results are being merged still runs, as far as clients know. */
-function storedStatuses(status: JobStatus): StoredJobStatus[] {
-  return status === "running" ? ["running", "finishing"] : [status]
 }

@@ -5,10 +5,10 @@ import { invalidField } from "../../../protocol/domain/errors.ts"
 import { jobId } from "../../../protocol/domain/ids.ts"
 import { TERMINAL_JOB_STATUSES } from "../../../protocol/domain/statuses.ts"
 import type { Aggregates } from "../../jobs/read/aggregates.ts"
+import { countGroups, findJobs, type JobFilter } from "../../jobs/read/list.ts"
 import { readJob, readJobBySeq, taskCounts, type ReadParts } from "../../jobs/read/read-job.ts"
 import { countResults, jobResults, resultOnWire, type JobResults } from "../../jobs/read/results.ts"
 import { FINAL, pageOfIndexes, taskRows } from "../../jobs/read/tasks.ts"
-import { groupJobs, pageOfJobs, type JobFilter } from "../../store/jobs.ts"
 import { mount, type HttpApp } from "../app.ts"
 import { rowsWithin } from "../job-stream.ts"
 import { JsonPieces, objectWithRows, Reply } from "../reply.ts"
@@ -40,8 +40,9 @@ export function mountResults(app: Pick<HttpApp, "add">, parts: ResultRouteParts)
     const { query } = request
     const { limit, offset, group_by: by } = query
     const filter = filterOf(query, scopeOf(request))
-    const { seqs, total } = await parts.store.read((view) => pageOfJobs(view, filter, limit, offset))
-    const groups = by === undefined ? {} : { group_by: by, groups: await groupsOf(parts, filter, by) }
+    const { seqs, total } = await findJobs(parts.store, filter, { limit, offset })
+    const key = by === "recipe_cache_key" ? "nothing" : by
+    const groups = key === undefined ? {} : { group_by: by, groups: await countGroups(parts.store, filter, key) }
     const rest = (count: number) => ({
       count,
       limit,
@@ -112,19 +113,6 @@ function appliedFilters(query: Query): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(query).filter(([name, value]) => value !== undefined && !NO_FILTERS.has(name)),
   )
-}
-
-/** Over all matches, not the page (GAP-58). */
-async function groupsOf(parts: ResultRouteParts, filter: JobFilter, by: NonNullable<Query["group_by"]>) {
-  const rows = await parts.store.read((view) => groupJobs(view, filter, by === "recipe_cache_key" ? "nothing" : by))
-  const groups = new Map<string | null, { key: string | null; count: number; statuses: Record<string, number> }>()
-  for (const { key, status, jobs } of rows) {
-    const group = groups.get(key) ?? { key, count: 0, statuses: {} }
-    group.count += jobs
-    group.statuses[status] = jobs
-    groups.set(key, group)
-  }
-  return [...groups.values()]
 }
 
 /** How to find results, in words (RS-009). */

@@ -1,0 +1,66 @@
+import type { JobStatus } from "../../../protocol/domain/statuses.ts"
+import { groupJobs, jobHeadBySeq, pageOfJobs, type JobFilter, type StoredJobStatus } from "../../store/jobs.ts"
+import type { Store } from "../../store/store.ts"
+import { leftBehind } from "../../store/task-reads.ts"
+import type { Submission } from "../submission/submission.ts"
+import { attemptsOf, jobListRowOnWire, type JobListRow } from "./job-object.ts"
+import type { ReadParts } from "./read-job.ts"
+
+export type { JobFilter } from "../../store/jobs.ts"
+
+/** A page of jobs by seq, newest first by `created_at`, then id (rulings, Results), and how many match in all. */
+export async function findJobs(
+  store: Store,
+  filter: JobFilter,
+  page: { limit: number; offset: number },
+): Promise<{ seqs: number[]; total: number }> {
+  return await store.read((view) => pageOfJobs(view, filter, page.limit, page.offset))
+}
+
+/** How many of the matching jobs have each value, by status; over all matches, not the page (GAP-58). */
+export async function countGroups(
+  store: Store,
+  filter: JobFilter,
+  by: Parameters<typeof groupJobs>[2],
+): Promise<{ key: string | null; count: number; statuses: Record<string, number> }[]> {
+  const rows = await store.read((view) => groupJobs(view, filter, by))
+  const groups = new Map<string | null, { key: string | null; count: number; statuses: Record<string, number> }>()
+  for (const { key, status, jobs } of rows) {
+    const group = groups.get(key) ?? { key, count: 0, statuses: {} }
+    group.count += jobs
+    group.statuses[status] = jobs
+    groups.set(key, group)
+  }
+  return [...groups.values()]
+}
+
+/** A job whose results are being merged still runs, as far as clients know. */
+export function storedStatuses(status: JobStatus): StoredJobStatus[] {
+  return status === "running" ? ["running", "finishing"] : [status]
+}
+
+/** Submissions may be large: few are in memory at once. */
+const JOBS_AT_ONCE = 8
+
+/** The rows of GET /jobs, in order, each as it is when its slice is read; jobs that are gone are left out. */
+export async function* jobListRows(
+  parts: ReadParts,
+  seqs: readonly number[],
+): AsyncGenerator<JobListRow, void, undefined> {
+  const live = attemptsOf(parts.members, new Set(seqs))
+  for (let from = 0; from < seqs.length; from += JOBS_AT_ONCE) {
+    const slice = seqs.slice(from, from + JOBS_AT_ONCE)
+    const found = await parts.store.read(async (view) => {
+      const jobs = []
+      for (const seq of slice) {
+        const head = await jobHeadBySeq(view, seq)
+        if (head) jobs.push({ head, hasOutput: (await leftBehind(view, seq)).outputs })
+      }
+      return jobs
+    })
+    for (const { head, hasOutput } of found) {
+      const job = { head, submission: JSON.parse(head.submission) as Submission, cwd: null }
+      yield jobListRowOnWire(parts, job, live.get(head.seq) ?? [], hasOutput)
+    }
+  }
+}
