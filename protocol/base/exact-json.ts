@@ -101,6 +101,8 @@ function isKeptExactly(literal: string): boolean {
   const value = Number(literal)
   // As most programs write it; the way below costs ten times as much.
   if (String(value) === literal) return true
+  // Of a whole number every digit counts, trailing zeros too.
+  if (/^-?\d+$/.test(literal)) return Number.isFinite(value) && BigInt(literal) === BigInt(value)
   const [digits, exponent] = decimal(literal)
   if (digits === "") return true
   if (!Number.isFinite(value) || value === 0 || digits.length > LONGEST_PRECISION) return false
