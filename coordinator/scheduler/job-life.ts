@@ -230,6 +230,8 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     },
     async recount() {
       for (const { seq } of known.all()) {
+        // What was set aside for want of money is tried again: what would have unblocked it may have been missed.
+        queue.unblock(seq)
         const waiting = await store.read((view) => countTasks(view, seq, ["queued", "lost"]))
         const believed = queue.waiting(seq)
         // Only ever upward: tasks on their way to a node are waiting in the rows until the grant commits.

@@ -362,17 +362,6 @@ export async function liveAttemptsOfJob(view: View, job: number): Promise<LiveAt
   return rows.map((row) => attemptFrom(row) as LiveAttemptRow)
 }
 
-/** `offered` → `accepted`. False when it is not this node's, or no longer offered. */
-export async function acceptAttempt(tx: Tx, claim: ClaimNumber, node: NodeId, at: Instant): Promise<boolean> {
-  const { changes } = await tx.run(
-    "UPDATE attempts SET state = 'accepted', accepted_at = ? WHERE claim = ? AND node = ? AND state = 'offered'",
-    at,
-    claim,
-    node,
-  )
-  return changes === 1
-}
-
 /** → `running`. An accept that was not heard counts as said. */
 export async function startAttempt(tx: Tx, claim: ClaimNumber, node: NodeId, at: Instant): Promise<boolean> {
   const { changes } = await tx.run(

@@ -117,6 +117,22 @@ test("a heartbeat renews what it names and says what is no longer the node's", a
   await expect.poll(() => node.heard).toContainEqual({ type: "heartbeat_reply", n: 1, renewed: [claim], spent: [12] })
 })
 
+test("an attempt that runs a minute past its timeout is not renewed any more", async () => {
+  const node = await startWorker(rig)
+  await rig.submit({ timeout_s: 60 })
+  const claim = await node.next()
+  node.mine.clear()
+  const renewed = (n: number): unknown => node.heard.find((one) => one.type === "heartbeat_reply" && one.n === n)
+  for (const [n, running_ms] of [
+    [71, 119_000],
+    [72, 121_000],
+  ] as const) {
+    await node.say({ type: "heartbeat", n, attempts: [{ claim, running_ms }] })
+  }
+  await expect.poll(() => renewed(71)).toMatchObject({ renewed: [claim] })
+  await expect.poll(() => renewed(72)).toMatchObject({ renewed: [], spent: [] })
+})
+
 test("a refused report is a loss: the task runs again", async () => {
   const node = await startWorker(rig)
   const job = await rig.submit()

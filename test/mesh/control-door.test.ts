@@ -1,4 +1,8 @@
+import { join } from "node:path"
 import { afterEach, beforeEach, expect, test } from "vitest"
+import { systemRandom } from "../../protocol/base/random.ts"
+import { loadOrCreateIdentity } from "../../protocol/mesh/identity.ts"
+import { signEpoch } from "../../protocol/wire/epoch.ts"
 import { CONTROL_PROTOCOL, encodeMessage } from "../../protocol/wire/control.ts"
 import { HELLO, startTestCoordinator, startWorker, type TestCoordinator, verdictsOf } from "../support/scripted-node.ts"
 
@@ -36,7 +40,7 @@ test("many tasks go to a node at once, and no task to two", async () => {
   const job = await rig.submit(items(4))
   await expect.poll(() => nodes.map(({ granted }) => granted.length)).toEqual([2, 2])
   const indexes = nodes.flatMap(({ granted }) => granted.map(({ index }) => index))
-  expect(indexes.toSorted()).toEqual([0, 1, 2, 3])
+  expect(indexes.toSorted((a, b) => a - b)).toEqual([0, 1, 2, 3])
   for (const node of nodes) for (const { claim } of node.granted) await node.report(claim)
   await expect.poll(() => statusOf(job)).toBe("completed")
 })
@@ -83,8 +87,20 @@ test("a node that knows a later epoch of this coordinator is told that this is a
   const node = await rig.node()
   const welcome = await node.connect()
   if (welcome.type !== "welcome") throw new Error("it is welcome")
-  const forged = await node.connect({ epoch: welcome.epoch + 5, epoch_proof: welcome.epoch_proof })
-  expect(forged.type).toBe("welcome")
+  const epoch = welcome.epoch + 5
+  expect(await node.connect({ epoch, epoch_proof: welcome.epoch_proof })).toMatchObject({ type: "welcome" })
+  const key = await loadOrCreateIdentity(join(rig.dataDir, "coordinator.key"), systemRandom)
+  const refused = await node.connect({ epoch, epoch_proof: signEpoch(key, epoch) })
+  expect(refused).toMatchObject({ type: "refusal", reason: "epoch" })
+})
+
+test("certificates are renewed while the stream stays open, before they end", async () => {
+  await rig[Symbol.asyncDispose]()
+  rig = await startTestCoordinator({ COMPUTALOT_CERTIFICATE_TTL_S: "3" })
+  const node = await startWorker(rig)
+  const renewed = (): string[] => node.heard.flatMap((one) => (one.type === "certificate" ? [one.certificate] : []))
+  await expect.poll(() => renewed().length).toBeGreaterThanOrEqual(2)
+  expect(new Set([node.certificate, ...renewed()]).size).toBe(renewed().length + 1)
 })
 
 test("a revoked node is cut off, and its task runs elsewhere without a loss", async () => {
