@@ -38,9 +38,12 @@ import { createTransfers, TransferRefused } from "./mesh/transfers.ts"
 import { lockDataDir } from "./outbox/data-dir-lock.ts"
 import { openOutbox } from "./outbox/outbox.ts"
 import { chooseDriver } from "./runtime/choose-driver.ts"
+import { boundBuilds } from "./runtime/bound-builds.ts"
 import { createImageBuilder } from "./runtime/images/build.ts"
 import { createImageStore } from "./runtime/images/images.ts"
 import { openLayerStore } from "./runtime/images/layer-store.ts"
+import { openTaskGroups } from "./runtime/limits.ts"
+import { openTaskNetworks, type TaskNetworks } from "./runtime/network.ts"
 import type { AttemptRunner } from "./tasks/attempt-runner.ts"
 import { openBuildOrders, type BuildOrders } from "./tasks/build-orders.ts"
 import { createClaimLoop } from "./tasks/claim-loop.ts"
@@ -94,6 +97,10 @@ const CREDIT = 256
 const LOOK_AT_DISK_MS = 5_000
 /** Without contact for this long the coordinator may have moved: its addresses are asked for again. */
 const ASK_ADDRESSES_MS = 10_000
+/** A build's weight against tasks: it takes more while nothing else wants it. */
+const BUILD_CPU = 1
+/** Of buildah, runsc and what RUN starts, threads included. */
+const BUILD_PIDS = 4096
 /** Answers of a drained agent that are waited for. */
 const LAST_VERDICTS_MS = 30_000
 
@@ -136,6 +143,10 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   )
   opening.use(driver)
   for (const problem of [...hardware.problems, ...problems]) log.warn("not everything works here", { problem })
+  if (config.taskNetwork === "outbound" && probe.network === "none") {
+    const why = driver.name === "process" ? "plain processes share the machine's network" : probe.problems.join("; ")
+    throw new Error(`--task-network outbound cannot be enforced here: ${why}`)
+  }
   const network = config.taskNetwork === "none" ? "none" : probe.network
   const hasher = opening.use(createHasher(clock))
   const halfCache = Math.floor(config.cacheBytes / 2)
@@ -282,8 +293,21 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
 
   async function openBuilds(): Promise<BuildOrders | null> {
     if (driver.name === "process") return null
+    const directory = join(dataDir, "builder")
+    const groups = openTaskGroups(dataDir)
+    if (!groups.enforces.includes("memory")) log.warn("builds are not limited: no control groups can be made here")
+    const networks = await buildNetworks(directory)
     const builder = await createImageBuilder({
-      directory: join(dataDir, "builder"),
+      directory,
+      bounds: boundBuilds({
+        groups,
+        limits: {
+          memoryBytes: hardware.capacity.memoryMb * 1024 ** 2,
+          cpu: Math.min(BUILD_CPU, hardware.capacity.cpu),
+          pids: BUILD_PIDS,
+        },
+        networks,
+      }),
       basesDirectory: resolve(config.basesDirectory),
       pullBases: config.pullBases,
       packages: { pipIndexUrl: config.pipIndexUrl ?? undefined, npmRegistry: config.npmRegistry ?? undefined },
@@ -296,8 +320,32 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       return null
     }
     opening.use(builder)
-    const directory = join(dataDir, "builds")
-    return await openBuildOrders({ builder, directory, blobs, fetch, origin, upload, send, clock, random, log })
+    return await openBuildOrders({
+      builder,
+      directory: join(dataDir, "builds"),
+      blobs,
+      fetch,
+      origin,
+      upload,
+      send,
+      clock,
+      random,
+      log,
+    })
+  }
+
+  /** Of builds alone, or null. Throws where the operator asks for what cannot be enforced here. */
+  async function buildNetworks(directory: string): Promise<TaskNetworks | null> {
+    if (config.buildNetwork === "none") return null
+    const networks = await openTaskNetworks(directory, blockedAddresses)
+    if (networks.problem !== null) {
+      if (config.buildNetwork === "outbound") throw new Error(`--build-network outbound: ${networks.problem}`)
+      log.warn("builds get no network", { problem: networks.problem })
+      return null
+    }
+    await networks.sweep([])
+    opening.defer(() => networks.close())
+    return networks
   }
 
   // ── the coordinator ───────────────────────────────────────────────────────────────────────────────────────────────

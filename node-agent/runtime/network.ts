@@ -17,6 +17,8 @@ import { agentMark } from "./limits.ts"
 export interface TaskNetworks {
   /** Null: tasks can be let out. Otherwise why not, for the operator. */
   readonly problem: string | null
+  /** Whom to ask for names inside. */
+  readonly nameServers: readonly string[]
   /** What /etc/resolv.conf says inside. */
   readonly resolvConf: string
   /** Makes the attempt's network and answers the path of its namespace. */
@@ -122,6 +124,7 @@ export async function openTaskNetworks(dataDir: string, blocked: readonly string
   const problem = await trial()
   return {
     problem,
+    nameServers: resolvers,
     resolvConf: problem === null ? resolvers.map((resolver) => `nameserver ${resolver}\n`).join("") : "",
     async make(attemptDir) {
       if (problem !== null) throw new RuntimeRefusal("sandbox_error", problem)

@@ -145,6 +145,18 @@ test("a first start without a token exits non-zero with one line", async () => {
   })
 })
 
+test("a network for tasks that cannot be enforced is refused at the start, in one line", async () => {
+  const line = /^computalot-node: --task-network outbound cannot be enforced here: .*\n$/m
+  const plain: unknown = await rig.start(["--task-network", "outbound"]).catch((error: unknown) => error)
+  expect(plain).toMatchObject({ code: 1, log: expect.stringMatching(line) as string })
+  if (process.getuid?.() !== 0 || readFileSync("/proc/sys/net/ipv4/ip_forward", "utf8").trim() === "1") {
+    return console.warn("a sandbox without a network is not tested: not root, or forwarding is on")
+  }
+  const flags = ["--runtime", "bubblewrap", "--task-network", "outbound"]
+  const boxed: unknown = await rig.start(flags).catch((error: unknown) => error)
+  expect(boxed).toMatchObject({ code: 1, log: expect.stringMatching(line) as string })
+})
+
 function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0)

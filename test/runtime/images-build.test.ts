@@ -6,12 +6,14 @@ import { join } from "node:path"
 import { mkdtempSync, rmSync } from "node:fs"
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest"
 import { silentLog } from "../../protocol/base/log.ts"
+import { boundBuilds } from "../../node-agent/runtime/bound-builds.ts"
 import {
   createImageBuilder,
   type BuildFailure,
   type BuiltImage,
   type ImageBuilder,
 } from "../../node-agent/runtime/images/build.ts"
+import { openTaskGroups } from "../../node-agent/runtime/limits.ts"
 import { createImageStore } from "../../node-agent/runtime/images/images.ts"
 import { layerStore, makeBases, missingTools, scratchDirectory } from "../support/images.ts"
 
@@ -199,6 +201,54 @@ describe.skipIf(skipped)("builds", () => {
     const look = "import socket; socket.create_connection(('192.0.2.1', 80), 3)"
     const failed = await failure({ Dockerfile: `FROM python:3.11-slim\nRUN python -c "${look}"\n` })
     expect(failed.logTail).toMatch(/unreachable|no route/i)
+  })
+
+  test("a build that needs more memory than its limit is killed, fails naming it, and leaves no group", async ({
+    skip,
+  }) => {
+    if (!(await builder.probe()).canRun) skip()
+    const groups = openTaskGroups(shared)
+    onTestFinished(() => groups.close())
+    if (!groups.enforces.includes("memory")) return skip("memory cannot be limited here")
+    const limits = { memoryBytes: 256 * 1024 ** 2, cpu: 1, pids: 1024 }
+    const bounded = await createImageBuilder({
+      directory: join(shared, "bounded"),
+      basesDirectory,
+      bounds: boundBuilds({ groups, limits, networks: null }),
+      log: silentLog,
+    })
+    onTestFinished(() => bounded[Symbol.asyncDispose]())
+    expect(await bounded.probe()).toMatchObject({ available: true, canRun: true })
+    const building = async (bytes: number): Promise<BuiltImage> => {
+      const dockerfile = `FROM python:3.11-slim\nRUN python -c "len(b'x' * ${bytes})"\n`
+      return await bounded.build({ treeDirectory: await tree({ Dockerfile: dockerfile }), timeoutMs: 60_000 })
+    }
+    await expect(building(2 * 1024 ** 3)).rejects.toMatchObject({
+      kind: "project",
+      reason: "memory_exceeded",
+      message: expect.stringContaining("256 MB of memory") as string,
+    })
+    expect(groups.list()).toEqual([])
+    await building(1024 ** 2)
+    expect(groups.list()).toEqual([])
+  })
+
+  test("a build that starts too many processes cannot take the machine's", async ({ skip }) => {
+    if (!(await builder.probe()).canRun) skip()
+    const groups = openTaskGroups(shared)
+    onTestFinished(() => groups.close())
+    if (!groups.enforces.includes("pids")) return skip("processes cannot be limited here")
+    const bounded = await createImageBuilder({
+      directory: join(shared, "few"),
+      basesDirectory,
+      bounds: boundBuilds({ groups, limits: { memoryBytes: 2 ** 31, cpu: 1, pids: 150 }, networks: null }),
+      log: silentLog,
+    })
+    onTestFinished(() => bounded[Symbol.asyncDispose]())
+    const many = "FROM python:3.11-slim\nRUN for i in $(seq 300); do sleep 20 & done; sleep 1\n"
+    const built = bounded.build({ treeDirectory: await tree({ Dockerfile: many }), timeoutMs: 30_000 })
+    await expect(built).rejects.toMatchObject({ kind: "project" })
+    expect(groups.list()).toEqual([])
   })
 
   test("where runsc cannot run, builds without RUN work and others are refused with the reason", async () => {

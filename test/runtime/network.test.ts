@@ -1,8 +1,10 @@
 import { execFile, execFileSync, spawn, type ChildProcess } from "node:child_process"
-import { readdirSync } from "node:fs"
+import { mkdirSync, readdirSync, writeFileSync } from "node:fs"
+import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { promisify } from "node:util"
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
+import { makeBases, missingTools, scratchDirectory } from "../support/images.ts"
 import { openBench, testedRuntimes } from "../support/runtimes.ts"
 
 const run = promisify(execFile)
@@ -105,6 +107,32 @@ print(open("/etc/resolv.conf").read())`
     expect(readdirSync("/run/netns").filter((name) => name.startsWith("cl-"))).toEqual([])
     const tables = execFileSync("nsenter", [`--net=/run/netns/${MACHINE}`, "nft", "list", "tables"]).toString()
     expect(tables).not.toContain("computalot")
+  })
+
+  test("a build reaches the internet and nothing private, and its network goes with it", async ({ skip }) => {
+    if (missingTools("buildah", "skopeo", "runsc", "mmdebstrap") !== null) return skip("images cannot be built here")
+    forward(1)
+    const home = await scratchDirectory()
+    const [tree, bases] = [join(home, "tree"), join(home, "bases")]
+    mkdirSync(tree)
+    await makeBases(bases, "python")
+    const code = `import socket
+for host in ${JSON.stringify([PUBLIC, NODE, PRIVATE, LINK_LOCAL, "127.0.0.1"])}:
+  try: socket.create_connection((host, 80), 3).close(); print(host, "is reached")
+  except OSError: print(host, "is not")
+print(open("/etc/resolv.conf").read())
+`
+    writeFileSync(join(tree, "look.py"), code)
+    writeFileSync(join(tree, "Dockerfile"), "FROM python:3.11-slim\nCOPY look.py /\nRUN python /look.py\n")
+    const script = fileURLToPath(new URL("./outbound-build.ts", import.meta.url))
+    const args = [`--net=/run/netns/${MACHINE}`, process.execPath, script, join(home, "builder"), bases, tree]
+    const { stdout } = await run("nsenter", args)
+    const { problem, log } = JSON.parse(stdout) as { problem: string | null; log: string }
+    expect(problem).toBe(null)
+    expect(log).toContain(`${PUBLIC} is reached`)
+    for (const host of [NODE, PRIVATE, LINK_LOCAL, "127.0.0.1"]) expect(log).toContain(`${host} is not`)
+    expect(log).toContain("nameserver")
+    expect(readdirSync("/run/netns").filter((name) => name.startsWith("cl-"))).toEqual([])
   })
 
   test("where forwarding is off the node says none and why, and turns nothing on", async () => {

@@ -21,7 +21,8 @@ import type { Log } from "../../../protocol/base/log.ts"
 import { DIGEST_PATTERN, digest, type Digest } from "../../../protocol/domain/ids.ts"
 import { imageDigest, type ImageRecord } from "../../../protocol/domain/image.ts"
 import { readBases, type Base, type Bases } from "./bases.ts"
-import { openBuildah, type BuildWork, type Confine } from "./buildah.ts"
+import { UNBOUNDED, type BuildBounds } from "./build-bounds.ts"
+import { openBuildah, type BuildWork } from "./buildah.ts"
 import { checkDockerfile } from "./dockerfile-policy.ts"
 import { readLayout, type LayoutImage } from "./oci.ts"
 import type { PackedLayer, PackOrder } from "./pack-layers.ts"
@@ -84,6 +85,7 @@ export class BuildFailure extends Error {
     | "dockerfile"
     | "missing_base"
     | "step_failed"
+    | "memory_exceeded"
     | "timeout"
     | "cancelled"
     | "no_sandbox"
@@ -106,10 +108,8 @@ export interface BuilderParts {
   /** Bases that the directory lacks come from their registries (`--pull-bases`). */
   pullBases?: boolean | undefined
   packages?: PackageSettings | undefined
-  /** Puts builds under memory, cpu and process limits. */
-  confine?: Confine | undefined
-  /** Where RUN may reach out: a network namespace that keeps it from private addresses. Absent: no network. */
-  outbound?: { networkNamespace: string; nameServers: string[] } | undefined
+  /** What a build in this directory may use, made for each build. Absent: no limits, and no network. */
+  bounds?: ((directory: string) => Promise<BuildBounds>) | undefined
   /** What the image storage may grow to before it is dropped. */
   maxStorageBytes?: number | undefined
   log: Log
@@ -135,14 +135,23 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
     return turn
   }
 
-  async function withWork<T>(act: (work: BuildWork) => Promise<T>): Promise<T> {
+  interface BoundedWork extends BuildWork {
+    bounds: BuildBounds
+  }
+
+  async function withWork<T>(act: (work: BoundedWork) => Promise<T>): Promise<T> {
     const work = await buildah.openWork()
+    let bounds = UNBOUNDED
     let whole = false
     try {
-      const result = await act(work)
+      bounds = (await parts.bounds?.(work.directory)) ?? UNBOUNDED
+      const result = await act({ ...work, bounds })
       whole = true
       return result
     } finally {
+      await bounds.release().catch((error: unknown) => {
+        parts.log.error("a build's limits and network were not removed", { error: errorText(error) })
+      })
       // A killed buildah leaves its working containers in the storage.
       if (!whole) await work.buildah(["rm", "--all"]).catch(() => {})
       await work.remove()
@@ -179,7 +188,7 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
     return { available: true, canRun: false, problems: [...problems, "Dockerfiles with RUN are refused on this node"] }
   }
 
-  async function probeBuild(work: BuildWork, dockerfile: string, flags: readonly string[] | null): Promise<ToolEnd> {
+  async function probeBuild(work: BoundedWork, dockerfile: string, flags: readonly string[] | null): Promise<ToolEnd> {
     const context = join(work.directory, "context")
     await mkdir(context, { recursive: true })
     await writeFile(join(context, "probe"), "")
@@ -212,12 +221,14 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
     onOutput?: (text: string) => void
   }
 
-  async function bud(work: BuildWork, order: Bud): Promise<ToolEnd> {
+  async function bud(work: BoundedWork, order: Bud): Promise<ToolEnd> {
     const shim = join(work.directory, "runtime")
     const file = join(work.directory, "Dockerfile")
     const stateDirectory = join(work.directory, "runsc")
     await mkdir(stateDirectory, { recursive: true })
-    const network = parts.outbound === undefined ? "none" : "host"
+    const { outbound } = work.bounds
+    const network = outbound === null ? "none" : "host"
+    const dns = (outbound?.nameServers ?? []).flatMap((server) => ["--dns", server])
     const runDirectory = join(work.directory, "run")
     const packages = parts.packages ?? {}
     if (packages.caBundlePath !== undefined) {
@@ -232,22 +243,18 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
         : shimScript({ runsc, stateDirectory, flags, network, packages, runDirectory })
     await writeFile(shim, script, { mode: 0o700 })
     await writeFile(file, order.dockerfile)
-    const sandbox = ["--isolation", "oci", "--runtime", shim, "--network", network, ...dns()]
+    const sandbox = ["--isolation", "oci", "--runtime", shim, "--network", network, ...dns]
     const output = ["--layers", "--format", "oci", "--iidfile", join(work.directory, "image")]
     return await work.buildah(
       ["bud", "--pull-never", ...sandbox, ...output, ...(order.extra ?? []), "--file", file, order.context],
       {
         timeoutMs: order.timeoutMs,
         signal: order.signal,
-        networkNamespace: parts.outbound?.networkNamespace,
-        confine: parts.confine,
+        networkNamespace: outbound?.networkNamespace,
+        confine: work.bounds.confine,
         ...(order.onOutput === undefined ? {} : { onOutput: order.onOutput }),
       },
     )
-  }
-
-  function dns(): string[] {
-    return (parts.outbound?.nameServers ?? []).flatMap((server) => ["--dns", server])
   }
 
   /** The base as a local image of buildah's, under a name that says its content. */
@@ -330,6 +337,8 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
       }
       if (lowDisk.signal.aborted) throw new BuildFailure("unavailable", "the builder's disk is nearly full", logTail)
       if (end.ended === "aborted") throw new BuildFailure("cancelled", "the build was cancelled", logTail)
+      const memoryBytes = end.exitCode === 0 ? null : work.bounds.memoryKilledAt()
+      if (memoryBytes !== null) throw new BuildFailure("memory_exceeded", memoryExceeded(memoryBytes), logTail)
       if (end.exitCode !== 0) throw new BuildFailure("step_failed", `the build failed: ${lastLine(logTail)}`, logTail)
       const built = await describe(work, bases, signal)
       return { ...built, logTail }
@@ -453,6 +462,10 @@ function missingBase(name: string, bases: Bases): string {
   const have = bases.all().map((base) => base.name)
   const listed = have.length === 0 ? "none" : have.join(", ")
   return `the base image ${name} is not on this node (it has ${listed}); its operator can add it to the bases directory as an OCI layout or start the node with --pull-bases`
+}
+
+function memoryExceeded(limitBytes: number): string {
+  return `the build was killed: it needed more than the ${Math.floor(limitBytes / 1024 ** 2)} MB of memory that a build may use on this node`
 }
 
 function sizeOf(image: LayoutImage): number {
