@@ -95,7 +95,10 @@ export async function startFleet(options: FleetOptions = {}): Promise<Fleet> {
   const nodes: FleetNode[] = []
   const programs: Program[] = []
   const replies: Fleet["replies"] = []
-  let coordinator = await launchCoordinator()
+  let coordinator = await launchCoordinator().catch((error: unknown) => {
+    rmSync(folder, { recursive: true, force: true })
+    throw error
+  })
   const origin = String(coordinator.ready["http"])
   ports.http = Number(new URL(origin).port)
   ports.mesh = Number(/\/tcp\/(\d+)/.exec(String((coordinator.ready["mesh"] as string[])[0]))?.[1])
@@ -240,7 +243,11 @@ function clientOf(origin: string, token: string, account: number, replies: Fleet
     }
   }
   const push: Client["push"] = async (name, files) => {
-    const members = Object.entries({ ...PROJECT_FILES, ...files }).map(([path, content]) => ({ name: path, content }))
+    const members = Object.entries({ ...PROJECT_FILES, ...files }).map(([path, content]) => ({
+      name: path,
+      content,
+      mode: path.includes("/bin/") ? 0o755 : 0o644,
+    }))
     return call(
       "POST",
       `/api/v1/projects/${name}/push`,
