@@ -214,8 +214,12 @@ test("B-015: without the money nothing is created but a quote", async () => {
   const body = { ...LEAST_JOB, timeout_s: 3_600, requirements: { cpu: 8 } }
   const request = { account: poor, user: null, body, bodyText: JSON.stringify(body) }
   await expect(rig.submit(request)).rejects.toMatchObject({ code: "insufficient_funds" })
-  const count = await rig.store.read((view) => view.get<{ n: number }>("SELECT count(*) AS n FROM jobs"))
-  expect(count?.n).toBe(0)
+  const counts = await rig.store.read((view) =>
+    view.get(
+      "SELECT (SELECT count(*) FROM jobs) AS jobs, (SELECT count(*) FROM holds) AS holds, count(*) AS quotes FROM quotes",
+    ),
+  )
+  expect(counts).toEqual({ jobs: 0, holds: 0, quotes: 1 })
 })
 
 test("GAP-21: a project that is not the account's is not found", async () => {
