@@ -53,7 +53,7 @@ import { restoreClaims } from "./scheduler/restore-claims.ts"
 import { stageBlob } from "./store/blobs.ts"
 import { startEpoch } from "./store/meta.ts"
 import { openStore } from "./store/open-store.ts"
-import { attemptByClaim, liveAttempts } from "./store/tasks.ts"
+import { attemptByClaim } from "./store/tasks.ts"
 
 export interface CoordinatorParts {
   config: CoordinatorConfig
@@ -371,11 +371,9 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     view: Parameters<typeof attemptByClaim>[0],
     claims: ClaimNumber[],
   ): Promise<ReadonlySet<ClaimNumber>> {
-    const live = new Set<ClaimNumber>([
-      ...(await liveAttempts(view, null)).map(({ claim }) => claim),
-      ...builds.liveClaims(),
-    ])
-    return new Set(claims.filter((claim) => live.has(claim)))
+    const live = new Set(builds.liveClaims())
+    for (const claim of claims) if ((await attemptByClaim(view, claim))?.endedAt === null) live.add(claim)
+    return live
   }
 
   await sweepOrphans({ store, files }, clock.now()).catch((error: unknown) => {

@@ -346,7 +346,7 @@ export async function attemptByClaim(view: View, claim: number): Promise<Attempt
 /** The live attempts of all nodes, or of one. */
 export async function liveAttempts(view: View, node: NodeId | null): Promise<LiveAttemptRow[]> {
   const rows = await view.all<RawAttempt>(
-    `SELECT * FROM attempts WHERE state IN ('offered', 'accepted', 'running') ${node === null ? "" : "AND node = ?"} ORDER BY claim`,
+    `SELECT * FROM attempts WHERE state IN ('offered', 'accepted', 'running') ${node === null ? "" : "AND node = ?"} ORDER BY node, claim`,
     ...(node === null ? [] : [node]),
   )
   return rows.map((row) => attemptFrom(row) as LiveAttemptRow)

@@ -89,7 +89,13 @@ export const LEAST_JOB = {
   timeout_s: 60,
 }
 
-export async function startJobRig(options: { resultSpillBytes?: number } = {}): Promise<JobRig> {
+export async function startJobRig(
+  options: {
+    resultSpillBytes?: number
+    /** Stands between the acts and the real store. */
+    wrap?: (store: Store & { dataDir: string }) => Store & { dataDir: string }
+  } = {},
+): Promise<JobRig> {
   let aheadMs = 0
   const clock: Clock = {
     now: () => systemClock.now() + aheadMs,
@@ -97,7 +103,8 @@ export async function startJobRig(options: { resultSpillBytes?: number } = {}): 
     after: (delayMs, run) => systemClock.after(delayMs, run),
   }
   const dir = await mkdtemp(join(tmpdir(), "job-rig-"))
-  const store = await openTestStore({ clock })
+  const opened = await openTestStore({ clock })
+  const store = options.wrap?.(opened) ?? opened
   const files = await openObjectFiles(dir, systemRandom)
   const members = createMembers(clock, { heartbeatMs: 1_000, claimLifetimeMs: 300_000 })
   const watch = createJobWatch()
