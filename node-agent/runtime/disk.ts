@@ -1,16 +1,6 @@
 import { execFile } from "node:child_process"
-import {
-  lstatSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  readlinkSync,
-  rmdirSync,
-  rmSync,
-  symlinkSync,
-  unlinkSync,
-} from "node:fs"
-import { open, rm, statfs } from "node:fs/promises"
+import { lstatSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync, unlinkSync } from "node:fs"
+import { open, rm, rmdir, statfs } from "node:fs/promises"
 import { dirname, join } from "node:path"
 import { setTimeout as pause } from "node:timers/promises"
 import { promisify } from "node:util"
@@ -61,36 +51,49 @@ export const plainDisks: AttemptDisks = {
     return disk
   },
   isFull: async () => false,
-  async remove(attemptDir) {
-    const disk = join(attemptDir, "disk")
-    if (!removeSmall(disk, { entries: SMALL_ENTRIES })) await rm(disk, { recursive: true, force: true })
-  },
+  remove: (attemptDir) => removeTree(join(attemptDir, "disk")),
   async sweep() {},
   async close() {},
 }
 
-/** Together they are gone in less time than one hop through the thread pool takes. */
+/** Together they are looked through in less time than one hop through the thread pool takes. */
 const SMALL_ENTRIES = 24
 const SMALL_FILE_BYTES = 1024 * 1024
 
-/** Removes a tree in place while it turns out to be small; false: what is left must be removed elsewhere. */
-function removeSmall(directory: string, left: { entries: number }): boolean {
+/**
+ * Removes a tree. Of a small one only the directories take the way through the thread pool: a disk mounted with `discard` lets
+ * whoever removes one wait for the device.
+ */
+async function removeTree(root: string): Promise<void> {
+  const directories = emptySmallTree(root)
   try {
-    const entries = readdirSync(directory, { withFileTypes: true })
-    for (const entry of entries) {
-      const path = join(directory, entry.name)
-      if (left.entries-- <= 0) return false
-      if (entry.isDirectory()) {
-        if (!removeSmall(path, left)) return false
-      } else {
-        if (lstatSync(path).size > SMALL_FILE_BYTES) return false
-        unlinkSync(path)
+    if (directories !== null) {
+      for (const directory of directories) await rmdir(directory)
+      return
+    }
+  } catch {
+    // Something has come in meanwhile.
+  }
+  await rm(root, { recursive: true, force: true })
+}
+
+/** Unlinks the files in a small tree. Answers its directories, inner ones first; null where it is not small or not there. */
+function emptySmallTree(root: string): string[] | null {
+  const directories = [root]
+  let left = SMALL_ENTRIES
+  try {
+    for (const directory of directories) {
+      for (const entry of readdirSync(directory, { withFileTypes: true })) {
+        const path = join(directory, entry.name)
+        if (left-- <= 0) return null
+        if (entry.isDirectory()) directories.push(path)
+        else if (lstatSync(path).size > SMALL_FILE_BYTES) return null
+        else unlinkSync(path)
       }
     }
-    rmdirSync(directory)
-    return true
+    return directories.toReversed()
   } catch {
-    return false
+    return null
   }
 }
 

@@ -1,5 +1,5 @@
 import { spawn, type ChildProcess } from "node:child_process"
-import { closeSync, constants, openSync, readFileSync, rmSync, writeFileSync, writeSync } from "node:fs"
+import { closeSync, constants, openSync, readFileSync, unlinkSync, writeFileSync, writeSync } from "node:fs"
 import { rename, writeFile } from "node:fs/promises"
 import { constants as system } from "node:os"
 import { join } from "node:path"
@@ -228,7 +228,7 @@ export function createLauncher(groups: TaskGroups): Launcher {
         return await started
       } catch (error) {
         await discard(slot)
-        rmSync(join(command.attemptDir, RECORD_FILE), { force: true })
+        removeRecord(command.attemptDir)
         throw error
       }
     },
@@ -244,7 +244,7 @@ export function createLauncher(groups: TaskGroups): Launcher {
         await adopt(attemptDir)?.stop("cancelled")
         await groups.remove(left.group)
       }
-      rmSync(join(attemptDir, RECORD_FILE), { force: true })
+      removeRecord(attemptDir)
     },
     async [Symbol.asyncDispose]() {
       closed = true
@@ -573,6 +573,14 @@ const RECORD_FILE = "supervisor"
 function writeSupervision(attemptDir: string, { identity, name }: Slot, record: object): void {
   const { pid, startTicks, bootId } = identity
   writeFileSync(join(attemptDir, RECORD_FILE), `${pid} ${startTicks} ${bootId} ${name}\n${JSON.stringify(record)}\n`)
+}
+
+function removeRecord(attemptDir: string): void {
+  try {
+    unlinkSync(join(attemptDir, RECORD_FILE))
+  } catch {
+    // There was none.
+  }
 }
 
 /** Null when the directory holds no attempt. */
