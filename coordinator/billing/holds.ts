@@ -9,7 +9,6 @@ import type { Store, Tx, View } from "../store/store.ts"
 import { missingFunds, type Shortfall } from "./shortfall.ts"
 
 export type Hold = rows.HoldRow
-export type { HoldStatus } from "../store/holds.ts"
 
 export type Placement = { placed: true; hold: Hold } | { placed: false; shortfall: Shortfall }
 

@@ -11,6 +11,7 @@ import {
   type ClaimNumber,
   type NodeId,
 } from "../../protocol/domain/ids.ts"
+import { LARGEST_RESULT_BYTES } from "../../protocol/domain/runner.ts"
 import { isProgramFailure, type FailureKind } from "../../protocol/domain/statuses.ts"
 import type { ItemVerdict, ResultItem } from "../../protocol/wire/control.ts"
 import type { ObjectFiles, PinnedBlob } from "../artifacts/object-files.ts"
@@ -69,9 +70,6 @@ export interface ReportOutcome {
   /** Jobs whose rows changed. */
   changed: number[]
 }
-
-/** A runner's result may be this large; the node refuses larger ones before it uploads them. */
-export const LARGEST_RESULT_BYTES = 64 * 1024 * 1024
 
 /**
  * Stores results of one node, each exactly once: the claim number decides, in the write (architecture §5.3, §5.4). A spent

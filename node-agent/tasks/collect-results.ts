@@ -4,6 +4,7 @@ import { join } from "node:path"
 import { Worker } from "node:worker_threads"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
+import { LARGEST_RESULT_BYTES } from "../../protocol/domain/runner.ts"
 import { LARGEST_INLINE_BYTES, type ResultItem } from "../../protocol/wire/control.ts"
 import { pieceBytesFor } from "../../protocol/wire/piece-list.ts"
 import type { Hasher } from "../cache/hasher.ts"
@@ -19,8 +20,6 @@ export interface Collected {
   files: StoredEnd["files"]
 }
 
-/** A larger result file is not taken: results are JSON for people and programs, not data sets. */
-export const LARGEST_RESULT_BYTES = 64 * 1024 * 1024
 /** As much as a node may upload in one piece (AR-003). */
 const LARGEST_ARCHIVE_BYTES = 2 * 1024 ** 3
 

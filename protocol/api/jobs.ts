@@ -15,7 +15,7 @@ import { listOf, pageOf, paging, timestamp, usdAmount, wholeNumberText } from ".
 // What is submitted. Each field stands as the client sent it: defaults, and what one field means for another, are resolved
 // in coordinator/jobs/submission.ts, so that `request` shows the submission and no more.
 
-export const MERGE_STRATEGIES = ["collect", "keyed", "weighted_avg"] as const
+const MERGE_STRATEGIES = ["collect", "keyed", "weighted_avg"] as const
 /** What `result_schema.field_types` may name (rulings, Fields). */
 export const FIELD_TYPES = ["number", "integer", "string", "boolean", "array", "object", "null"] as const
 export type FieldType = (typeof FIELD_TYPES)[number]

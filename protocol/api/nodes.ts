@@ -130,3 +130,12 @@ export const adminPutNode = endpoint({
   body: z.object({ state: z.enum(["active", "draining", "revoked"]), reason: z.string().max(500).nullish() }),
   reply: z.object({ node: nodeRow }),
 })
+
+export const nodeEndpoints = [
+  enrolNodeEndpoint,
+  uploadNodeBlob,
+  downloadNodePayload,
+  adminCreateNodeToken,
+  adminListNodes,
+  adminPutNode,
+] as const

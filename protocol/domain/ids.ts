@@ -51,12 +51,6 @@ export function taskId(job: JobId, index: number): TaskId {
   return `task_${job.slice("job_".length)}_${index}` as TaskId
 }
 
-/** The job and index a task id names, or null when the text is no task id. */
-export function parseTaskId(text: string): { job: JobId; index: number } | null {
-  const match = /^task_(\d{8}_\d{6}_[a-z0-9]+)_(\d{1,6})$/.exec(text)
-  return match ? { job: jobId(`job_${match[1]}`), index: Number(match[2]) } : null
-}
-
 /** A new id of the given prefix: 16 random characters, 83 bits. */
 function newId<T extends string>(random: Random, prefix: string): T {
   return `${prefix}_${randomText(random, 16)}` as T

@@ -27,7 +27,6 @@ export function divideRoundingUp(a: bigint, b: bigint): bigint {
 }
 
 export const lesser = (a: MicroUsd, b: MicroUsd): MicroUsd => (a < b ? a : b)
-export const greater = (a: MicroUsd, b: MicroUsd): MicroUsd => (a > b ? a : b)
 
 /** 1e-7 has no plain decimal form through String(): write such numbers out, so that they are refused, not misread. */
 function plainDecimal(amount: number): string {

@@ -37,3 +37,5 @@ export const OUTPUT_TAIL_BYTES = 10_240
 export const ERROR_TAIL_CHARACTERS = 1000
 /** The largest payload of one task, as UTF-8 JSON (GAP-32). */
 export const LARGEST_PAYLOAD_BYTES = 1024 * 1024
+/** A result file may be this large; a larger one counts as unreadable, before anything of it is uploaded. */
+export const LARGEST_RESULT_BYTES = 64 * 1024 * 1024

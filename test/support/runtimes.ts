@@ -54,7 +54,7 @@ export interface HostImage {
   mounts: AttemptSpec["mounts"]
 }
 
-export function hostUsrImage(home: string): HostImage {
+function hostUsrImage(home: string): HostImage {
   const layer = join(home, "host-usr")
   for (const path of ["usr", "etc", "app", "tmp", "root"]) mkdirSync(join(layer, path), { recursive: true })
   for (const name of ["bin", "lib", "lib64", "sbin"])

@@ -67,7 +67,7 @@ export function planTasks(submission: Submission): Plan {
 }
 
 /** Interfaces, GAP-33. */
-export const MOST_TASKS = 100_000
+const MOST_TASKS = 100_000
 /** Items that came with the request; each may cost work at the end, also where many share a task. */
 const MOST_ITEMS = 1_000_000
 
