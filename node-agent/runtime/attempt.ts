@@ -2,7 +2,8 @@ import { join } from "node:path"
 import * as z from "zod"
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import type { AttemptExit, AttemptSpec, RunningAttempt } from "./driver.ts"
-import { readReason, readSupervision, signalName, type Supervised, type SupervisorEnd } from "./supervisor.ts"
+import { readReason, readSupervision, signalName, type SupervisorEnd } from "./supervision.ts"
+import type { Supervised } from "./supervisor.ts"
 
 /** What a driver must still know of an attempt when another agent adopts it. */
 export type AttemptRecord = z.infer<typeof attemptRecord>

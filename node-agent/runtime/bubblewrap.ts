@@ -9,7 +9,7 @@ import { trySandbox } from "./probe.ts"
 import { composeSandboxRoot, SANDBOX_ROOT } from "./sandbox-root.ts"
 import { refuseDangerousCalls } from "./seccomp.ts"
 import { createSupervisedDriver } from "./supervised-driver.ts"
-import type { SupervisorEnd } from "./supervisor.ts"
+import type { SupervisorEnd } from "./supervision.ts"
 
 /** No account of the machine: the program is nobody outside and keeps the number inside. */
 const SANDBOX_UID = 64_085

@@ -9,7 +9,7 @@ import { openTaskNetworks } from "./network.ts"
 import { trySandbox } from "./probe.ts"
 import { composeSandboxRoot, SANDBOX_ROOT, SANDBOX_TMP } from "./sandbox-root.ts"
 import { createSupervisedDriver } from "./supervised-driver.ts"
-import type { SupervisorEnd } from "./supervisor.ts"
+import type { SupervisorEnd } from "./supervision.ts"
 
 /** The user-space kernel and its file server live in the attempt's memory group; this is theirs (measured: 40 MB). */
 const SANDBOX_MEMORY_BYTES = 64 * 1024 * 1024

@@ -6,7 +6,8 @@ import type { AttemptSpec, DriverPlace, DriverProbe, RuntimeDriver } from "./dri
 import type { AttemptDisks } from "./disk.ts"
 import type { GroupLimits, TaskGroups } from "./limits.ts"
 import type { TaskNetworks } from "./network.ts"
-import { createLauncher, readSupervision, type SupervisedCommand } from "./supervisor.ts"
+import { readSupervision } from "./supervision.ts"
+import { createLauncher, type SupervisedCommand } from "./supervisor.ts"
 
 /** What one driver does in its own way; everything else is the same for all. */
 export interface DriverWays {

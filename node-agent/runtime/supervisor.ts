@@ -1,14 +1,25 @@
 import { spawn, type ChildProcess } from "node:child_process"
-import { closeSync, constants, openSync, readFileSync, unlinkSync, writeFileSync, writeSync } from "node:fs"
-import { rename, writeFile } from "node:fs/promises"
-import { constants as system } from "node:os"
+import { closeSync, constants, openSync, writeFileSync, writeSync } from "node:fs"
 import { join } from "node:path"
-import { setTimeout as pause } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
-import * as z from "zod"
 import { errorText } from "../../protocol/base/error-text.ts"
 import { RuntimeRefusal } from "./driver.ts"
 import type { GroupLimits, SupervisedGroup, TaskGroups } from "./limits.ts"
+import {
+  identityOf,
+  isAlive,
+  keepReason,
+  lookForEnd,
+  moveDeadline,
+  parseEnd,
+  readEnd,
+  readSupervision,
+  removeRecord,
+  signal,
+  writeSupervision,
+  type Identity,
+  type SupervisorEnd,
+} from "./supervision.ts"
 
 /** What a supervisor is asked to run. Paths are the host's. */
 export interface SupervisedCommand {
@@ -36,23 +47,6 @@ export type SupervisedMount =
   | { kind: "bind"; source: string; target: string }
   | { kind: "readonly-bind"; source: string; target: string }
   | { kind: "tmpfs" | "overlay"; target: string; options: string }
-
-/** How an attempt ended, as its supervisor saw it. */
-export type SupervisorEnd = z.infer<typeof supervisorEnd>
-const supervisorEnd = z.object({
-  /** `lost`: the supervisor itself was killed; nobody knows. */
-  cause: z.enum(["program", "stopped", "oom", "timeout", "deadline", "lost"]),
-  exit_code: z.number().nullable(),
-  /** The number. */
-  signal: z.number().nullable(),
-  runtime_ms: z.number(),
-  cpu_ms: z.number().nullable(),
-  peak_memory_bytes: z.number().nullable(),
-  oom_kills: z.number(),
-  pids_refused: z.number(),
-  /** Something could not be killed within ten seconds. */
-  left_over: z.boolean(),
-})
 
 export interface Supervised {
   /** Resolves when everything below the supervisor is gone and it has noted the end. Never rejects. */
@@ -222,7 +216,7 @@ export function createLauncher(groups: TaskGroups): Launcher {
       checkText(command)
       const slot = await takeSlot(limits)
       try {
-        writeSupervision(command.attemptDir, slot, record)
+        writeSupervision(command.attemptDir, slot.identity, slot.name, record)
         const started = serve(slot, command)
         keepSpares()
         return await started
@@ -362,8 +356,7 @@ function runForker(): Forker {
             try {
               // The launcher's end of the pipe, opened anew: attempts do not pass through it, and one that was killed is no harm.
               const pipe = openSync(`/proc/${launcherPid}/fd/${descriptor}`, constants.O_WRONLY | constants.O_NONBLOCK)
-              const identity = { pid, startTicks: startTicksOf(pid) ?? "", bootId: bootIdNow() }
-              const opened = createSlot(name, identity, pipe, drop)
+              const opened = createSlot(name, identityOf(pid), pipe, drop)
               slots.set(name, opened.reports)
               resolve(opened.slot)
             } catch (error) {
@@ -554,149 +547,6 @@ function checkText(command: SupervisedCommand): void {
   if (texts.some((text) => text.includes("\0"))) {
     throw new RuntimeRefusal("preparation_failed", "a command, variable or path contains a NUL character")
   }
-}
-
-/** Proves that the process of a number is the one that was meant. */
-interface Identity {
-  pid: number
-  /** When it started, in clock ticks since boot. */
-  startTicks: string
-  bootId: string
-}
-
-/**
- * The file `supervisor` in an attempt's directory, all that another agent has to know: a line of who supervises it and in which
- * groups, a line of the driver's (JSON), and from its end on a line of that (JSON), appended by the supervisor.
- */
-const RECORD_FILE = "supervisor"
-
-function writeSupervision(attemptDir: string, { identity, name }: Slot, record: object): void {
-  const { pid, startTicks, bootId } = identity
-  writeFileSync(join(attemptDir, RECORD_FILE), `${pid} ${startTicks} ${bootId} ${name}\n${JSON.stringify(record)}\n`)
-}
-
-function removeRecord(attemptDir: string): void {
-  try {
-    unlinkSync(join(attemptDir, RECORD_FILE))
-  } catch {
-    // There was none.
-  }
-}
-
-/** Null when the directory holds no attempt. */
-export function readSupervision(
-  attemptDir: string,
-): { identity: Identity; group: string; record: string; end: SupervisorEnd | null } | null {
-  let text
-  try {
-    text = readFileSync(join(attemptDir, RECORD_FILE), "utf8")
-  } catch {
-    return null
-  }
-  const [first = "", record = "", end = ""] = text.split("\n")
-  const [pid, startTicks, bootId, group] = first.split(" ")
-  if (startTicks === undefined || bootId === undefined || group === undefined) return null
-  return { identity: { pid: Number(pid), startTicks, bootId }, group, record, end: parseEnd(end) }
-}
-
-function readEnd(attemptDir: string): SupervisorEnd | null {
-  return readSupervision(attemptDir)?.end ?? null
-}
-
-function parseEnd(line: string): SupervisorEnd | null {
-  try {
-    return supervisorEnd.parse(JSON.parse(line))
-  } catch {
-    return null
-  }
-}
-
-/** How often the end of an attempt is looked for that nobody will report. */
-const LOOK_INTERVAL_MS = 100
-
-async function lookForEnd(attemptDir: string, isAlive: () => boolean): Promise<SupervisorEnd> {
-  while (true) {
-    // Life first, file second: a supervisor that is gone has written what it will ever write.
-    const alive = isAlive()
-    const end = readEnd(attemptDir)
-    if (end !== null) return end
-    if (!alive) return LOST
-    await pause(LOOK_INTERVAL_MS)
-  }
-}
-
-function isAlive({ pid, startTicks, bootId }: Identity): boolean {
-  return bootId === bootIdNow() && startTicks === startTicksOf(pid)
-}
-
-function signal(identity: Identity, name: NodeJS.Signals): void {
-  if (!isAlive(identity)) return
-  try {
-    process.kill(identity.pid, name)
-  } catch {
-    // It ended in this moment.
-  }
-}
-
-/** Stays beside the end, so that every later look at it gives the same reason. */
-function keepReason(attemptDir: string, reason: string): void {
-  try {
-    writeFileSync(join(attemptDir, REASON_FILE), reason, { flag: "wx" })
-  } catch {
-    // There is one, or the disk is full: the attempt is stopped all the same.
-  }
-}
-
-const REASON_FILE = "stop"
-
-/** Why a stopped attempt was stopped. */
-export function readReason(attemptDir: string): "cancelled" | "deadline" {
-  try {
-    return readFileSync(join(attemptDir, REASON_FILE), "utf8") === "deadline" ? "deadline" : "cancelled"
-  } catch {
-    return "cancelled"
-  }
-}
-
-async function moveDeadline(attemptDir: string, identity: Identity, deadline: number): Promise<void> {
-  const path = join(attemptDir, "deadline")
-  await writeFile(`${path}.new`, String(deadline))
-  await rename(`${path}.new`, path)
-  signal(identity, "SIGUSR1")
-}
-
-const LOST: SupervisorEnd = {
-  cause: "lost",
-  exit_code: null,
-  signal: null,
-  runtime_ms: 0,
-  cpu_ms: null,
-  peak_memory_bytes: null,
-  oom_kills: 0,
-  pids_refused: 0,
-  left_over: false,
-}
-
-export function signalName(signal: number): string {
-  const known = Object.entries(system.signals).find(([, number]) => number === signal)
-  return known?.[0] ?? `signal ${signal}`
-}
-
-/** When the process started, in clock ticks since boot; null when it is gone (a zombie is). */
-function startTicksOf(pid: number): string | null {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8")
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ")
-    return fields[0] === "Z" || fields[0] === "X" ? null : (fields[19] ?? null)
-  } catch {
-    return null
-  }
-}
-
-let bootId: string | null = null
-function bootIdNow(): string {
-  bootId ??= readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim()
-  return bootId
 }
 
 const SUPERVISOR = fileURLToPath(new URL("./supervisor", import.meta.url))
