@@ -114,7 +114,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const scanner = opening.use(createTarballScanner())
   const enrolment = { store, clock, random, key: identity, certificateTtlMs: config.certificateTtlMs }
   const specs = createRuntimeSpecs({ store, clock, key: identity, content, members })
-  const prepare = createPrepare({ store, clock, log, members, specs, policy })
+  const prepare = createPrepare({ store, clock, log, members, specs, policy, waiting: tasksWaiting })
   const fleet = createFleet({ ...enrolment, members, replicaChanged })
   await fleet.load()
 
@@ -243,7 +243,21 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   await requeueBuilds(store, clock.now())
   await restoreClaims({ store, clock, members, known, claimLifetimeMs: timing.claimLifetimeMs }, () => jobLife.resume())
   const door = opening.use(
-    openControlDoor({ mesh, clock, random, log, key: identity, epoch, members, fleet, claims, builds, timing, wake }),
+    openControlDoor({
+      mesh,
+      clock,
+      random,
+      log,
+      key: identity,
+      epoch,
+      members,
+      fleet,
+      claims,
+      builds,
+      prepare,
+      timing,
+      wake,
+    }),
   )
   opening.use(everyMinute())
   mountRoutes()
@@ -265,6 +279,16 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       if (cannotPrepare(revision)) jobLife.setupFailed(revision, "preparing the runtime failed", "")
     }
     wake()
+  }
+
+  /** By revision. */
+  function tasksWaiting(): Map<string, number> {
+    const waiting = new Map<string, number>()
+    for (const { sample, tasks } of queue.demand().values()) {
+      const revision = known.get(sample.seq)?.revision
+      if (revision !== undefined) waiting.set(revision, (waiting.get(revision) ?? 0) + tasks)
+    }
+    return waiting
   }
 
   /** It failed on every live node that could run it, or on three: the project is at fault (rulings, Failed set-up). */

@@ -32,7 +32,7 @@ import { createCoordinatorLink, type CoordinatorLink } from "./mesh/coordinator-
 import { enrol, EnrolmentRefused, readMembership, writeMembership, type Membership } from "./mesh/enrol.ts"
 import { createFetchContent } from "./mesh/fetch-content.ts"
 import { hearAdverts } from "./mesh/heard-adverts.ts"
-import { hearOffers } from "./mesh/offers.ts"
+import { createWants, hearOffers, worthPreparing } from "./mesh/offers.ts"
 import { shareContent } from "./mesh/share-content.ts"
 import { createTransfers, TransferRefused } from "./mesh/transfers.ts"
 import { lockDataDir } from "./outbox/data-dir-lock.ts"
@@ -218,10 +218,17 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     coordinator: coordinator.peerId,
     now: coordinatorNow,
     heard(offers) {
+      const { capacity: whole } = hardware
+      if (connected() && mayClaim()) {
+        wants.heard(
+          worthPreparing(offers, { ...probe, roles, capacity: whole, knows: (revision) => runtimes.knows(revision) }),
+        )
+      }
       // The list of revoked members comes with a welcome.
       if (connected() && offers.revocationVersion > world.revocationVersion) link.reconnect("members were revoked")
     },
   })
+  const wants = createWants({ clock, ask: (revisions) => send({ type: "want", revisions }) })
   const fetch = createFetchContent({ mesh, blobs, clock, random, log })
 
   // ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -417,6 +424,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     builds?.welcome()
     runtimes.announce()
     standing.welcome()
+    wants.welcome()
   }
 
   function renewed(certificate: string): void {

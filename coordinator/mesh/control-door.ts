@@ -22,6 +22,7 @@ import type { Member, Members, Session } from "../fleet/members.ts"
 import type { Fleet } from "../fleet/fleet.ts"
 import type { Claims } from "../scheduler/claims.ts"
 import type { Builds } from "../scheduler/builds.ts"
+import type { Prepare } from "../scheduler/prepare.ts"
 
 /** The node-facing door: reads control streams, calls one act a message, answers (architecture §5.3). */
 export interface ControlDoor extends AsyncDisposable {
@@ -42,6 +43,7 @@ export interface ControlDoorParts {
   fleet: Fleet
   claims: Claims
   builds: Builds
+  prepare: Prepare
   timing: { heartbeatMs: number; claimLifetimeMs: number }
   wake: () => void
 }
@@ -230,6 +232,8 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
           member,
           message.not_started.map((claim) => ({ claim, reason: "taken back" })),
         )
+      case "want":
+        return await parts.prepare.want(member, message.revisions)
       default:
         return unreachable(message)
     }

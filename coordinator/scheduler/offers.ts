@@ -1,5 +1,6 @@
 import type { Clock } from "../../protocol/base/clock.ts"
 import { every } from "../../protocol/base/clock.ts"
+import { sha256Hex } from "../../protocol/base/digest.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { revisionId } from "../../protocol/domain/ids.ts"
@@ -69,7 +70,8 @@ export function createOffers(parts: OffersParts): OffersPublisher {
       buckets.push({
         since: sample.readySince,
         bucket: {
-          bucket: kind,
+          // Opaque, and short whatever the requirements are.
+          bucket: sha256Hex(kind).slice(0, 16),
           requirements: job.requirements,
           policy: {
             role: "worker",

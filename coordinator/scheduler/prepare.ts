@@ -7,10 +7,18 @@ import { openInitRequests, replicasOf, type InitRequest } from "../store/project
 import type { Store } from "../store/store.ts"
 import type { RuntimeSpecs } from "./runtime-specs.ts"
 
-/** Has nodes make runtimes ready ahead of jobs, as init and pushes over warm replicas ask for (P-024 … P-026). */
+/**
+ * Has nodes make runtimes ready ahead of tasks: as init and pushes over warm replicas ask for (P-024 … P-026), and where
+ * tasks wait that a node could serve next (architecture §5.2).
+ */
 export interface Prepare {
   /** Requests, builds or nodes changed: look. */
   wake(): void
+  /**
+   * A node could serve these: it prepares those for which more tasks wait than nodes were asked before it. Never rejects;
+   * what a node says too often, or of revisions that nothing waits for, changes nothing.
+   */
+  want(member: Member, revisions: readonly string[]): Promise<void>
 }
 
 export interface PrepareParts {
@@ -20,12 +28,23 @@ export interface PrepareParts {
   members: Members
   specs: RuntimeSpecs
   policy: PlacementPolicy
+  /** How many tasks of each revision wait for a node. */
+  waiting: () => ReadonlyMap<string, number>
 }
+
+/** Nodes hear of demand at the same time and then ask at once: the queue is looked at for all of them together. */
+const WAITING_KNOWN_MS = 500
+/** One node is listened to so often. It asks again with the next offers that it hears. */
+const WANT_INTERVAL_MS = 1_000
 
 export function createPrepare(parts: PrepareParts): Prepare {
   const { store, clock, log, members, specs } = parts
   /** Who was asked for what on which connection: asked again after a reconnect only. */
   const asked = new WeakMap<object, Set<string>>()
+  /** Who was sent a revision because it asked, on connections that are open. */
+  const wanting = new Map<string, Set<object>>()
+  const listenedAtMs = new WeakMap<object, number>()
+  let waiting = { atMs: Number.NEGATIVE_INFINITY, tasks: new Map<string, number>() as ReadonlyMap<string, number> }
   let looking = false
   let again = false
 
@@ -70,7 +89,40 @@ export function createPrepare(parts: PrepareParts): Prepare {
     session.send({ type: "prepare", runtime: await specs.runtime(revision, member) })
   }
 
+  function tasksWaiting(): ReadonlyMap<string, number> {
+    const nowMs = clock.monotonicMs()
+    if (nowMs - waiting.atMs > WAITING_KNOWN_MS) {
+      waiting = { atMs: nowMs, tasks: parts.waiting() }
+      for (const revision of wanting.keys()) if (!waiting.tasks.has(revision)) wanting.delete(revision)
+    }
+    return waiting.tasks
+  }
+
+  /** Not more nodes than tasks fetch an image for them. */
+  function isEnough(revision: string, tasks: number): boolean {
+    const sent = wanting.get(revision)
+    if (!sent) return false
+    let open = 0
+    for (const { session } of members.all()) if (session && sent.has(session)) open += 1
+    return open >= tasks
+  }
+
   return {
+    async want(member, revisions) {
+      const { session } = member
+      const nowMs = clock.monotonicMs()
+      if (!session || nowMs - (listenedAtMs.get(session) ?? Number.NEGATIVE_INFINITY) < WANT_INTERVAL_MS) return
+      listenedAtMs.set(session, nowMs)
+      for (const revision of revisions) {
+        const tasks = tasksWaiting().get(revision)
+        if (tasks === undefined || isEnough(revision, tasks)) continue
+        if (!mayPrepare(member, revision) || !specs.canRun(revision, member)) continue
+        wanting.set(revision, (wanting.get(revision) ?? new Set()).add(session))
+        await ask(member, revision).catch((error: unknown) => {
+          log.error("a wanted revision could not be sent", { revision, error: errorText(error) })
+        })
+      }
+    },
     wake() {
       if (looking) {
         again = true

@@ -30,6 +30,8 @@ export interface Runtimes extends AsyncDisposable {
   prepare(spec: RuntimeSpec): void
   /** Revisions that are ready, most recently used first. */
   warm(): string[]
+  /** Is it ready here, being made, or did making it fail? */
+  knows(revision: string): boolean
   /** Tells the coordinator every state again: what was said on an earlier connection may be lost. */
   announce(): void
   /** Finds what an earlier agent made ready. Before the first `ready`. */
@@ -374,6 +376,7 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
         .filter(({ state }) => state === "ready")
         .toSorted((a, b) => b.usedAt - a.usedAt)
         .map(({ spec }) => spec.revision),
+    knows: (revision) => [...entries.values()].some(({ spec }) => spec.revision === revision),
     announce() {
       for (const entry of entries.values()) say(entry)
     },

@@ -30,6 +30,9 @@ export const BATCH_BYTES = 192 * 1024
 /** Items in one frame: bounds what one frame costs to judge. */
 export const BATCH_ITEMS = 256
 
+/** Revisions in one `want`: more than a node makes ready at once anyway. */
+const MOST_WANTED = 32
+
 const claim = z.int().positive()
 const digest = z.string().regex(DIGEST_PATTERN)
 const milliseconds = z.number().nonnegative()
@@ -167,6 +170,12 @@ const built = z.object({
   log_tail: z.string().max(65_536),
 })
 
+/**
+ * The node could serve demand that it heard of, and is not warm for it (architecture §5.2). A hint: answered with `prepare`
+ * where that helps, and else not at all.
+ */
+const want = z.object({ type: z.literal("want"), revisions: z.array(z.string().max(64)).max(MOST_WANTED) })
+
 const takenBack = z.object({
   type: z.literal("taken_back"),
   not_started: z.array(claim).max(BATCH_ITEMS),
@@ -185,12 +194,12 @@ export const toCoordinator = z.discriminatedUnion("type", [
   replica,
   built,
   takenBack,
+  want,
 ])
 export type ToCoordinator = z.infer<typeof toCoordinator>
 export type Hello = z.infer<typeof hello>
 export type StandingClaim = z.infer<typeof standing>
 export type WireCapacity = z.infer<typeof capacity>
-export type BlobRef = z.infer<typeof blob>
 
 // ── coordinator → node ──────────────────────────────────────────────────────────────────────────────────────────────
 
