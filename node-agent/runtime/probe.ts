@@ -32,9 +32,9 @@ export async function trySandbox(driver: RuntimeDriver, place: DriverPlace): Pro
       network: "none",
     })
     const end = await attempt.done
-    const said = readFileSync(attempt.stdoutPath, "utf8")
+    const said = printed(attempt.stdoutPath)
     if (end.exitCode === 3 && said === "hello\n") return null
-    const wrong = readFileSync(attempt.stderrPath, "utf8").slice(-300).trim()
+    const wrong = printed(attempt.stderrPath).slice(-300).trim()
     return `${driver.name} does not run here: ${end.message ?? "a trial gave the wrong output"} ${wrong}`.trim()
   } catch (error) {
     return `${driver.name} does not run here: ${errorText(error)}`
@@ -73,3 +73,8 @@ const LIBRARIES = [
   "/lib64/libc.so.6",
   "/lib64/libtinfo.so.6",
 ]
+
+/** A stream on which nothing was printed has no file. */
+function printed(path: string): string {
+  return existsSync(path) ? readFileSync(path, "utf8") : ""
+}
