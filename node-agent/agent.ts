@@ -88,7 +88,7 @@ export class AgentStopped extends Error {
   override name = "AgentStopped"
 }
 
-/** Of results that wait for an answer; above half of it nothing new is claimed (architecture §5.3). */
+/** Of results that wait for an answer: above half of it nothing new is claimed, full no attempt is collected (architecture §5.3). */
 const OUTBOX_QUOTA_BYTES = 256 * 1024 ** 2
 /** With less free disk nothing new is claimed. */
 const LEAST_FREE_BYTES = 256 * 1024 ** 2
@@ -233,6 +233,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
 
   // ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+  const closing = new AbortController()
   let transferToken: string | null = null
   const transfers = createTransfers(config.coordinator, () => transferToken)
   const upload: DeliveryParts["upload"] = async (claim, file, signal) => {
@@ -271,6 +272,8 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       machineEnv,
       hasher,
       downloadPayload: (claim, signal) => transfers.payload(claim, signal),
+      // What ends while the agent stops is collected by the next one.
+      outboxFull: () => closing.signal.aborted || outbox.waitingBytes() >= OUTBOX_QUOTA_BYTES,
       clock,
       log,
     })
@@ -538,7 +541,6 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
 
   // ── supervision ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-  const closing = new AbortController()
   const redialing = keepConnected({
     mesh,
     clock,

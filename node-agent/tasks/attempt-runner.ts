@@ -23,6 +23,8 @@ export interface AttemptWatch {
   started(): void
   /** A progress line (its JSON text) or new output came; null for what did not change. */
   progressed(news: { progress: string | null; outputTail: string | null }): void
+  /** The program has ended: what follows is not its run time. */
+  exited(): void
 }
 
 export interface RunningWork {

@@ -58,6 +58,7 @@ interface Attempt extends HeldGrant {
   /** Monotonic ms at which the claim ends unless it is renewed. */
   expiresAtMs: number
   startedAtMs: number | null
+  exitedAtMs: number | null
   work: RunningWork | null
   /** Its end is not wanted any more: it was cancelled or is spent. */
   dropped: boolean
@@ -116,6 +117,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       state: "accepted",
       expiresAtMs,
       startedAtMs: null,
+      exitedAtMs: null,
       work: null,
       dropped: false,
       progress: null,
@@ -179,6 +181,9 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
         if (progress !== null) attempt.progress = progress
         if (outputTail !== null) attempt.outputTail = outputTail
         talking.add(attempt)
+      },
+      exited() {
+        attempt.exitedAtMs = clock.monotonicMs()
       },
     }
   }
@@ -313,8 +318,9 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
     heartbeat() {
       const nowMs = clock.monotonicMs()
       const named: { claim: number; running_ms: number | null }[] = []
-      for (const { claim, startedAtMs } of attempts.values()) {
-        named.push({ claim, running_ms: startedAtMs === null ? null : Math.round(nowMs - startedAtMs) })
+      for (const { claim, startedAtMs, exitedAtMs } of attempts.values()) {
+        const runningMs = startedAtMs === null ? null : Math.round((exitedAtMs ?? nowMs) - startedAtMs)
+        named.push({ claim, running_ms: runningMs })
       }
       return named
     },

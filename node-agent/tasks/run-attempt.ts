@@ -33,6 +33,8 @@ export interface RunAttemptParts {
   hasher: Hasher
   /** The payload of a task that was too large for the grant. */
   downloadPayload: (claim: ClaimNumber, signal: AbortSignal) => Promise<AsyncIterable<Uint8Array>>
+  /** Too many results wait for an answer: attempts that end are not collected yet. Never throws. */
+  outboxFull: () => boolean
   clock: Clock
   log: Log
 }
@@ -41,6 +43,8 @@ export interface RunAttemptParts {
 const LIVE_INTERVAL_MS = 250
 /** A grant that this node cannot serve goes back after so long, so that it and the coordinator do not spin. */
 const RETURN_REST_MS = 1_000
+/** An attempt held at collection looks for room so often. */
+const LOOK_FOR_ROOM_MS = 500
 /** Processes and threads of one attempt. */
 const PIDS = 1_024
 /** Until the claim loop says how long the claim lives. */
@@ -76,7 +80,7 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     work.signal.throwIfAborted()
     const running = await launch(grant, dir, workspace, runtime, work)
     watch.started()
-    return await finish(grant, dir, disk, running, workspace.shown, watch)
+    return await finish(grant, dir, disk, running, workspace.shown, work, watch)
   }
 
   /** The program runs: whatever goes wrong from here, it must not be said that nothing ran. */
@@ -86,11 +90,15 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     disk: string,
     running: RunningAttempt,
     shown: Workspace["shown"],
+    work: Work,
     watch: AttemptWatch,
   ): Promise<AttemptEnd> {
     try {
       const output = await follow(running, shown, watch)
-      return await collect(grant, dir, disk, await running.done, output)
+      const exit = await running.done
+      watch.exited()
+      await hold(grant, work.signal)
+      return await collect(grant, dir, disk, exit, output)
     } catch (error) {
       log.error("attempt not collected", { claim: grant.task.claim, error: errorText(error) })
       const { runtimeMs } = await running.done
@@ -171,6 +179,16 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     over = true
     output.end()
     return output
+  }
+
+  /**
+   * Waits for room in the outbox (architecture §5.3): until then the attempt keeps its folder and its room on this node, and
+   * nothing starts in its place. An attempt that is stopped waits no longer: it is unwanted, or its time is over.
+   */
+  async function hold({ task }: HeldGrant, signal: AbortSignal): Promise<void> {
+    if (!parts.outboxFull()) return
+    log.warn("the outbox is full: an attempt is not collected yet", { claim: task.claim })
+    while (parts.outboxFull() && !signal.aborted) await sleep(clock, LOOK_FOR_ROOM_MS, signal).catch(() => {})
   }
 
   async function collect(
@@ -258,7 +276,7 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
       const runtime = parts.runtimes.readyNow(held.spec.runtime)
       work.attach(running)
       watch.started()
-      return work.running(finishAdopted(held, dir, running, runtime, watch))
+      return work.running(finishAdopted(held, dir, running, runtime, work, watch))
     },
     async discard(claim) {
       const dir = attemptDir(claim)
@@ -282,13 +300,14 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     dir: string,
     running: RunningAttempt,
     runtime: HeldRuntime | null,
+    work: Work,
     watch: AttemptWatch,
   ): Promise<AttemptEnd> {
     using _runtime = runtime
     const { workdir, remote_dir, image } = held.spec.runtime
     const disk = join(dir, "disk")
     const shown = shownPaths(dir, disk, runtime?.files.workdir ?? workdir ?? image?.config.workdir ?? remote_dir)
-    return await finish(held, dir, disk, running, shown, watch)
+    return await finish(held, dir, disk, running, shown, work, watch)
   }
 }
 

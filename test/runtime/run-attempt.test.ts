@@ -2,10 +2,10 @@ import { execFileSync } from "node:child_process"
 import { existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { afterAll, beforeAll, expect, test } from "vitest"
+import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest"
 import { createHasher } from "../../node-agent/cache/hasher.ts"
 import { createProcessDriver } from "../../node-agent/runtime/process.ts"
-import type { AttemptEnd, AttemptRunner } from "../../node-agent/tasks/attempt-runner.ts"
+import type { AttemptEnd, AttemptRunner, AttemptWatch } from "../../node-agent/tasks/attempt-runner.ts"
 import { createAttemptRunner } from "../../node-agent/tasks/run-attempt.ts"
 import { createRuntimes, type Runtimes } from "../../node-agent/tasks/runtimes.ts"
 import { systemClock } from "../../protocol/base/clock.ts"
@@ -26,6 +26,7 @@ let blobs: TestBlobs
 let runtimes: Runtimes
 let runner: AttemptRunner
 let tree: RuntimeSpec
+let outboxFull = false
 let claims = 0
 let revisions = 0
 const attemptsDir = join(home, "attempts")
@@ -58,6 +59,7 @@ beforeAll(async () => {
     machineEnv,
     hasher,
     downloadPayload: async (claim) => chunk(payloads.get(claim) ?? ""),
+    outboxFull: () => outboxFull,
     clock: systemClock,
     log: silentLog,
   })
@@ -94,6 +96,8 @@ async function revision(files: Member[], changes: Partial<RuntimeSpec> = {}): Pr
   }
 }
 
+const UNWATCHED: AttemptWatch = { started: () => {}, progressed: () => {}, exited: () => {} }
+
 interface Ran {
   item: ResultItem
   end: AttemptEnd
@@ -110,7 +114,7 @@ async function run(python: string, changes: Partial<TaskSpec> & { payload?: unkn
       task: { claim, spec: 0, index: 0, attempt: 1, payload: payloadOf(claim, payload), gpus: [] },
       spec: taskSpec(tree, ["python3", "-c", python], { memory_mb: 512, ...spec }),
     },
-    { started: () => {}, progressed: (news) => news.progress !== null && progress.push(news.progress) },
+    { ...UNWATCHED, progressed: (news) => news.progress !== null && progress.push(news.progress) },
   )
   const end = await work.done
   if (end.kind !== "result")
@@ -254,17 +258,54 @@ test("an attempt that is stopped ends soon, and a collected end is found again b
     spec: taskSpec(tree, ["python3", "-c", "import time; time.sleep(60)"]),
   }
   const { promise: started, resolve } = Promise.withResolvers<void>()
-  const work = runner.start(grant, { started: resolve, progressed: () => {} })
+  const work = runner.start(grant, { ...UNWATCHED, started: resolve })
   await started
   work.stop("cancelled")
   const end = await work.done
   expect(end).toMatchObject({ kind: "result", end: { item: { failure_kind: "cancelled" } } })
   const dir = runner.attemptDir(claimNumber(claim))
   const held = { ...grant, claim: claimNumber(claim), state: "running" as const, attemptDir: dir }
-  const adopted = await runner.adopt(held, { started: () => {}, progressed: () => {} })
+  const adopted = await runner.adopt(held, UNWATCHED)
   expect(await adopted?.done).toEqual(end)
   mkdirSync(join(attemptsDir, "c0"))
   await runner.sweep([])
   expect(existsSync(dir)).toBe(false)
   expect(existsSync(join(attemptsDir, "c0"))).toBe(false)
+})
+
+test("architecture §5.3: while the outbox is full an ended attempt is held, kept whole, and collected when there is room", async () => {
+  onTestFinished(() => void (outboxFull = false))
+  outboxFull = true
+  const claim = ++claims
+  const spec = taskSpec(tree, ["python3", "-c", `${ECHO}print("said")`])
+  const task = { claim, spec: 0, index: 0, attempt: 1, payload: { text: "{}" }, gpus: [] }
+  const { promise: exited, resolve } = Promise.withResolvers<void>()
+  const work = runner.start({ task, spec }, { ...UNWATCHED, exited: resolve })
+  let ended = false
+  void work.done.then(() => (ended = true))
+  await exited
+  await new Promise((later) => setTimeout(later, 700))
+  const dir = runner.attemptDir(claimNumber(claim))
+  expect([ended, existsSync(join(dir, "end.json")), existsSync(join(dir, "stdout"))]).toEqual([false, false, true])
+  // An agent that starts now finds it as it ended, and holds it too.
+  const adopted = await runner.adopt(
+    { task, spec, claim: claimNumber(claim), state: "running", attemptDir: dir },
+    UNWATCHED,
+  )
+  expect(existsSync(join(dir, "end.json"))).toBe(false)
+  outboxFull = false
+  const end = await work.done
+  expect(end).toMatchObject({ kind: "result", end: { item: { failure_kind: null, output: "said\n" } } })
+  expect(await adopted?.done).toMatchObject({ kind: "result", end: { item: { failure_kind: null } } })
+})
+
+test("an attempt that is held and then cancelled ends at once", async () => {
+  onTestFinished(() => void (outboxFull = false))
+  outboxFull = true
+  const task = { claim: ++claims, spec: 0, index: 0, attempt: 1, payload: { text: "{}" }, gpus: [] }
+  const { promise: exited, resolve } = Promise.withResolvers<void>()
+  const work = runner.start({ task, spec: taskSpec(tree, ["true"]) }, { ...UNWATCHED, exited: resolve })
+  await exited
+  work.stop("cancelled")
+  expect(await work.done).toMatchObject({ kind: "result" })
 })
