@@ -1,5 +1,16 @@
 import { execFileSync, spawnSync } from "node:child_process"
-import { closeSync, fdatasyncSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync, writeSync } from "node:fs"
+import {
+  closeSync,
+  fdatasyncSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { startProgram, type Program } from "../lib/programs.ts"
@@ -18,7 +29,12 @@ export interface BenchFleet extends AsyncDisposable {
   submit(body: Json): Promise<string>
   /** Polls until the job has ended. */
   ended(job: string, everyMs?: number): Promise<Json>
-  addNode(source: string, name: string, args?: readonly string[]): Promise<Program>
+  addNode(
+    source: string,
+    name: string,
+    args?: readonly string[],
+    options?: { nodeArgs?: readonly string[] },
+  ): Promise<Program>
 }
 
 export type Json = Record<string, unknown>
@@ -43,7 +59,9 @@ export async function startBenchFleet(
   const origin = String(coordinator.ready["http"])
   const admin = readFileSync(join(folder, "coordinator", "admin-token"), "utf8").trim()
   const token = String(
-    (await send(origin, admin, "POST", "/api/v1/admin/nodes/tokens", { max_uses: 100, roles: ["worker", "builder"] }))["token"],
+    (await send(origin, admin, "POST", "/api/v1/admin/nodes/tokens", { max_uses: 100, roles: ["worker", "builder"] }))[
+      "token"
+    ],
   )
   const user = (await send(origin, admin, "POST", "/api/v1/admin/users", { name: "bench" }))["user"] as Json
   const key = await send(origin, admin, "POST", `/api/v1/admin/users/${String(user["id"])}/keys`, {})
@@ -73,7 +91,7 @@ export async function startBenchFleet(
         await new Promise((resolve) => setTimeout(resolve, everyMs))
       }
     },
-    async addNode(source, name, args = []) {
+    async addNode(source, name, args = [], { nodeArgs = [] } = {}) {
       mkdirSync(join(folder, name), { recursive: true })
       const node = await startProgram(
         source,
@@ -85,7 +103,7 @@ export async function startBenchFleet(
           "--listen=/ip4/127.0.0.1/tcp/0",
           ...args,
         ],
-        { logFile: join(folder, `${name}.log`) },
+        { logFile: join(folder, `${name}.log`), nodeArgs },
       )
       programs.push(node)
       return node
@@ -129,6 +147,44 @@ async function send(origin: string, bearer: string, method: string, path: string
 export function cpuSeconds(pid: number | undefined): number {
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? []
   return (Number(fields[11]) + Number(fields[12])) / 100
+}
+
+/** CPU seconds of a process, of what it started and still runs, and of all of these that have ended and been waited for. */
+export function cpuSecondsOfTree(pid: number | undefined): number {
+  const parents = new Map<number, number>()
+  const used = new Map<number, number>()
+  for (const name of readdirSync("/proc")) {
+    if (!/^\d+$/.test(name)) continue
+    const stat = readText(`/proc/${name}/stat`)
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ")
+    parents.set(Number(name), Number(fields[1]))
+    used.set(Number(name), fields.slice(11, 15).reduce((sum, ticks) => sum + Number(ticks), 0) / 100)
+  }
+  const isBelow = (at: number | undefined): boolean =>
+    at === pid || (at !== undefined && at > 1 && isBelow(parents.get(at)))
+  let sum = 0
+  for (const [each, seconds] of used) if (isBelow(each)) sum += seconds
+  return sum
+}
+
+/** CPU seconds of the programs that this process has run to their end. */
+export function cpuSecondsOfChildren(): number {
+  const fields = readText("/proc/self/stat").split(") ")[1]?.split(" ") ?? []
+  return (Number(fields[13]) + Number(fields[14])) / 100
+}
+
+/** Resident bytes of a process (VmRSS); NaN once it is gone. */
+export function residentBytes(pid: number | undefined): number {
+  const kib = /VmRSS:\s+(\d+) kB/.exec(readText(`/proc/${pid}/status`))?.[1]
+  return kib === undefined ? Number.NaN : Number(kib) * 1024
+}
+
+function readText(path: string): string {
+  try {
+    return readFileSync(path, "utf8")
+  } catch {
+    return ""
+  }
 }
 
 /** The value below which the share `q` of the numbers lies. */

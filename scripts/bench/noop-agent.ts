@@ -1,6 +1,6 @@
 import { createWriteStream } from "node:fs"
 import { join } from "node:path"
-import { systemClock } from "../../protocol/base/clock.ts"
+import { sleep, systemClock } from "../../protocol/base/clock.ts"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import { createJsonLog } from "../../protocol/base/json-log.ts"
@@ -8,11 +8,11 @@ import { systemRandom } from "../../protocol/base/random.ts"
 import type { ResultItem } from "../../protocol/wire/control.ts"
 import { createAgent } from "../../node-agent/agent.ts"
 import { readConfig } from "../../node-agent/config.ts"
-import type { AttemptRunner } from "../../node-agent/tasks/attempt-runner.ts"
+import type { AttemptEnd, AttemptRunner } from "../../node-agent/tasks/attempt-runner.ts"
 
 /**
  * A real agent whose tasks do nothing: the queue lane of the benchmarks. Everything but the running of a program is real:
- * mesh, control stream, outbox, acceptance, reports. Notes when each attempt started, for latencies.
+ * mesh, control stream, outbox, acceptance, reports. Notes when each attempt started, for latencies: index, time, mark.
  */
 const config = readConfig()
 const starts = createWriteStream(join(config.dataDir, "..", `${config.name ?? "noop"}.starts`))
@@ -20,7 +20,10 @@ const starts = createWriteStream(join(config.dataDir, "..", `${config.name ?? "n
 const runner: AttemptRunner = {
   attemptDir: (claim) => join(config.dataDir, "attempts", `c${claim}`),
   start({ task }, watch) {
-    starts.write(`${task.index} ${performance.timeOrigin + performance.now()}\n`)
+    const { bench_mark: mark = "", bench_sleep_ms: sleepMs = 0 } = orders(
+      "text" in task.payload ? task.payload.text : "{}",
+    )
+    starts.write(`${task.index} ${performance.timeOrigin + performance.now()} ${mark}\n`)
     watch.started()
     const result = '{"value":1,"ok":true}'
     const item: Omit<ResultItem, "digest"> = {
@@ -39,11 +42,20 @@ const runner: AttemptRunner = {
       artifacts: [],
     }
     const end = { item: { ...item, digest: sha256Hex(`${task.claim}`) }, files: [] }
-    return { done: Promise.resolve({ kind: "result", end }), stop() {}, extend() {} }
+    const over = new AbortController()
+    const done = (sleepMs === 0 ? Promise.resolve() : sleep(systemClock, sleepMs, over.signal).catch(() => {})).then(
+      (): AttemptEnd => ({ kind: "result", end }),
+    )
+    return { done, stop: () => over.abort(), extend() {} }
   },
   adopt: async () => null,
   discard: async () => {},
   sweep: async () => {},
+}
+
+/** What a benchmark asks of a task through its payload: to be told apart, and to hold its slot for a while. */
+function orders(payload: string): { bench_mark?: string; bench_sleep_ms?: number } {
+  return JSON.parse(payload) as { bench_mark?: string; bench_sleep_ms?: number }
 }
 
 try {
