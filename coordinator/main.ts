@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import "./small-heap.ts"
 import { readFileSync } from "node:fs"
 import { systemClock } from "../protocol/base/clock.ts"
 import { errorText } from "../protocol/base/error-text.ts"
