@@ -22,6 +22,8 @@ export interface Members {
   hold(member: Member, attempt: HeldAttempt): void
   /** The attempt ended: its room is free again. Unknown numbers are fine. */
   release(claim: number): HeldAttempt | undefined
+  /** Its node came back without it: the claim stands until its task is granted again, but nothing takes its room. */
+  vacate(attempt: HeldAttempt): void
   contact(member: Member): Contact
   /** Called after any change that may let work start or stop (room, contact, warmth). */
   onChange(run: () => void): void
@@ -115,7 +117,16 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
   const members = new Map<NodeId, Member>()
   const byPeer = new Map<PeerId, Member>()
   const attempts = new Map<number, HeldAttempt>()
+  /** Claims that hold no room any more. */
+  const vacated = new Set<number>()
   let listeners: (() => void)[] = []
+
+  function giveRoomBack({ used }: Member, { requirements, gpus }: HeldAttempt): void {
+    used.cpu -= requirements.cpu
+    used.memoryMb -= requirements.memoryMb
+    used.storageGb -= requirements.storageGb
+    for (const uuid of gpus) used.gpus.delete(uuid)
+  }
 
   return {
     all: () => members.values(),
@@ -164,13 +175,15 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
         // Sums of fractions drift; an empty node has nothing in use.
         member.used.cpu = member.used.memoryMb = member.used.storageGb = 0
         member.used.gpus.clear()
-      } else {
-        member.used.cpu -= attempt.requirements.cpu
-        member.used.memoryMb -= attempt.requirements.memoryMb
-        member.used.storageGb -= attempt.requirements.storageGb
-        for (const uuid of attempt.gpus) member.used.gpus.delete(uuid)
-      }
+      } else if (!vacated.has(claim)) giveRoomBack(member, attempt)
+      vacated.delete(claim)
       return attempt
+    },
+    vacate(attempt) {
+      const member = members.get(attempt.node)
+      if (!member || attempts.get(attempt.claim) !== attempt || vacated.has(attempt.claim)) return
+      vacated.add(attempt.claim)
+      giveRoomBack(member, attempt)
     },
     contact(member) {
       if (member.lastHeardMs === null) return "offline"

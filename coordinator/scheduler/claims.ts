@@ -255,8 +255,12 @@ export function createClaims(parts: ClaimsParts): Claims {
     })
   }
 
-  /** Evidence of death: the key is back without the attempt. It may be granted again once the shortest wait is over. */
+  /**
+   * Evidence of death: the key is back without the attempt. It takes no room there any more, and may be granted again once the
+   * shortest wait is over, to the same machine too.
+   */
   function forgotten(attempt: HeldAttempt): void {
+    members.vacate(attempt)
     attempt.expiresAtMs = Math.min(attempt.expiresAtMs, attempt.heardAtMs + timing.lostAfterMs)
   }
 
