@@ -1,5 +1,5 @@
 import { execFile, execFileSync } from "node:child_process"
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs"
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { expect } from "vitest"
@@ -36,6 +36,8 @@ export interface FleetNode {
   readonly id: string
   readonly program: Program
   end(signal: NodeJS.Signals): Promise<number | null>
+  /** The agent and all that its tasks started, at one moment: as if the machine had lost its power. */
+  loseAll(): Promise<void>
   start(): Promise<void>
 }
 
@@ -158,6 +160,15 @@ export async function startFleet(options: FleetOptions = {}): Promise<Fleet> {
         return program
       },
       end: (signal) => program.stop(signal),
+      async loseAll() {
+        const agent = program.process.pid ?? 0
+        const all = new Set(processesOf(home).flatMap((pid) => [pid, ...ancestorsBelow(pid, agent)]))
+        all.delete(agent)
+        // Stopped first: nobody may see and record the end of another.
+        for (const pid of [agent, ...all]) signalTo(pid, "SIGSTOP")
+        for (const pid of [...all, agent]) signalTo(pid, "SIGKILL")
+        await program.ended
+      },
       async start() {
         program = await launch()
       },
@@ -177,13 +188,14 @@ export async function startFleet(options: FleetOptions = {}): Promise<Fleet> {
   async function cleanUp(): Promise<void> {
     await Promise.all(nodes.map((node) => node.end("SIGTERM")))
     await Promise.all(programs.map((program) => program.stop("SIGTERM")))
+    const processes = processesOf(folder)
     const left = nodes.flatMap(({ dataDir: home }) =>
       leftOnMachine({ dataDir: home, attemptsDir: join(home, "attempts") }, agentMark(home)),
     )
-    for (const line of left) {
+    for (const pid of processes) {
+      left.push(commandOf(pid))
       // What a failed test left must not slow the next one down.
-      const pid = /^(\d+) /.exec(line)?.[1]
-      if (pid !== undefined) process.kill(Number(pid), "SIGKILL")
+      signalTo(pid, "SIGKILL")
     }
     if (process.env["COMPUTALOT_TEST_KEEP"] === undefined) rmSync(folder, { recursive: true, force: true })
     else console.log(`kept: ${folder}`)
@@ -293,6 +305,43 @@ function pythonFolder(folder: string): string {
   mkdirSync(bin)
   for (const name of ["python", "python3"]) symlinkSync(executable, join(bin, name))
   return bin
+}
+
+/** Processes whose command, working folder or environment names this folder. */
+export function processesOf(folder: string): number[] {
+  return readdirSync("/proc")
+    .map(Number)
+    .filter((pid) => pid > 0 && pid !== process.pid)
+    .filter((pid) =>
+      [commandOf(pid), workingFolder(pid), procText(pid, "environ")].some((text) => text.includes(`${folder}/`)),
+    )
+}
+
+export const commandOf = (pid: number): string => procText(pid, "cmdline").replaceAll("\0", " ")
+
+function ancestorsBelow(pid: number, agent: number): number[] {
+  const parent = Number(/\) \S (\d+)/.exec(procText(pid, "stat"))?.[1] ?? 0)
+  return parent <= 1 || parent === agent || parent === process.pid ? [] : [parent, ...ancestorsBelow(parent, agent)]
+}
+
+function procText(pid: number, file: string): string {
+  return existingText(`/proc/${pid}/${file}`)
+}
+
+function workingFolder(pid: number): string {
+  try {
+    return `${readlinkSync(`/proc/${pid}/cwd`)}/`
+  } catch {
+    return ""
+  }
+}
+
+function signalTo(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal)
+  } catch {
+    // It has ended by itself.
+  }
 }
 
 export interface ShellReply {
