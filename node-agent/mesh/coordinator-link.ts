@@ -166,6 +166,8 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
       if (current?.welcomed) transmit(current.stream, message)
     },
     reconnect(reason) {
+      // What came with the stream's last frames is not heard any more.
+      if (current) current.welcomed = false
       current?.stream.reset(reason)
     },
     async [Symbol.asyncDispose]() {

@@ -1,6 +1,9 @@
+import { once } from "node:events"
 import { existsSync, readFileSync, writeFileSync } from "node:fs"
+import { createServer } from "node:http"
+import type { AddressInfo } from "node:net"
 import { join } from "node:path"
-import { afterEach, beforeEach, expect, test } from "vitest"
+import { afterEach, beforeEach, expect, onTestFinished, test } from "vitest"
 import { ProgramEnded, startAgentRig, startProgram, taskSpec, type AgentRig } from "../support/agent.ts"
 
 let rig: AgentRig
@@ -155,6 +158,57 @@ test("a network for tasks that cannot be enforced is refused at the start, in on
   const flags = ["--runtime", "bubblewrap", "--task-network", "outbound"]
   const boxed: unknown = await rig.start(flags).catch((error: unknown) => error)
   expect(boxed).toMatchObject({ code: 1, log: expect.stringMatching(line) as string })
+})
+
+test("a file that the coordinator refuses is reported without it, a busy coordinator is asked again, and a refused result is set aside", async () => {
+  let uploads = 0
+  const server = createServer((request, response) => {
+    uploads += 1
+    request.resume().once("end", () => {
+      response.writeHead(uploads === 1 ? 503 : 409, { "content-type": "application/json" })
+      response.end('{"error":"no","code":"conflict","request_id":"1"}')
+    })
+  }).listen(0, "127.0.0.1")
+  onTestFinished(() => {
+    server.closeAllConnections()
+    server.close()
+  })
+  await once(server, "listening")
+  rig.answering = false
+  const { port } = server.address() as AddressInfo
+  await rig.start(["--coordinator", `http://127.0.0.1:${port}`])
+  const runtime = await rig.revision([{ name: "x", content: "" }])
+  const writes = `import os;open(os.environ["COMPUTALOT_TASK_RESULT"],"w").write('"'+"x"*300_000+'"')`
+  rig.grant(taskSpec(runtime, ["python3", "-c", writes]), [{ claim: 11 }])
+  await expect.poll(() => rig.results().length).toBe(1)
+  expect(uploads).toBe(2)
+  expect(rig.results()[0]?.result).toMatchObject({ size: 300_002 })
+  const items = [{ claim: 11, kind: "result" as const, verdict: "refused" as const, reason: "bytes are missing" }]
+  rig.send({ type: "verdicts", items })
+  await expect.poll(() => existsSync(join(rig.dataDir, "attempts/c11"))).toBe(false)
+  const before = rig.hellos().length
+  rig.cutOff()
+  await expect.poll(() => rig.hellos().length).toBe(before + 1)
+  expect(rig.hellos().at(-1)?.attempts).toEqual([])
+  expect(rig.results().length).toBe(1)
+})
+
+test("a welcome with a lower epoch is not believed: the agent says hello again until one is high enough", async () => {
+  await rig.start()
+  const claims = (): number => rig.heard.filter(({ message }) => message.type === "claim").length
+  await expect.poll(claims).toBeGreaterThan(0)
+  expect(rig.hellos()[0]).toMatchObject({ epoch: 0, epoch_proof: null })
+  rig.epoch = 6
+  const [hellos, before] = [rig.hellos().length, claims()]
+  rig.cutOff()
+  await expect.poll(() => rig.hellos().length).toBeGreaterThan(hellos + 2)
+  expect(claims()).toBe(before)
+  expect(rig.hellos().at(-1)?.epoch).toBe(7)
+  expect(rig.hellos().at(-1)?.epoch_proof).not.toBe(null)
+  rig.epoch = 8
+  await expect.poll(claims).toBeGreaterThan(before)
+  rig.cutOff()
+  await expect.poll(() => rig.hellos().at(-1)?.epoch).toBe(8)
 })
 
 function isAlive(pid: number): boolean {

@@ -37,6 +37,8 @@ export interface AgentRig extends AsyncDisposable {
   results(): ResultItem[]
   /** How each claim number of a hello is answered; default: all are kept. */
   verdict: (claim: number) => "keep" | "spent"
+  /** Of the next welcomes. */
+  epoch: number
   /** Are reports answered `stored`? */
   answering: boolean
   send(message: ToNode): void
@@ -104,8 +106,8 @@ export async function startAgentRig(): Promise<AgentRig> {
       return rig.send({
         type: "welcome",
         version: 1,
-        epoch: 7,
-        epoch_proof: signEpoch(coordinator.identity, 7),
+        epoch: rig.epoch,
+        epoch_proof: signEpoch(coordinator.identity, rig.epoch),
         now: Date.now(),
         heartbeat_ms: HEARTBEAT_MS,
         claim_lifetime_ms: 60_000,
@@ -135,6 +137,7 @@ export async function startAgentRig(): Promise<AgentRig> {
     hellos: () => rig.heard.flatMap(({ message }) => (message.type === "hello" ? [message] : [])),
     results: () => rig.heard.flatMap(({ message }) => (message.type === "report" ? message.items : [])),
     verdict: () => "keep",
+    epoch: 7,
     answering: true,
     dataDir,
     send(message) {
