@@ -312,7 +312,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       bounds: boundBuilds({
         groups,
         limits: {
-          memoryBytes: hardware.capacity.memoryMb * 1024 ** 2,
+          memoryBytes: Math.floor(hardware.capacity.memoryMb * 1024 ** 2),
           cpu: Math.min(BUILD_CPU, hardware.capacity.cpu),
           pids: BUILD_PIDS,
         },

@@ -74,7 +74,7 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     using runtime = parts.runtimes.readyNow(spec.runtime) ?? (await parts.runtimes.ready(spec.runtime, work.signal))
     const payload = await payloadOf(task, work.signal)
     mkdirSync(dir, { recursive: true })
-    const disk = await driver.prepare(dir, spec.storage_gb * 1024 ** 3)
+    const disk = await driver.prepare(dir, diskBytesOf(spec))
     const workspace = planWorkspace(dir, disk, runtime.files)
     await makeWorkspace(workspace, disk, runtime.files, payload)
     work.signal.throwIfAborted()
@@ -131,10 +131,10 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
       workdir: workspace.workdir,
       mounts: workspace.mounts,
       limits: {
-        memoryBytes: spec.memory_mb * 1024 ** 2,
+        memoryBytes: Math.ceil(spec.memory_mb * 1024 ** 2),
         cpu: spec.cpu,
         pids: PIDS,
-        diskBytes: spec.storage_gb * 1024 ** 3,
+        diskBytes: diskBytesOf(spec),
         timeoutMs: Math.max(1, Math.ceil(Math.min(spec.timeout_ms, spec.budget_ms ?? spec.timeout_ms))),
         deadline: Math.round(work.deadline ?? clock.now() + FIRST_DEADLINE_MS),
       },
@@ -310,6 +310,9 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     return await finish(held, dir, disk, running, shown, work, watch)
   }
 }
+
+/** Requirements may be fractions; disks are whole bytes. */
+const diskBytesOf = (spec: TaskSpec): number => Math.ceil(spec.storage_gb * 1024 ** 3)
 
 /** The half of an attempt that the claim loop steers: it may be stopped or extended before its program runs. */
 class Work {

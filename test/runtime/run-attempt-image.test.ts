@@ -1,0 +1,219 @@
+import { execFileSync } from "node:child_process"
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { afterAll, beforeAll, describe, expect, test } from "vitest"
+import { createHasher } from "../../node-agent/cache/hasher.ts"
+import { createBubblewrapDriver } from "../../node-agent/runtime/bubblewrap.ts"
+import type { RuntimeDriver } from "../../node-agent/runtime/driver.ts"
+import { createImageStore } from "../../node-agent/runtime/images/images.ts"
+import { openLayerStore } from "../../node-agent/runtime/images/layer-store.ts"
+import { readBases } from "../../node-agent/runtime/images/bases.ts"
+import type { AttemptWatch, AttemptRunner } from "../../node-agent/tasks/attempt-runner.ts"
+import { createAttemptRunner } from "../../node-agent/tasks/run-attempt.ts"
+import { createRuntimes, type Runtimes } from "../../node-agent/tasks/runtimes.ts"
+import { systemClock } from "../../protocol/base/clock.ts"
+import { silentLog } from "../../protocol/base/log.ts"
+import { claimNumber, digest } from "../../protocol/domain/ids.ts"
+import { imageDigest } from "../../protocol/domain/image.ts"
+import { toWireRef } from "../../protocol/wire/content-source.ts"
+import type { ResultItem, RuntimeSpec, TaskSpec } from "../../protocol/wire/control.ts"
+import { taskSpec } from "../support/agent.ts"
+import { openTestBlobs, type TestBlobs } from "../support/content.ts"
+import { layerOf, makeBases, missingTools } from "../support/images.ts"
+
+const skipped = missingTools("bwrap", "mmdebstrap", "setpriv", "tar") !== null
+
+/** A project's image on the python base, its attempts in bubblewrap, as a node runs them. */
+describe.skipIf(skipped)("attempts in an image", () => {
+  const home = mkdtempSync(join(tmpdir(), "computalot-image-run-"))
+  const attemptsDir = join(home, "attempts")
+  const basesDirectory = join(home, "bases")
+  const hasher = createHasher(systemClock)
+  const cleanUp = new AsyncDisposableStack()
+  let driver: RuntimeDriver
+  let blobs: TestBlobs
+  let runtimes: Runtimes
+  let runner: AttemptRunner
+  let runtime: RuntimeSpec
+  let works = false
+  let claims = 0
+
+  beforeAll(async () => {
+    chmodSync(home, 0o711)
+    mkdirSync(attemptsDir, { mode: 0o711 })
+    cleanUp.defer(() => rmSync(home, { recursive: true, force: true }))
+    driver = cleanUp.use(await createBubblewrapDriver({ dataDir: home, attemptsDir }))
+    const probe = await driver.probe()
+    works = probe.available
+    if (!works) return console.warn(`attempts in an image are not tested: ${probe.problems.join("; ")}`)
+    await makeBases(basesDirectory, "python")
+    cleanUp.use(hasher)
+    blobs = cleanUp.use(await openTestBlobs())
+    const layers = cleanUp.use(
+      await openLayerStore({
+        directory: join(home, "layers"),
+        quotaBytes: 2 ** 31,
+        clock: systemClock,
+        log: silentLog,
+      }),
+    )
+    runtimes = cleanUp.use(
+      createRuntimes({
+        directory: join(home, "runtimes"),
+        blobs,
+        // The blobs are all here already.
+        fetch: { fetchBlob: async (blob) => ({ blob, bytesFromPeers: 0, bytesFromOrigin: 0, culprits: [] }) },
+        images: { layers, store: createImageStore({ layers, basesDirectory }) },
+        validate: { driver, attemptsDir, network: "none", machineEnv: {} },
+        origin: () => null,
+        holdersOf: () => [],
+        send: () => {},
+        changed: () => {},
+        treeQuotaBytes: 1024 ** 3,
+        clock: systemClock,
+        log: silentLog,
+      }),
+    )
+    await runtimes.restore()
+    runner = createAttemptRunner({
+      driver,
+      runtimes,
+      attemptsDir,
+      network: "none",
+      machineEnv: { SECRET_OF_THE_MACHINE: "1" },
+      hasher,
+      downloadPayload: () => Promise.reject(new Error("payloads are small here")),
+      outboxFull: () => false,
+      clock: systemClock,
+      log: silentLog,
+    })
+    await runner.sweep([])
+    cleanUp.defer(() => runner.sweep([]))
+    runtime = await projectImage()
+  }, 300_000)
+  afterAll(() => cleanUp.disposeAsync())
+
+  async function projectImage(): Promise<RuntimeSpec> {
+    const base = (await readBases(basesDirectory)).find("python:3.11-slim")
+    if (base === null) throw new Error("the python base was made")
+    const code = await layerOf(home, [
+      { name: "workspace/", type: "directory", mode: 0o755 },
+      { name: "workspace/data.txt", content: "from the image", mode: 0o644 },
+    ])
+    const blob = await blobs.put({ file: code.path })
+    const config = { env: { ...base.image.config.env, FROM_IMAGE: "yes" }, workdir: "/workspace", user: "" }
+    const diffIds = [...base.image.layers.map(({ diffId }) => diffId), digest(code.diffId)]
+    return {
+      revision: "rev_image",
+      tarball: toWireRef(blob),
+      image: {
+        digest: imageDigest(config, diffIds),
+        config,
+        layers: diffIds.map((diff_id) => ({
+          diff_id,
+          unpacked_bytes: 1024 ** 2,
+          blob: diff_id === code.diffId ? toWireRef(blob) : null,
+        })),
+      },
+      workdir: null,
+      remote_dir: "/root/project",
+      setup_timeout_ms: 120_000,
+      validation: { executables: ["python3"], files: ["/workspace/data.txt"], commands: [] },
+      content_grant: "",
+      holders: [],
+    }
+  }
+
+  interface Ran {
+    item: ResultItem
+    progress: string[]
+    dir: string
+  }
+
+  async function run(python: string, changes: Partial<TaskSpec> = {}): Promise<Ran> {
+    const claim = ++claims
+    const progress: string[] = []
+    const watch: AttemptWatch = {
+      started: () => {},
+      exited: () => {},
+      progressed: (news) => void (news.progress !== null && progress.push(news.progress)),
+    }
+    const task = { claim, spec: 0, index: 0, attempt: 1, payload: { text: '{"a":1}' }, gpus: [] }
+    const spec = taskSpec(runtime, ["python3", "-c", python], { memory_mb: 256, storage_gb: 0.05, ...changes })
+    const end = await runner.start({ task, spec }, watch).done
+    if (end.kind !== "result") throw new Error(`given back: ${end.reason}`)
+    return { item: end.end.item, progress, dir: runner.attemptDir(claimNumber(claim)) }
+  }
+
+  test("RP-002, RP-003: the program runs in the image with its payload, and result, artifacts and progress come back", async ({
+    skip,
+  }) => {
+    if (!works) skip()
+    const { item, progress, dir } = await run(`
+import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+seen = {"payload": payload, "file": open("data.txt").read(), "cwd": os.getcwd(), "env": os.environ.get("FROM_IMAGE"),
+  "linked": open("/root/project/data.txt").read(), "secret": os.environ.get("SECRET_OF_THE_MACHINE"),
+  "home": os.path.exists(${JSON.stringify(home)})}
+open("/tmp/left", "w").write("x")
+json.dump(seen, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
+open(os.environ["COMPUTALOT_ARTIFACT_DIR"] + "/one.txt", "w").write("1")
+print('COMPUTALOT_PROGRESS:{"percent": 50}')
+print(os.environ["COMPUTALOT_TASK_RESULT"])
+`)
+    expect(item, item.error_tail).toMatchObject({ failure_kind: null, exit_code: 0, result_problem: null })
+    expect(item.result && "text" in item.result && JSON.parse(item.result.text)).toMatchObject({
+      payload: { a: 1 },
+      file: "from the image",
+      cwd: "/workspace",
+      env: "yes",
+      linked: "from the image",
+      secret: null,
+      home: false,
+    })
+    expect(progress).toEqual(['{"percent": 50}'])
+    expect(item.output).not.toContain(home)
+    expect(item.artifacts).toMatchObject([{ filename: "artifacts.tar.gz" }])
+    expect(execFileSync("tar", ["-tzf", join(dir, "artifacts.tar.gz")], { encoding: "utf8" })).toContain("one.txt")
+    // What one attempt wrote, the next does not see.
+    expect((await run("import os; print(os.path.exists('/tmp/left'))")).item.output).toBe("False\n")
+    await runner.discard(claimNumber(claims))
+    expect(existsSync(runner.attemptDir(claimNumber(claims)))).toBe(false)
+  })
+
+  test("RP-006: a failing program, one out of memory and one that fills its disk each say what happened", async ({
+    skip,
+  }) => {
+    if (!works) skip()
+    const { enforces } = await driver.probe()
+    expect((await run("import sys; sys.exit(3)")).item).toMatchObject({ failure_kind: "exit_code", exit_code: 3 })
+    if (enforces.includes("memory")) {
+      expect((await run("len(b'x' * 10**9)")).item).toMatchObject({ failure_kind: "oom" })
+    }
+    if (enforces.includes("disk")) {
+      const writes = "f = open('/tmp/large', 'wb')\nfor i in range(200): f.write(b'x' * 10**6)\nf.flush()"
+      expect((await run(writes)).item).toMatchObject({ failure_kind: "disk_full" })
+    }
+  })
+
+  test("GAP-45: a result that leads out of the sandbox is no result", async ({ skip }) => {
+    if (!works) skip()
+    const path = 'os.environ["COMPUTALOT_TASK_RESULT"]'
+    const linked = await run(`import os; os.symlink("/etc/shadow", ${path})`)
+    expect(linked.item).toMatchObject({ failure_kind: null, result: null })
+    expect(linked.item.result_problem).toContain("a link")
+  })
+
+  test("a command that the image lacks is preparation_failed, and a cancelled attempt ends soon", async ({ skip }) => {
+    if (!works) skip()
+    expect((await run("", { command: ["no-such-command"] })).item.failure_kind).toBe("preparation_failed")
+    const task = { claim: ++claims, spec: 0, index: 0, attempt: 1, payload: { text: "{}" }, gpus: [] }
+    const spec = taskSpec(runtime, ["python3", "-c", "import time; time.sleep(60)"])
+    const { promise: started, resolve } = Promise.withResolvers<void>()
+    const work = runner.start({ task, spec }, { started: resolve, progressed: () => {}, exited: () => {} })
+    await started
+    work.stop("cancelled")
+    expect(await work.done).toMatchObject({ kind: "result", end: { item: { failure_kind: "cancelled" } } })
+  })
+})
