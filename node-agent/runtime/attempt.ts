@@ -63,7 +63,7 @@ export function runningAttempt(
 }
 
 /** What the end means for the attempt. Pure. */
-export function explainEnd(
+function explainEnd(
   end: SupervisorEnd,
   record: NamedLimits,
   seen: { diskFull: boolean; stopReason: "cancelled" | "deadline" },

@@ -100,8 +100,10 @@ test("the agent's heartbeat never waits for a task, a hash or an unpack", async 
   await expect.poll(() => rig.results().filter(({ claim }) => claim <= 50).length, { timeout: 50_000 }).toBe(50)
   const beats = rig.heard.filter(({ message }) => message.type === "heartbeat").map(({ atMs }) => atMs)
   const gaps = beats.slice(1).map((at, index) => at - (beats[index] ?? at))
-  // Beats are due every 250 ms; three missed would make the node suspect.
-  expect(Math.max(...gaps)).toBeLessThan(750)
+  // Beats are due every 250 ms here. Three missed ones of a second each would make a node suspect; whatever waits for one of
+  // these tasks waits four seconds, and a loaded machine delays a beat or two.
+  expect(Math.max(...gaps)).toBeLessThan(3_000)
+  expect(gaps.toSorted((a, b) => a - b)[Math.floor(gaps.length / 2)]).toBeLessThan(500)
 })
 
 test("a second agent is kept out of the data directory", async () => {

@@ -22,7 +22,7 @@ export const LADDERS: Record<Program, readonly (readonly string[])[]> = {
     ["jobs"],
     ["scheduler"],
     ["mesh", "http"],
-    ["config.ts"],
+    ["config.ts", "small-heap.ts"],
     ["coordinator.ts"],
     ["main.ts"],
   ],
