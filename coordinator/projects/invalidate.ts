@@ -34,7 +34,8 @@ export async function invalidateProject(
     if (project.activeRevision === null) throw nothingPushed(project)
     const former = present(await findRevision(tx, project.activeRevision), "the active revision")
     const build = former.image === null ? "queued" : "built"
-    await insertRevision(tx, { ...former, id, build, builder: null, buildChangedAt: at, pushedAt: at })
+    const builder = former.image === null ? null : former.builder
+    await insertRevision(tx, { ...former, id, build, builder, buildChangedAt: at, pushedAt: at })
     await addBlobReference(tx, former.tarball.digest, { kind: "revision", owner: id })
     await addBlobReference(tx, former.contentHash, { kind: "revision", owner: id })
     if (former.image !== null) await keepImage(tx, id, former.image)

@@ -44,8 +44,9 @@ export async function recordBuilt(
   tx: Tx,
   { revision, node, id, at, image, logTail }: Recorded & { image: ImageRecord; logTail: string },
 ): Promise<boolean> {
-  if (!(await changeBuild(tx, revision, { build: "building", builder: node }, { build: "built", image }, at)))
-    return false
+  // Others fetch the layers from it (architecture §5.6).
+  const built = { build: "built", builder: node, image } as const
+  if (!(await changeBuild(tx, revision, { build: "building", builder: node }, built, at))) return false
   await keepImage(tx, revision, image)
   await describe(tx, { revision, id, at }, "build", {
     status: "ready",

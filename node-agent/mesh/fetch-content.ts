@@ -51,7 +51,10 @@ export function createFetchContent(parts: DownloadParts): FetchContent {
   async function runInTurn(blob: ContentRef, download: Download, signal: AbortSignal): Promise<Downloaded> {
     using _turn = await turns.enter(blob.digest, Number.MAX_SAFE_INTEGER)
     signal.throwIfAborted()
-    return await download.run(signal)
+    const fetched = await download.run(signal)
+    const { bytesFromPeers, bytesFromOrigin } = fetched
+    parts.log.info("content fetched", { blob: blob.digest, from_peers: bytesFromPeers, from_origin: bytesFromOrigin })
+    return fetched
   }
 
   return {

@@ -37,13 +37,14 @@ CREATE TABLE revisions (
   -- the tarball's env files, layered
   env TEXT NOT NULL,
   build TEXT NOT NULL CHECK (build IN ('queued', 'building', 'built', 'failed', 'cancelled')),
-  -- who builds, and the record of the image once it is built; neither is ever shown to clients
+  -- who builds or built it, and has its layers to give; and the record of the image once it is built; neither is ever shown to clients
   builder TEXT,
   image TEXT,
   build_changed_at INTEGER NOT NULL,
   pushed_at INTEGER NOT NULL,
   CHECK ((build = 'built') = (image IS NOT NULL)),
-  CHECK ((build = 'building') = (builder IS NOT NULL))
+  CHECK (build <> 'building' OR builder IS NOT NULL),
+  CHECK (builder IS NULL OR build IN ('building', 'built'))
 ) STRICT;
 CREATE INDEX revisions_by_project ON revisions (project, pushed_at);
 CREATE INDEX revisions_to_build ON revisions (pushed_at) WHERE build IN ('queued', 'building');
