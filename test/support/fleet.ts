@@ -137,9 +137,10 @@ export async function startFleet(options: FleetOptions = {}): Promise<Fleet> {
       `--roles=${node.roles ?? "worker"}`,
       ...(node.bases === undefined ? [] : [`--bases=${node.bases}`]),
       "--listen=/ip4/127.0.0.1/tcp/0",
-      "--cpus=4",
-      "--memory-mb=4096",
-      "--storage-gb=16",
+      // What is enforced must be there; the process runtime may say more than the machine has.
+      ...(runtime === "process"
+        ? ["--cpus=4", "--memory-mb=4096", "--storage-gb=16"]
+        : ["--cpus=1", "--memory-mb=1024", "--storage-gb=4"]),
       "--task-network=none",
       "--build-network=none",
       "--drain=now",
