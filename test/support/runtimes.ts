@@ -39,7 +39,7 @@ export function testedRuntimes(): TestedRuntime[] {
   ]
 }
 
-function currentRunsc(): string | null {
+export function currentRunsc(): string | null {
   const named = process.env["COMPUTALOT_TEST_RUNSC"]
   if (named !== undefined) return named
   const cache = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "computalot", "runsc")
