@@ -30,6 +30,8 @@ export interface Outbox extends Disposable {
    * or already has a result, is left out.
    */
   storeResults(ends: readonly StoredEnd[]): void
+  /** What `write` changes is one transaction: it costs one write to the disk, and none of it is there without the rest. */
+  together(write: () => void): void
   /** Unanswered results in the order they were stored, at most `limit`, after the position `after` (0: from the start). */
   results(after: number, limit: number): (StoredEnd & { position: number })[]
   /** Bytes of results waiting for an answer. */
@@ -155,6 +157,8 @@ export function openOutbox(file: string, now: Instant): Outbox {
     sql.forgetResult.run(claim)
   })
 
+  const together = db.transaction((write: () => void) => write())
+
   return {
     memory() {
       const row = sql.memory.get() as { epoch: number; epoch_proof: string | null }
@@ -176,6 +180,7 @@ export function openOutbox(file: string, now: Instant): Outbox {
     },
     markRunning: (starts) => markRunning.immediate(starts),
     storeResults: (ends) => storeResults.immediate(ends),
+    together: (write) => together.immediate(write),
     results(after, limit) {
       const rows = sql.results.all(after, limit) as { position: number; item: string }[]
       return rows.map((row) => ({ position: row.position, ...(JSON.parse(row.item) as StoredEnd) }))

@@ -78,7 +78,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
   let claimLifetimeMs = 300_000
   let paused = true
   let draining = false
-  let startsWaiting = false
+  let settleWaiting = false
   let ends: { attempt: Attempt; end: StoredEnd }[] = []
   let startedNow: ClaimNumber[] = []
   let idle: (() => void)[] = []
@@ -107,7 +107,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       attempts.set(grant.task.claim, newAttempt(grant, clock.monotonicMs() + expires_in_ms))
     }
     if (held.length > 0) parts.send({ type: "accept", claims: held })
-    startSoon()
+    settleSoon()
   }
 
   function newAttempt(grant: HeldGrant, expiresAtMs: number): Attempt {
@@ -127,32 +127,44 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
 
   // ── starting ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  /** Many grants and ends of one turn lead to one look, and to one durable write of what is started. */
-  function startSoon(): void {
-    if (startsWaiting) return
-    startsWaiting = true
+  /** Many grants and ends of one turn lead to one look, and to one durable write of what has ended and what is started. */
+  function settleSoon(): void {
+    if (settleWaiting) return
+    settleWaiting = true
     setImmediate(() => {
-      startsWaiting = false
-      startWhatFits()
+      settleWaiting = false
+      settle(whatFits())
     })
   }
 
-  function startWhatFits(): void {
-    if (paused) return
-    const room = freeRoom()
-    const starting: Attempt[] = []
-    const nowMs = clock.monotonicMs()
-    for (const attempt of attempts.values()) {
-      if (attempt.state !== "accepted" || attempt.expiresAtMs <= nowMs || !takeRoom(room, attempt)) continue
-      starting.push(attempt)
-      if (room.cpu < SMALLEST_CPU) break
-    }
-    if (starting.length === 0) return
-    outbox.markRunning(starting.map(({ claim }) => ({ claim, attemptDir: runner.attemptDir(claim) })))
+  function settle(starting: readonly Attempt[]): void {
+    const stored = ends
+    ends = []
+    if (stored.length === 0 && starting.length === 0) return
+    outbox.together(() => {
+      outbox.storeResults(stored.map(({ end }) => end))
+      outbox.markRunning(starting.map(({ claim }) => ({ claim, attemptDir: runner.attemptDir(claim) })))
+    })
+    for (const { attempt } of stored) attempts.delete(attempt.claim)
     for (const attempt of starting) {
       attempt.state = "preparing"
       follow(attempt, runner.start(attempt, watch(attempt)))
     }
+    if (stored.length > 0) parts.deliver()
+    wakeIdle()
+  }
+
+  function whatFits(): Attempt[] {
+    if (paused) return []
+    const room = freeRoom()
+    const fitting: Attempt[] = []
+    const nowMs = clock.monotonicMs()
+    for (const attempt of attempts.values()) {
+      if (attempt.state !== "accepted" || attempt.expiresAtMs <= nowMs || !takeRoom(room, attempt)) continue
+      fitting.push(attempt)
+      if (room.cpu < SMALLEST_CPU) break
+    }
+    return fitting
   }
 
   function freeRoom(): Room {
@@ -221,20 +233,9 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       log.warn("attempt given back", { claim: attempt.claim, reason: end.reason })
     } else {
       attempt.state = "done"
-      if (ends.length === 0) setImmediate(storeEnds)
       ends.push({ attempt, end: end.end })
     }
-    startSoon()
-    wakeIdle()
-  }
-
-  /** All ends of one turn are one durable write. */
-  function storeEnds(): void {
-    const batch = ends
-    ends = []
-    outbox.storeResults(batch.map(({ end }) => end))
-    for (const { attempt } of batch) attempts.delete(attempt.claim)
-    parts.deliver()
+    settleSoon()
     wakeIdle()
   }
 
@@ -344,7 +345,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       if (gone.length > 0) spent(gone)
       // What started while contact was lost is said now.
       for (const claims of batches(running)) parts.send({ type: "started", claims })
-      startSoon()
+      settleSoon()
     },
     grant,
     renewed,
@@ -388,7 +389,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
     async [Symbol.asyncDispose]() {
       progressTimer[Symbol.dispose]()
       expiryTimer[Symbol.dispose]()
-      if (ends.length > 0) storeEnds()
+      settle([])
       await Promise.resolve()
     },
   }
