@@ -156,6 +156,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         capacity: standing.capacity,
         used: { ...member.used, gpus: new Set(member.used.gpus) },
         held: member.attempts.size,
+        heldAtFirst: member.attempts.size,
         credit: standing.credit,
         hasGpu: standing.capacity.gpus.length > 0,
       })

@@ -9,6 +9,8 @@ export interface PlaceableNode {
   used: Used
   /** Attempts it holds. */
   held: number
+  /** Attempts it held when this round of placing began. */
+  heldAtFirst: number
   credit: number
   hasGpu: boolean
 }
@@ -48,11 +50,15 @@ function freeSlotScore(node: PlaceableNode, wanted: Wanted, free: Capacity): num
   return (wanted.isWarm(node) ? 100 : 0) + (leavesGpu ? 20 : 0) + spare
 }
 
-/** Below every free slot, most credit left first; never for GPUs, which are exclusive. */
+/**
+ * Below every free slot, most credit left first; never for GPUs, which are exclusive. Only a node that has used up half of
+ * what it held ahead gets more: many tasks in one grant cost both sides one write, one after another as many as tasks.
+ */
 function aheadScore(node: PlaceableNode, wanted: Wanted): number | null {
   if (wanted.requirements.gpuCount > 0 || !wanted.isWarm(node)) return null
   const side = slots(node.capacity, wanted.requirements)
   const ahead = aheadOf(wanted.paceMs, side, node.credit)
   const room = side + ahead - node.held
-  return side > 0 && ahead > 0 && room > 0 ? -1 / room : null
+  const wantsMore = node.heldAtFirst <= side + ahead / 2
+  return side > 0 && ahead > 0 && room > 0 && wantsMore ? -1 / room : null
 }

@@ -129,6 +129,7 @@ describe("where a task goes", () => {
     capacity: machine(),
     used: nothing,
     held: 0,
+    heldAtFirst: more.held ?? 0,
     credit: 8,
     hasGpu: false,
     ...more,
@@ -177,6 +178,15 @@ describe("where a task goes", () => {
       used: { ...nothing, gpus: new Set(["a"]) },
     })
     expect(place([gpus], { paceMs: 100, requirements: need({ gpuCount: 1 }) })).toBeNull()
+  })
+
+  test("a node gets more ahead when half of it is used up, and then all it takes", () => {
+    const ahead = (held: number, heldAtFirst: number): string | null =>
+      place([node("warm", { used: full, held, heldAtFirst })], { paceMs: 100 })
+    expect(ahead(9, 9)).toBeNull()
+    expect(ahead(8, 8)).toBe("warm")
+    expect(ahead(11, 8)).toBe("warm")
+    expect(ahead(12, 8)).toBeNull()
   })
 
   test("at most two seconds of work for each slot, and what the node takes", () => {
