@@ -191,6 +191,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       watch,
       timing,
       wake,
+      returned: (jobs) => jobLife.returned(jobs),
       finish: (jobs) => jobLife.finish(jobs),
       taskFailed: (jobs) => jobLife.taskFailed(jobs),
       preparationMs: (revision) => (specs.known(revision)?.project.setupTimeoutSeconds ?? 0) * 1000,
@@ -274,6 +275,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const opened = opening.move()
 
   function replicaChanged(revision: string, member: Parameters<typeof specs.failedOn>[1], state: string): void {
+    if (state === "unable") specs.restOn(revision, member)
     if (state === "failed") {
       specs.failedOn(revision, member)
       if (cannotPrepare(revision)) jobLife.setupFailed(revision, "preparing the runtime failed", "")

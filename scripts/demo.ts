@@ -91,7 +91,7 @@ async function demo(): Promise<void> {
   const job = await call(origin, bearer, "POST", "/api/v1/jobs", {
     type: "map_reduce",
     project: "flights",
-    runner_command: ["python", "delays.py"],
+    runner_command: ["python3", "delays.py"],
     payload: {},
     split: { field: "row", start: 0, total: flights.length, chunks: CHUNKS },
     reduce: {

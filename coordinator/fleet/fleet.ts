@@ -51,7 +51,12 @@ export interface FleetParts extends EnrolmentParts {
   random: Random
   members: Members
   /** Replicas changed: prepared runtimes may serve waiting work, or a set-up failed. */
-  replicaChanged: (revision: string, member: Member, state: "initializing" | "ready" | "failed" | "removed") => void
+  replicaChanged: (
+    revision: string,
+    member: Member,
+    /** `unable`: the node itself could not prepare it, by no fault of the project. */
+    state: "initializing" | "ready" | "failed" | "removed" | "unable",
+  ) => void
 }
 
 /** Addresses told to a joining node. */
@@ -115,7 +120,8 @@ export function createFleet(parts: FleetParts): Fleet {
         if (recorded && needsNote) await recordRuntimeNote(tx, { revision, id: ids[1], at })
         return recorded
       })
-      if (counts) parts.replicaChanged(report.revision, member, report.state)
+      if (report.state === "removed" && report.message !== null) parts.replicaChanged(report.revision, member, "unable")
+      else if (counts) parts.replicaChanged(report.revision, member, report.state)
     },
     memberCount: () => [...members.all()].filter(({ session }) => session !== null).length,
     peersFor(member) {

@@ -64,6 +64,8 @@ export interface ClaimsParts extends ReportParts {
   preparationMs: (revision: string) => number
   /** Work may start somewhere: look again. */
   wake: () => void
+  /** Tasks of these jobs wait again that were with a node: what could not be run there may be unable to run anywhere. */
+  returned: (jobs: ReadonlySet<number>) => void
   /** All tasks of these jobs are final. */
   finish: (jobs: readonly number[]) => void
   /** A task of these jobs failed for good: strict ones end by it. */
@@ -197,7 +199,9 @@ export function createClaims(parts: ClaimsParts): Claims {
       if (requeued && attempt?.claimable !== true) queue.add(job, 1)
       queue.unblock(job)
     }
-    parts.watch.changed(new Set(returned.map(({ job }) => job)))
+    const jobs = new Set(returned.map(({ job }) => job))
+    parts.watch.changed(jobs)
+    parts.returned(jobs)
     parts.wake()
   }
 

@@ -32,6 +32,8 @@ export interface JobLife {
   budgetSpent(job: number): void
   /** No node can be told how to run this job: its waiting tasks fail. */
   cannotRun(job: number, message: string): void
+  /** Tasks of these jobs wait again: those of a revision that can never run fail. */
+  returned(jobs: ReadonlySet<number>): void
   /** The revision can never be run: its waiting tasks fail (rulings, Failed set-up). */
   setupFailed(revision: string, message: string, logTail: string): void
   cancel(id: JobId, account: AccountId | null, reason: string): Promise<JobRow>
@@ -197,6 +199,12 @@ export function createJobLife(parts: JobLifeParts): JobLife {
       })
     },
     cannotRun: (seq, message) => failWaiting(seq, message, ""),
+    returned(jobs) {
+      for (const seq of jobs) {
+        const facts = known.get(seq)
+        if (facts) failBroken(facts)
+      }
+    },
     setupFailed(revision, message, logTail) {
       for (const facts of known.all()) if (facts.revision === revision) failWaiting(facts.seq, message, logTail)
     },
@@ -236,6 +244,8 @@ export function createJobLife(parts: JobLifeParts): JobLife {
         const believed = queue.waiting(seq)
         // Only ever upward: tasks on their way to a node are waiting in the rows until the grant commits.
         if (waiting > believed) queue.add(seq, waiting - believed)
+        const facts = known.get(seq)
+        if (facts && waiting > 0) failBroken(facts)
       }
       parts.wake()
     },

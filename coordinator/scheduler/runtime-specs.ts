@@ -27,6 +27,8 @@ export interface RuntimeSpecs extends Runtimes {
   contentGrant(member: Member, blobs: ContentRef[]): string
   /** This node failed to prepare the revision: its work goes elsewhere. */
   failedOn(revision: string, member: Member): void
+  /** This node could not prepare the revision, by its own fault: it is left alone with it for a while. */
+  restOn(revision: string, member: Member): void
   failures(revision: string): number
 }
 
@@ -46,12 +48,15 @@ export interface RuntimeSpecParts {
 
 /** A grant of content outlives the transfer it is for; nodes ask again with a newer one. */
 const CONTENT_GRANT_MS = 2 * 3_600_000
+/** A node that could not prepare a revision (a base image is missing there, say) is not asked again before. */
+const REST_MS = 30_000
 /** Holders named to a node: more help little. */
 const HOLDERS_NAMED = 8
 
 export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
   const known = new Map<string, KnownRevision>()
   const failed = new Map<string, Set<string>>()
+  const resting = new Map<string, number>()
   const granted = new Map<string, { text: string; until: number; image: boolean }>()
 
   async function refresh(id: RevisionId): Promise<void> {
@@ -134,6 +139,7 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
     canRun(revision, member) {
       const one = known.get(revision)
       if (!one || failed.get(revision)?.has(member.id)) return false
+      if ((resting.get(`${revision}/${member.id}`) ?? 0) > parts.clock.monotonicMs()) return false
       return member.facts?.runtime === "process" || one.revision.image !== null
     },
     async spec(job: JobFacts, member): Promise<TaskSpec> {
@@ -152,6 +158,11 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
     failedOn(revision, member) {
       const nodes = failed.get(revision) ?? new Set()
       failed.set(revision, nodes.add(member.id))
+    },
+    restOn(revision, member) {
+      const nowMs = parts.clock.monotonicMs()
+      for (const [key, untilMs] of resting) if (untilMs <= nowMs) resting.delete(key)
+      resting.set(`${revision}/${member.id}`, nowMs + REST_MS)
     },
     failures: (revision) => failed.get(revision)?.size ?? 0,
   }
