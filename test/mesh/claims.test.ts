@@ -188,3 +188,43 @@ test("a grant that was offered before a restart and never arrived goes back with
   await node.report(node.granted[1]?.claim ?? 0)
   await expect.poll(() => statusOf(job)).toBe("completed")
 })
+
+/** The revision of the first grant. */
+function revisionOf(node: ScriptedNode): string {
+  const grant = node.heard.find((message) => message.type === "grant")
+  return grant?.type === "grant" ? (grant.specs[0]?.runtime.revision ?? "") : ""
+}
+
+// ── preparation ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+test("rulings, Failed set-up: tasks given back after preparing failed everywhere fail like the others", async () => {
+  const node = await startWorker(rig, { cpu: 1 })
+  const job = await rig.submit(items(4))
+  await expect.poll(() => node.granted.length).toBe(1)
+  const claim = node.granted[0]?.claim ?? 0
+  await node.say({ type: "accept", claims: [claim] })
+  const revision = revisionOf(node)
+  await node.say({ type: "replica", revision, state: "failed", message: "no such command", log_tail: null })
+  // Three fail at once; the fourth is still with the node, and comes back only now.
+  await expect.poll(async () => (await rig.job(job))["task_counts"]).toMatchObject({ failed: 3, queued: 1 })
+  await node.say({ type: "give_back", items: [{ claim, reason: "the runtime could not be prepared" }] })
+  await expect.poll(() => statusOf(job)).toBe("failed")
+  expect((await rig.job(job))["task_counts"]).toMatchObject({ failed: 4 })
+})
+
+test("a node that cannot prepare a revision by its own fault is not handed the same grant again at once", async () => {
+  const node = await startWorker(rig, { cpu: 1 })
+  const job = await rig.submit()
+  await expect.poll(() => node.granted.length).toBe(1)
+  const claim = node.granted[0]?.claim ?? 0
+  await node.say({ type: "accept", claims: [claim] })
+  const revision = revisionOf(node)
+  await node.say({ type: "replica", revision, state: "removed", message: "the base image is not here", log_tail: null })
+  await node.say({ type: "give_back", items: [{ claim, reason: "the base image is not here" }] })
+  await expect.poll(() => statusOf(job)).toBe("queued")
+  const granted = node.granted.length
+  const other = await startWorker(rig, { cpu: 1 })
+  await other.report(await other.next())
+  await expect.poll(() => statusOf(job)).toBe("completed")
+  expect(node.granted.length).toBe(granted)
+})
