@@ -1,4 +1,4 @@
-import type { Clock } from "../../protocol/base/clock.ts"
+import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import { appendEvent } from "../events/event-log.ts"
@@ -69,12 +69,13 @@ const NOTHING = { failed: 0, spent: [], isOver: false }
 
 const oldClaim = ({ claim }: WaitingTaskRow): ClaimNumber => claimNumber(claim ?? 0)
 
-async function failTask(
+/** Fails one waiting task without an attempt; the caller counts it. A lost one's old number is spent by it. */
+export async function failTask(
   tx: Tx,
   job: number,
   task: WaitingTaskRow,
   { kind, message, preflight }: Failure,
-  at: number,
+  at: Instant,
 ): Promise<void> {
   if (task.state === "lost") {
     const end = { state: "lost", failureKind: "node_lost", runtimeMs: null, itemDigest: null, at } as const

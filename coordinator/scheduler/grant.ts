@@ -2,8 +2,8 @@ import type { Instant } from "../../protocol/base/clock.ts"
 import { claimNumber, type ClaimNumber, type NodeId } from "../../protocol/domain/ids.ts"
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import { appendEvent } from "../events/event-log.ts"
+import { failTask } from "../jobs/fail-waiting.ts"
 import { nextTask } from "../jobs/task-state.ts"
-import { taskError } from "../jobs/text.ts"
 import { findHold } from "../store/holds.ts"
 import { addToJob, jobCounts, markJobFinishing, type JobCounts } from "../store/jobs.ts"
 import { nextClaimNumbers } from "../store/meta.ts"
@@ -11,12 +11,10 @@ import type { Tx } from "../store/store.ts"
 import {
   countLoss,
   endAttempt,
-  failWaitingTask,
   grantTask,
   indexOfTask,
   jobOfTask,
   insertAttempt,
-  putTaskResult,
   waitingTasks,
   type TaskKey,
   type WaitingTaskRow,
@@ -89,7 +87,7 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
       }
       if (tooMany) {
         budget.lostEnded()
-        await failTask(tx, task, tooMany, at)
+        await failTask(tx, job, task, { kind: tooMany, message: LOST_TOO_OFTEN, preflight: "" }, at)
         failed += 1
         continue
       }
@@ -183,28 +181,4 @@ function tooManyLosses(losses: number): FailureKind | null {
   return step.outcome === "moved" ? step.failureKind : null
 }
 
-async function failTask(tx: Tx, task: WaitingTaskRow, kind: FailureKind, at: Instant): Promise<void> {
-  const message = "the machines that ran this task were lost five times"
-  await failWaitingTask(tx, task.key, at)
-  await putTaskResult(tx, task.key, {
-    claim: claimNumber(task.claim ?? 0),
-    output: "",
-    error: taskError({ kind, exitCode: null, message, tail: "" }),
-    failureKind: kind,
-    exitCode: null,
-    result: null,
-    resultDigest: null,
-    resultBytes: null,
-    quality: null,
-    warnings: [],
-    runtimeMs: null,
-  })
-  await appendEvent(tx, {
-    job: jobOfTask(task.key),
-    type: "task.failed",
-    taskIndex: indexOfTask(task.key),
-    message,
-    data: { to: "failed", failure_kind: kind },
-    at,
-  })
-}
+const LOST_TOO_OFTEN = "the machines that ran this task were lost five times"
