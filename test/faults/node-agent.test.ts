@@ -1,3 +1,4 @@
+import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { existsSync, readFileSync, writeFileSync } from "node:fs"
 import { createServer } from "node:http"
@@ -89,6 +90,7 @@ test("the agent's heartbeat never waits for a task, a hash or an unpack", async 
   const small = await rig.revision([{ name: "x", content: "" }])
   const heavy = await rig.revision(large)
   await rig.start(["--cpus", "64", "--memory-mb", "65536"])
+  await using ticking = startTicking()
   const busy = "import time\nt=time.time()\nwhile time.time()-t<4: pass"
   rig.grant(
     taskSpec(small, ["python3", "-c", busy]),
@@ -99,11 +101,11 @@ test("the agent's heartbeat never waits for a task, a hash or an unpack", async 
   rig.grant(taskSpec(heavy, ["python3", "-c", writes]), [{ claim: 61 }, { claim: 62 }])
   await expect.poll(() => rig.results().filter(({ claim }) => claim <= 50).length, { timeout: 50_000 }).toBe(50)
   const beats = rig.heard.filter(({ message }) => message.type === "heartbeat").map(({ atMs }) => atMs)
-  const gaps = beats.slice(1).map((at, index) => at - (beats[index] ?? at))
-  // Beats are due every 250 ms here. Three missed ones of a second each would make a node suspect; whatever waits for one of
-  // these tasks waits four seconds, and a loaded machine delays a beat or two.
-  expect(Math.max(...gaps)).toBeLessThan(3_000)
-  expect(gaps.toSorted((a, b) => a - b)[Math.floor(gaps.length / 2)]).toBeLessThan(500)
+  // Beats are due every 250 ms; three missed would make the node suspect. What a program that only ticks misses beside it, the
+  // machine missed: the agent, which has work to do, may miss four times that, and never three beats of a second each.
+  const missed = Math.max(0, longestGap(await ticking.end()) - 250)
+  expect(longestGap(beats)).toBeLessThan(Math.min(750 + 4 * missed, 3_000))
+  expect(gaps(beats).toSorted((a, b) => a - b)[Math.floor(beats.length / 2)]).toBeLessThan(500)
 })
 
 test("a second agent is kept out of the data directory", async () => {
@@ -221,3 +223,20 @@ function isAlive(pid: number): boolean {
     return false
   }
 }
+
+/** A program of its own that ticks every 250 ms: what it misses, the machine could not give. */
+function startTicking(): AsyncDisposable & { end(): Promise<number[]> } {
+  const child = spawn(process.execPath, ["-e", "setInterval(() => console.log(performance.now()), 250)"])
+  let printed = ""
+  child.stdout.on("data", (bytes: Buffer) => (printed += bytes.toString()))
+  const ended = new Promise<void>((resolve) => child.once("close", () => resolve()))
+  const end = async (): Promise<number[]> => {
+    child.kill("SIGKILL")
+    await ended
+    return printed.trim().split("\n").map(Number)
+  }
+  return { end, [Symbol.asyncDispose]: async () => void (await end()) }
+}
+
+const gaps = (times: readonly number[]): number[] => times.slice(1).map((at, index) => at - (times[index] ?? at))
+const longestGap = (times: readonly number[]): number => Math.max(0, ...gaps(times))
