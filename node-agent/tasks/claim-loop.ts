@@ -62,10 +62,13 @@ interface Attempt extends HeldGrant {
   work: RunningWork | null
   /** Its end is not wanted any more: it was cancelled or is spent. */
   dropped: boolean
+  /** It was dropped by a drain: its task goes back to the queue once its processes are gone. */
+  returning: boolean
   progress: string | null
   outputTail: string | null
 }
 
+const DRAINING = "the node is draining"
 /** Progress of one attempt is sent at most this often. */
 const PROGRESS_INTERVAL_MS = 250
 /** The supervisor's own deadline is written again when the claim has moved on by so much. */
@@ -97,7 +100,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
     if (draining) {
       return parts.send({
         type: "give_back",
-        items: tasks.map((task) => ({ claim: task.claim, reason: "the node is draining" })),
+        items: tasks.map((task) => ({ claim: task.claim, reason: DRAINING })),
       })
     }
     const held = outbox.acceptGrants(grants, clock.now())
@@ -120,6 +123,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       exitedAtMs: null,
       work: null,
       dropped: false,
+      returning: false,
       progress: null,
       outputTail: null,
     }
@@ -224,6 +228,8 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       attempts.delete(attempt.claim)
       outbox.forget([attempt.claim])
       void runner.discard(attempt.claim)
+      // Only now that its processes are gone may it run elsewhere.
+      if (attempt.returning) parts.send({ type: "give_back", items: [{ claim: attempt.claim, reason: DRAINING }] })
       log.info("attempt dropped", { claim: attempt.claim })
     } else if (end.kind === "returned") {
       attempts.delete(attempt.claim)
@@ -353,9 +359,11 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
     takeBack(claims) {
       const notStarted: number[] = []
       const started: number[] = []
+      // What has ended waits in the outbox and is no longer among the attempts: it was started, and its result must stay.
+      const held = new Map<number, HeldAttempt["state"]>(outbox.held().map(({ claim, state }) => [claim, state]))
       for (const claim of claims) {
-        const attempt = attempts.get(claim)
-        if (attempt && attempt.state !== "accepted") started.push(claim)
+        const state = attempts.get(claim)?.state ?? held.get(claim) ?? "accepted"
+        if (state !== "accepted") started.push(claim)
         else {
           attempts.delete(claim)
           notStarted.push(claim)
@@ -373,15 +381,15 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       for (const attempt of attempts.values()) {
         if (attempt.state === "accepted") back.push(attempt.claim)
         else if (mode === "now" && isActive(attempt)) {
-          back.push(attempt.claim)
           attempt.dropped = true
+          attempt.returning = true
           attempt.work?.stop("cancelled")
         }
       }
-      for (const claim of back) if (attempts.get(claim)?.state === "accepted") attempts.delete(claim)
+      for (const claim of back) attempts.delete(claim)
       outbox.forget(back)
       for (const some of batches(back)) {
-        parts.send({ type: "give_back", items: some.map((claim) => ({ claim, reason: "the node is draining" })) })
+        parts.send({ type: "give_back", items: some.map((claim) => ({ claim, reason: DRAINING })) })
       }
       if (activeCount() > 0 || ends.length > 0) await new Promise<void>((wake) => idle.push(wake))
     },

@@ -224,6 +224,21 @@ function isAlive(pid: number): boolean {
   }
 }
 
+test("architecture §5.4: a take-back leaves alone what has ended and waits for its answer", async () => {
+  const runtime = await rig.revision([{ name: "x", content: "" }])
+  rig.answering = false
+  const agent = await rig.start()
+  rig.grant(taskSpec(runtime, ["python3", "-c", "print(1)"]), [{ claim: 5 }])
+  await expect.poll(() => rig.results().length).toBe(1)
+  rig.send({ type: "take_back", claims: [5] })
+  const answers = () => rig.heard.map(({ message }) => message).filter(({ type }) => type === "taken_back")
+  await expect.poll(answers).toEqual([{ type: "taken_back", not_started: [], started: [5] }])
+  rig.answering = true
+  rig.cutOff()
+  await expect.poll(() => rig.results().length).toBe(2)
+  expect(await agent.end("SIGTERM")).toBe(0)
+})
+
 /** A program of its own that ticks every 250 ms: what it misses, the machine could not give. */
 function startTicking(): AsyncDisposable & { end(): Promise<number[]> } {
   const child = spawn(process.execPath, ["-e", "setInterval(() => console.log(performance.now()), 250)"])
