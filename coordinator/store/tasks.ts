@@ -33,6 +33,7 @@ export interface TaskRow {
   failures: number
   losses: number
   claim: ClaimNumber | null
+  /** Of the attempt that ran last, as everything a row shows of its runs; the job keeps when its first task started. */
   startedAt: Instant | null
   completedAt: Instant | null
 }
@@ -160,7 +161,10 @@ export async function startTask(tx: Tx, key: TaskKey, claim: ClaimNumber, at: In
   return changes === 1
 }
 
-/** Ends one attempt's hold on its task: final, or back to the queue for another try. */
+/**
+ * Ends one attempt's hold on its task: final, or back to the queue for another try. `started_at` is that of the attempt that
+ * ran last, whether its start was stored before or comes with its end; an attempt that never ran (null) leaves it as it is.
+ */
 export async function endTask(
   tx: Tx,
   key: TaskKey,
@@ -168,7 +172,7 @@ export async function endTask(
   end: { state: "completed" | "failed" | "queued"; failed: boolean; startedAt: Instant | null; at: Instant },
 ): Promise<boolean> {
   const { changes } = await tx.run(
-    `UPDATE tasks SET state = ?, failures = failures + ?, started_at = coalesce(started_at, ?), completed_at = ?
+    `UPDATE tasks SET state = ?, failures = failures + ?, started_at = coalesce(?, started_at), completed_at = ?
      WHERE id = ? AND claim = ? AND state IN ('granted', 'running', 'lost')`,
     end.state,
     end.failed ? 1 : 0,

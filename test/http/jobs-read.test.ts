@@ -342,6 +342,19 @@ test("GAP-55: a result above the limit is an artifact, and merges with its conte
   expect((await get(`/results/${job.id}`)).json).toMatchObject({ aggregate_result: [large], artifact_ids: [id] })
 })
 
+test("J-034: a task that was cancelled while it waited for another try shows the run it had, not the wait", async () => {
+  const job = await rig.queued(alice, { max_retries: 1 })
+  const [claim] = await rig.grant(job, 1)
+  if (!claim) throw new Error("it is granted")
+  await rig.start([claim])
+  rig.pass(5_000)
+  await rig.report(claim, { ...failedItem("exit_code"), runtime_ms: 1_000 })
+  rig.pass(600_000)
+  await rig.cancel(job)
+  const row = (await get(`/jobs/${job.id}/tasks`)).get("tasks", 0) as Row
+  expect(row).toMatchObject({ status: "cancelled", attempt: 1, runtime_s: 1 })
+})
+
 test("RS-009, RS-010, RS-012, RS-013: the list of what has ended, filtered, grouped, with tasks when asked", async () => {
   const running = await rig.queued(alice, {})
   const done = await rig.queued(alice, { client_ref: "a", tags: ["x", "y"] })

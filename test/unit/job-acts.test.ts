@@ -204,6 +204,38 @@ test("GAP-48: the fifth loss fails the task in the write that would have granted
   expect(await eventsOf(job)).toContain("task.failed")
 })
 
+test("J-034: a task that runs again shows the start of that run, also when only its end was heard; the job its first one", async () => {
+  const job = await rig.queued(account, { max_retries: 2 })
+  await rig.report(asClaim(await started(job)), failedItem("exit_code"))
+  const startOfJob = (await rig.row(job)).startedAt
+  const startOfTask = async (): Promise<number> => (await storedTask(rig.store, job.seq, 0))?.startedAt ?? 0
+  const first = await startOfTask()
+  expect(first).toBe(startOfJob)
+  rig.pass(60_000)
+  const [unheard] = await rig.grant(job, 1)
+  rig.pass(5_000)
+  await rig.report(asClaim(unheard ?? 0), { ...failedItem("exit_code"), runtime_ms: 1_000 })
+  const second = await startOfTask()
+  expect(second).toBeGreaterThan(first + 60_000)
+  rig.pass(60_000)
+  await rig.lose(asClaim(await started(job)))
+  rig.pass(60_000)
+  const [last] = await rig.grant(job, 1)
+  rig.pass(5_000)
+  await rig.report(asClaim(last ?? 0), { runtime_ms: 1_000 })
+  expect(await startOfTask()).toBeGreaterThan(second + 120_000)
+  expect((await rig.row(job)).startedAt).toBe(startOfJob)
+})
+
+test("an end without a run (its runtime could not be prepared) leaves the start of the run before", async () => {
+  const job = await rig.queued(account, { max_retries: 2 })
+  await rig.report(asClaim(await started(job)), failedItem("exit_code"))
+  const before = await storedTask(rig.store, job.seq, 0)
+  const [claim] = await rig.grant(job, 1)
+  await rig.report(asClaim(claim ?? 0), failedItem("setup_failed", null))
+  expect(await storedTask(rig.store, job.seq, 0)).toMatchObject({ state: "failed", startedAt: before?.startedAt })
+})
+
 test("a task starts only while the hold covers its reserve", async () => {
   const job = await rig.queued(account, items(2))
   const claims = await rig.grant(job, 5)

@@ -190,7 +190,9 @@ function shownAttempt(row: TaskWithResult | null, status: TaskStatus): number {
 function runtimeSeconds(row: TaskWithResult | null, status: TaskStatus, live: LiveAttempt | null): number | null {
   if (status === "running") return live?.runsMs == null ? null : seconds(live.runsMs)
   if (status === "queued" || !row) return null
-  if (status !== "cancelled") return row.end?.runtimeMs == null ? null : seconds(row.end.runtimeMs)
+  // A cancelled task that waited for another try shows the run it had; one that was stopped leaves no end.
+  if (status !== "cancelled" || row.end?.claim === row.claim)
+    return row.end?.runtimeMs == null ? null : seconds(row.end.runtimeMs)
   return row.startedAt === null || row.completedAt === null ? null : seconds(row.completedAt - row.startedAt)
 }
 
