@@ -43,6 +43,7 @@ import { createBuilds, requeueBuilds } from "./scheduler/builds.ts"
 import { createClaims } from "./scheduler/claims.ts"
 import { createDispatch } from "./scheduler/dispatch.ts"
 import { createJobLife } from "./scheduler/job-life.ts"
+import { createKeptNodes } from "./scheduler/kept-nodes.ts"
 import { createOffers } from "./scheduler/offers.ts"
 import { createPace } from "./scheduler/pace.ts"
 import { createPrepare } from "./scheduler/prepare.ts"
@@ -107,6 +108,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const known = createKnownJobs()
   const plans = createPlans(store)
   const queue = createReadyQueue(config.priorityAgeingMs)
+  const kept = createKeptNodes(config.priorityAgeingMs)
   const pace = createPace()
   const watch = createJobWatch()
   const content = createObjectContent(files)
@@ -222,6 +224,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       known,
       plans,
       queue,
+      kept,
       pace,
       watch,
       runtimes: specs,
@@ -333,7 +336,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       plans,
       members,
       watch,
-      queueReasons: createQueueReasons({ members, queue, specs, policy, clock }),
+      queueReasons: createQueueReasons({ members, queue, kept, specs, policy, clock }),
       submit: (request) =>
         submitJob(
           { store, clock, random, prices, quoteTtlMs: config.quoteTtlMs, plan: (job) => jobLife.plan(job) },

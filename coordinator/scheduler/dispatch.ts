@@ -18,9 +18,11 @@ import { costOf, type Rate } from "../billing/pricing.ts"
 import { rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
 import type { Plans } from "../jobs/plans.ts"
 import type { Store } from "../store/store.ts"
+import { choosePlaces, type Round } from "./choose-places.ts"
 import { grantTasks, type GrantedTaskRow, type GrantOutcome, type Place, type Shortage } from "./grant.ts"
+import type { KeptNodes } from "./kept-nodes.ts"
 import type { Pace } from "./pace.ts"
-import { choosePlace, type PlaceableNode } from "./place.ts"
+import type { PlaceableNode, Wanted } from "./place.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
 
 /** Matches waiting tasks with standing claims whenever either changes; nobody polls (architecture §5.4). */
@@ -47,6 +49,7 @@ export interface DispatchParts {
   known: KnownJobs
   plans: Plans
   queue: ReadyQueue
+  kept: KeptNodes
   pace: Pace
   watch: JobWatch
   runtimes: Runtimes
@@ -98,49 +101,28 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     // Let everything of this turn arrive first: one write for all of it.
     await new Promise<void>((resolve) => setImmediate(resolve))
     while (!stopped) {
-      const places = choosePlaces()
-      if (places.length === 0) return
-      const at = clock.now()
-      let outcome: GrantOutcome
-      try {
-        outcome = await parts.store.write((tx) => grantTasks(tx, places, at))
-      } catch (error) {
-        for (const [job, its] of Map.groupBy(places, ({ job }) => job)) queue.putBack(job, its.length)
-        throw error
-      }
-      settle(places, outcome)
-      await send(outcome.granted)
-      if (places.length < GRANTS_AT_ONCE) return
+      const nodes = placeableNodes()
+      const round = choosePlaces(
+        { ...parts, wanted, now: clock.now(), monotonicMs: clock.monotonicMs(), most: GRANTS_AT_ONCE },
+        nodes,
+      )
+      if (round.places.length > 0) await grant(round)
+      if (round.places.length < GRANTS_AT_ONCE) return
     }
   }
 
-  /** Takes tasks off the queue, in order, as long as there is a place for the next one. */
-  function choosePlaces(): Place[] {
-    const nodes = placeableNodes()
-    if (nodes.length === 0) return []
-    const places: Place[] = []
-    const found = new Map<string, { node: PlaceableMember; gpus: string[] } | null>()
-    const fits = (kind: string): boolean => {
-      let place = found.get(kind)
-      if (place === undefined) {
-        place = placeFor(kind, nodes)
-        found.set(kind, place)
-      }
-      return place !== null
+  async function grant(round: Round<PlaceableMember>): Promise<void> {
+    const places = round.places.map(({ job, node, gpus }) => ({ job, node: node.member.id, gpus }))
+    const at = clock.now()
+    let outcome: GrantOutcome
+    try {
+      outcome = await parts.store.write((tx) => grantTasks(tx, places, at))
+    } catch (error) {
+      for (const [job, its] of Map.groupBy(places, ({ job }) => job)) queue.putBack(job, its.length)
+      throw error
     }
-    const nowMs = clock.now()
-    while (places.length < GRANTS_AT_ONCE) {
-      const next = queue.take(nowMs, fits)
-      if (!next) break
-      const place = found.get(next.kind)
-      const job = parts.known.get(next.seq)
-      if (!place || !job) continue
-      places.push({ job: next.seq, node: place.node.member.id, gpus: place.gpus })
-      occupy(place.node, job, place.gpus)
-      // The node has less room now: kinds that were placed there look again, kinds that fit nowhere still do not.
-      for (const [kind, other] of found) if (other?.node === place.node) found.delete(kind)
-    }
-    return places
+    settle(places, outcome)
+    await send(outcome.granted)
   }
 
   function placeableNodes(): PlaceableMember[] {
@@ -164,21 +146,16 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     return nodes
   }
 
-  function placeFor(kind: string, nodes: readonly PlaceableMember[]): { node: PlaceableMember; gpus: string[] } | null {
-    const sample = sampleOf(kind)
-    if (!sample) return null
-    return choosePlace(nodes, {
-      requirements: sample.requirements,
-      paceMs: parts.pace.of(sample.seq),
-      isWarm: (node) => memberOf(node).standing?.warm.has(sample.revision) ?? false,
-      mayRun: (node) => parts.runtimes.canRun(sample.revision, memberOf(node)),
-    }) as { node: PlaceableMember; gpus: string[] } | null
-  }
-
-  /** Any waiting job of the kind: they differ in nothing that placement looks at but their pace. */
-  function sampleOf(kind: string): JobFacts | undefined {
-    const waiting = queue.sample(kind)
-    return waiting === null ? undefined : parts.known.get(waiting)
+  function wanted(job: number): Wanted | undefined {
+    const facts = parts.known.get(job)
+    return (
+      facts && {
+        requirements: facts.requirements,
+        paceMs: parts.pace.of(job),
+        isWarm: (node) => memberOf(node).standing?.warm.has(facts.revision) ?? false,
+        mayRun: (node) => parts.runtimes.canRun(facts.revision, memberOf(node)),
+      }
+    )
   }
 
   function settle(places: readonly Place[], outcome: GrantOutcome): void {
@@ -187,6 +164,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       const member = members.byNode(row.node)
       const job = parts.known.get(row.job)
       if (member && job) members.hold(member, heldAttempt(row, job, nowMs))
+      parts.kept.granted(row.job)
     }
     parts.spend(outcome.spent, "the task was granted to another machine")
     for (const [job, why] of outcome.short) fellShort(job, why, leftOver(job, places, outcome))
@@ -326,15 +304,6 @@ export function createDispatch(parts: DispatchParts): Dispatch {
 
 type PlaceableMember = PlaceableNode & { member: Member }
 const memberOf = (node: PlaceableNode): Member => (node as PlaceableMember).member
-
-function occupy(node: PlaceableNode, job: JobFacts, gpus: readonly string[]): void {
-  const used = node.used as { cpu: number; memoryMb: number; storageGb: number; gpus: Set<string> }
-  used.cpu += job.requirements.cpu
-  used.memoryMb += job.requirements.memoryMb
-  used.storageGb += job.requirements.storageGb
-  for (const uuid of gpus) used.gpus.add(uuid)
-  node.held += 1
-}
 
 /** With less than its reserve left, a task gets the time that buys (rulings, Holds). */
 function limitedBy(spec: TaskSpec, row: GrantedTaskRow, job: JobFacts): TaskSpec {

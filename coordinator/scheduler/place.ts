@@ -25,23 +25,54 @@ export interface Wanted {
   mayRun: (node: PlaceableNode) => boolean
 }
 
+export interface Chosen<N> {
+  node: N
+  gpus: string[]
+}
+
 /**
- * The best place for one task: a free slot on a warm node, then on any; CPU work leaves GPU nodes for last (SC-002); among
- * equals the one with most room. Without a free slot a short task may be handed ahead. Null when nothing fits. Pure.
+ * The best free slot for one task: on a warm node, then on any; CPU work leaves GPU nodes for last (SC-002); among equals the
+ * one with most room. Null when none is free. Pure.
  */
-export function choosePlace(
-  nodes: readonly PlaceableNode[],
-  wanted: Wanted,
-): { node: PlaceableNode; gpus: string[] } | null {
-  let best: { node: PlaceableNode; gpus: string[]; score: number } | null = null
+export function chooseSlot<N extends PlaceableNode>(nodes: readonly N[], wanted: Wanted): Chosen<N> | null {
+  let best: (Chosen<N> & { score: number }) | null = null
   for (const node of nodes) {
     if (!wanted.mayRun(node)) continue
     const free = freeOf(node.capacity, node.used)
     const gpus = fit(free, wanted.requirements)
-    const score = gpus ? freeSlotScore(node, wanted, free) : aheadScore(node, wanted)
-    if (score !== null && (!best || score > best.score)) best = { node, gpus: gpus ?? [], score }
+    const score = gpus ? freeSlotScore(node, wanted, free) : null
+    if (gpus && score !== null && (!best || score > best.score)) best = { node, gpus, score }
   }
   return best && { node: best.node, gpus: best.gpus }
+}
+
+/** Where a short task that found no free slot is handed ahead of one; null when nowhere. Pure. */
+export function chooseAhead<N extends PlaceableNode>(nodes: readonly N[], wanted: Wanted): Chosen<N> | null {
+  if (wanted.paceMs === null || wanted.requirements.gpuCount > 0) return null
+  let best: { node: N; score: number } | null = null
+  for (const node of nodes) {
+    if (!wanted.mayRun(node)) continue
+    const score = aheadScore(node, wanted)
+    if (score !== null && (!best || score > best.score)) best = { node, score }
+  }
+  return best && { node: best.node, gpus: [] }
+}
+
+/** Could the node run it if nothing else ran there? */
+export function couldRun(node: PlaceableNode, wanted: Wanted): boolean {
+  return wanted.mayRun(node) && fit(node.capacity, wanted.requirements) !== null
+}
+
+/** The task takes its room on the node, for the rest of this round. */
+export function occupy(node: PlaceableNode, requirements: Requirements, gpus: readonly string[]): void {
+  const { used } = node
+  node.used = {
+    cpu: used.cpu + requirements.cpu,
+    memoryMb: used.memoryMb + requirements.memoryMb,
+    storageGb: used.storageGb + requirements.storageGb,
+    gpus: gpus.length === 0 ? used.gpus : new Set([...used.gpus, ...gpus]),
+  }
+  node.held += 1
 }
 
 function freeSlotScore(node: PlaceableNode, wanted: Wanted, free: Capacity): number {
@@ -51,11 +82,11 @@ function freeSlotScore(node: PlaceableNode, wanted: Wanted, free: Capacity): num
 }
 
 /**
- * Below every free slot, most credit left first; never for GPUs, which are exclusive. Only a node that has used up half of
+ * Most credit left first; never for GPUs, which are exclusive. Only a node that has used up half of
  * what it held ahead gets more: many tasks in one grant cost both sides one write, one after another as many as tasks.
  */
 function aheadScore(node: PlaceableNode, wanted: Wanted): number | null {
-  if (wanted.requirements.gpuCount > 0 || !wanted.isWarm(node)) return null
+  if (!wanted.isWarm(node)) return null
   const side = slots(node.capacity, wanted.requirements)
   const ahead = aheadOf(wanted.paceMs, side, node.credit)
   const room = side + ahead - node.held

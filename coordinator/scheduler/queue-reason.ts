@@ -5,6 +5,7 @@ import type { Capacity, Requirements } from "../../protocol/domain/requirements.
 import { freeOf, mayRunProjects, slots, type NodeFacts, type PlacementPolicy, type Used } from "../fleet/fit.ts"
 import type { Member, MemberFacts, Members, Standing } from "../fleet/members.ts"
 import type { QueueReason, QueueReasons } from "../jobs/read/read-job.ts"
+import type { KeptNodes } from "./kept-nodes.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
 import type { RuntimeSpecs } from "./runtime-specs.ts"
 
@@ -31,6 +32,11 @@ export interface QueueFacts {
   higherWaits: boolean
   /** What the hold has left does not cover another task. */
   budgetShort: boolean
+  /**
+   * A machine takes nothing but the next task of this job, or some take nothing but another's: those show no free room in
+   * `nodes`.
+   */
+  kept: "for_it" | "for_others" | null
 }
 
 /** Why a waiting job waits: the first thing that would have to change. Pure; names no machine (interfaces, queue_reason). */
@@ -83,10 +89,17 @@ export function queueReason(facts: QueueFacts): QueueReason {
       "Nothing to do: it rises with time. A higher priority puts new jobs in front.",
     )
   }
+  if (facts.kept === "for_it") {
+    return because(
+      "capacity_busy",
+      "it has waited longest for so much room: what becomes free on one machine is kept for it",
+      "Nothing to do: it starts when what runs on that machine has ended. Smaller requirements fit sooner.",
+    )
+  }
   if (busy >= eligible) {
     return because(
       "capacity_busy",
-      `all ${eligible} ${eligible === 1 ? "slot that fits is" : "slots that fit are"} taken`,
+      `all ${eligible} ${eligible === 1 ? "slot that fits is" : "slots that fit are"} taken${facts.kept === "for_others" ? ", or kept for a task that has waited longer" : ""}`,
       "Nothing to do: it starts when one is free. Smaller requirements fit more machines.",
     )
   }
@@ -150,6 +163,7 @@ function needed(need: Requirements): string {
 interface QueueReasonParts {
   members: Members
   queue: Pick<ReadyQueue, "isFirst" | "isBlocked">
+  kept: Pick<KeptNodes, "jobOn" | "isWaitingFor">
   specs: Pick<RuntimeSpecs, "known" | "canRun" | "failures">
   policy: PlacementPolicy
   clock: Clock
@@ -160,13 +174,15 @@ export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
   return {
     job({ head, submission }) {
       const live = liveMembers(parts.members)
+      const isForOther = ({ id }: LiveMember): boolean => (parts.kept.jobOn(id) ?? head.seq) !== head.seq
       return queueReason({
-        nodes: live.map(asNode),
+        nodes: live.map((member) => (isForOther(member) ? withoutRoom(asNode(member)) : asNode(member))),
         requirements: submission.requirements,
         policy: parts.policy,
         runtime: runtimeOf(parts.specs, head.revision, live),
         higherWaits: !parts.queue.isFirst(head.seq, parts.clock.now()),
         budgetShort: parts.queue.isBlocked(head.seq),
+        kept: parts.kept.isWaitingFor(head.seq) ? "for_it" : live.some(isForOther) ? "for_others" : null,
       })
     },
     contactLost({ submission }) {
@@ -196,6 +212,11 @@ function asNode({ facts, standing, roles, used }: LiveMember): QueueNode {
     capacity: standing.capacity,
     used,
   }
+}
+
+function withoutRoom(node: QueueNode): QueueNode {
+  const { gpus, ...rest } = node.capacity
+  return { ...node, used: { ...rest, gpus: new Set(gpus.map(({ uuid }) => uuid)) } }
 }
 
 function runtimeOf(specs: QueueReasonParts["specs"], revision: string, live: readonly LiveMember[]): RuntimeState {

@@ -20,6 +20,10 @@ export interface ReadyQueue {
    * time. Null when nothing that waits fits.
    */
   take(nowMs: number, fits: (kind: string) => boolean): ReadyJob | null
+  /** Who would be taken, and takes nothing. */
+  first(nowMs: number, fits: (kind: string) => boolean): ReadyJob | null
+  /** The first of each account, of the kinds that could run. */
+  firsts(nowMs: number, couldRun: (kind: string) => boolean): ReadyJob[]
   /** Puts back a task that was taken and not granted, and its virtual time with it. */
   putBack(seq: number, tasks: number): void
   /** Nothing more of the job can start before `unblock`: its hold covers no further task. `tasks` are put back. */
@@ -60,6 +64,12 @@ interface Entry extends ReadyJob {
   queued: boolean
   /** Tasks set aside until money is free again. */
   blocked: number
+}
+
+interface Best {
+  account: AccountShare
+  heap: Heap<Entry>
+  entry: Entry
 }
 
 interface AccountShare {
@@ -161,8 +171,8 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
   }
 
   /** The account's best job of the kinds that fit. */
-  function head(account: AccountShare, fits: (kind: string) => boolean): { heap: Heap<Entry>; entry: Entry } | null {
-    let best: { heap: Heap<Entry>; entry: Entry } | null = null
+  function head(account: AccountShare, fits: (kind: string) => boolean): Omit<Best, "account"> | null {
+    let best: Omit<Best, "account"> | null = null
     for (const [kind, heap] of account.kinds) {
       const entry = dropFinished(heap)
       if (!entry) {
@@ -172,6 +182,18 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
       if (fits(kind) && (!best || comesBefore(entry, best.entry))) best = { heap, entry }
     }
     return best
+  }
+
+  /** The best job of the account that comes first among those with one that fits. */
+  function best(nowMs: number, fits: (kind: string) => boolean): Best | null {
+    rankAgain(nowMs)
+    let found: Best | null = null
+    for (const account of active) {
+      if (found && account.virtual >= found.account.virtual) continue
+      const first = head(account, fits)
+      if (first) found = { account, ...first }
+    }
+    return found
   }
 
   /** Jobs that were removed or have nothing left stay in their heap until they surface. */
@@ -230,16 +252,15 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
       if (entry.tasks > 0) deactivate(share(entry.account))
     },
     waiting: (seq) => jobs.get(seq)?.tasks ?? 0,
-    take(nowMs, fits) {
+    first: (nowMs, fits) => best(nowMs, fits)?.entry ?? null,
+    firsts(nowMs, couldRun) {
       rankAgain(nowMs)
-      let best: { account: AccountShare; heap: Heap<Entry>; entry: Entry } | null = null
-      for (const account of active) {
-        if (best && account.virtual >= best.account.virtual) continue
-        const first = head(account, fits)
-        if (first) best = { account, ...first }
-      }
-      if (!best) return null
-      const { account, heap, entry } = best
+      return [...active].flatMap((account) => head(account, couldRun)?.entry ?? [])
+    },
+    take(nowMs, fits) {
+      const found = best(nowMs, fits)
+      if (!found) return null
+      const { account, heap, entry } = found
       heap.pop()
       entry.queued = false
       servedAt = account.virtual

@@ -3,7 +3,7 @@ import type { Capacity, Requirements } from "../../protocol/domain/requirements.
 import { fit, freeOf, mayRunProjects, requirementsKey, slots } from "../../coordinator/fleet/fit.ts"
 import { contactOf, isOurFault, patienceMs } from "../../coordinator/fleet/liveness.ts"
 import { aheadOf, createPace } from "../../coordinator/scheduler/pace.ts"
-import { choosePlace, type PlaceableNode, type Wanted } from "../../coordinator/scheduler/place.ts"
+import { chooseAhead, chooseSlot, type PlaceableNode, type Wanted } from "../../coordinator/scheduler/place.ts"
 
 const need = (more: Partial<Requirements> = {}): Requirements => ({
   cpu: 1,
@@ -143,7 +143,7 @@ describe("where a task goes", () => {
   })
   const full = { ...nothing, cpu: 4 }
   const place = (nodes: PlaceableNode[], more: Partial<Wanted> = {}): string | null =>
-    choosePlace(nodes, wanted(more))?.node.id ?? null
+    (chooseSlot(nodes, wanted(more)) ?? chooseAhead(nodes, wanted(more)))?.node.id ?? null
 
   test("a warm node comes before one with more room, a cold one before none", () => {
     expect(place([node("cold"), node("warm", { used: { ...nothing, cpu: 2 } })])).toBe("warm")

@@ -19,6 +19,7 @@ const facts = (more: Partial<QueueFacts>): QueueFacts => ({
   runtime: { state: "ready" },
   higherWaits: false,
   budgetShort: false,
+  kept: null,
   ...more,
 })
 
@@ -58,6 +59,14 @@ test("a runtime that is not there is named before busy slots, and says when nobo
   ])
   const failed = queueReason(facts({ nodes, runtime: { state: "failed", message: "pip said no" } }))
   expect([failed.code, failed.message]).toEqual(["runtime_failed", expect.stringContaining("pip said no")])
+})
+
+test("architecture §5.4: a job says when a machine is kept for it, and one that waits behind such a job says that", () => {
+  const large = queueReason(facts({ nodes: [node(1)], kept: "for_it", requirements: { ...need, cpu: 2 } }))
+  expect([large.code, large.message]).toEqual(["capacity_busy", expect.stringContaining("kept for it")])
+  const small = queueReason(facts({ nodes: [node(2)], kept: "for_others" }))
+  expect([small.code, small.message]).toEqual(["capacity_busy", expect.stringContaining("waited longer")])
+  expect(queueReason(facts({ nodes: [node(2)] })).message).not.toContain("kept")
 })
 
 test("a job behind another of its account, and one whose hold is reserved, say so", () => {
