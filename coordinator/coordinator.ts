@@ -232,6 +232,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       claimLifetimeMs: timing.claimLifetimeMs,
       spend: (spent, reason) => claims.spend(spent, reason),
       takeBack: (given) => claims.takeBack(given),
+      askBack: (member, given) => claims.askBack(member, given),
       finish: (jobs) => jobLife.finish(jobs),
       taskFailed: (jobs) => jobLife.taskFailed(jobs),
       budgetSpent: (job) => jobLife.budgetSpent(job),

@@ -140,7 +140,7 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
 }
 
 /** More was given to it than fits: it holds tasks ahead of its slots. */
-function isOverfull({ capacity, used }: Pick<PlaceableNode, "capacity" | "used">): boolean {
+export function isOverfull({ capacity, used }: Pick<PlaceableNode, "capacity" | "used">): boolean {
   return used.cpu > capacity.cpu + ROUNDING || used.memoryMb > capacity.memoryMb || used.storageGb > capacity.storageGb
 }
 

@@ -39,6 +39,8 @@ export interface Claims extends AsyncDisposable {
   gaveBack(member: Member, items: readonly { claim: number; reason: string }[]): Promise<void>
   /** Their numbers are spent by somebody else's write: room is free, and nodes are told to stop. */
   spend(claims: readonly ClaimNumber[], reason: string): void
+  /** Asks the node whether it has started these; what it has not is given back. */
+  askBack(member: Member, claims: readonly ClaimNumber[]): void
   /** The node gets nothing more: asks back what it has not started. */
   drain(member: Member): void
   /** The node is out for good: all it held waits again, and is no loss. What it still reports is spent. */
@@ -388,6 +390,10 @@ export function createClaims(parts: ClaimsParts): Claims {
     if (byMember.size > 0) parts.wake()
   }
 
+  function askBack(member: Member, claims: readonly ClaimNumber[]): void {
+    for (const some of inBatches(claims)) member.session?.send({ type: "take_back", claims: some })
+  }
+
   function cancel(member: Member, claims: readonly number[], reason: string): void {
     for (const some of inBatches(claims)) {
       member.session?.send({ type: "cancel", claims: some, reason: reason.slice(0, LONGEST_REASON) })
@@ -438,11 +444,13 @@ export function createClaims(parts: ClaimsParts): Claims {
     takeBack: takeReturned,
     gaveBack,
     spend,
+    askBack,
     drain(member) {
       const waiting = [...member.attempts.values()].filter(({ state }) => state !== "running")
-      for (const claims of inBatches(waiting.map(({ claim }) => claim))) {
-        member.session?.send({ type: "take_back", claims })
-      }
+      askBack(
+        member,
+        waiting.map(({ claim }) => claim),
+      )
     },
     async revoke(member) {
       const claims = [...member.attempts.values()].map(({ claim }) => claim)

@@ -24,6 +24,7 @@ import type { KeptNodes } from "./kept-nodes.ts"
 import type { Pace } from "./pace.ts"
 import type { PlaceableNode, Wanted } from "./place.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
+import { createTakeBacks, type Ask } from "./take-back.ts"
 
 /** Matches waiting tasks with standing claims whenever either changes; nobody polls (architecture §5.4). */
 export interface Dispatch extends AsyncDisposable {
@@ -57,6 +58,8 @@ export interface DispatchParts {
   claimLifetimeMs: number
   /** These were granted and cannot be sent: they wait again, and it is no loss. */
   takeBack: (claims: readonly ClaimNumber[]) => Promise<void>
+  /** Asks the node whether it has started these; those it has not are free again. */
+  askBack: (member: Member, claims: readonly ClaimNumber[]) => void
   /** The write spent these numbers: release them. */
   spend: (claims: GrantOutcome["spent"], reason: string) => void
   finish: (jobs: readonly number[]) => void
@@ -73,6 +76,7 @@ const GRANTS_AT_ONCE = 512
 
 export function createDispatch(parts: DispatchParts): Dispatch {
   const { clock, log, members, queue } = parts
+  const takeBacks = createTakeBacks(clock)
   let waiting = false
   let stopped = false
   let running: Promise<void> | null = null
@@ -107,7 +111,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         nodes,
       )
       if (round.places.length > 0) await grant(round)
-      if (round.places.length < GRANTS_AT_ONCE) return
+      if (round.places.length < GRANTS_AT_ONCE) return askBack(nodes, round)
     }
   }
 
@@ -125,6 +129,25 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     await send(outcome.granted)
   }
 
+  /** Nothing more can be placed: what stands ahead of slots may be in the way, or be run sooner elsewhere. */
+  function askBack(nodes: readonly PlaceableMember[], { awaited, kept }: Round<PlaceableMember>): void {
+    const now = clock.now()
+    const asks = takeBacks.choose({
+      nodes,
+      awaited,
+      kept,
+      wanted,
+      precedes: (job, other, tasks) => queue.precedes(job, other, tasks, now),
+      isHeld: (claim) => members.attempt(claim) !== undefined,
+    })
+    for (const [member, its] of Map.groupBy(asks, ({ from }: Ask) => memberOf(from))) {
+      parts.askBack(
+        member,
+        its.map(({ task }) => task.claim),
+      )
+    }
+  }
+
   function placeableNodes(): PlaceableMember[] {
     const nodes: PlaceableMember[] = []
     for (const member of members.all()) {
@@ -135,6 +158,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       nodes.push({
         id: member.id,
         member,
+        attempts: member.attempts,
         capacity: standing.capacity,
         used: { ...member.used, gpus: new Set(member.used.gpus) },
         held: member.attempts.size,
@@ -302,7 +326,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
   }
 }
 
-type PlaceableMember = PlaceableNode & { member: Member }
+type PlaceableMember = PlaceableNode & { member: Member; attempts: ReadonlyMap<number, HeldAttempt> }
 const memberOf = (node: PlaceableNode): Member => (node as PlaceableMember).member
 
 /** With less than its reserve left, a task gets the time that buys (rulings, Holds). */

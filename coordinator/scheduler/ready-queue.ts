@@ -24,6 +24,8 @@ export interface ReadyQueue {
   first(nowMs: number, fits: (kind: string) => boolean): ReadyJob | null
   /** The first of each account, of the kinds that could run. */
   firsts(nowMs: number, couldRun: (kind: string) => boolean): ReadyJob[]
+  /** Would a waiting task of `seq` come before those of `other` if `tasks` of that one were put back? */
+  precedes(seq: number, other: number, tasks: number, nowMs: number): boolean
   /** Puts back a task that was taken and not granted, and its virtual time with it. */
   putBack(seq: number, tasks: number): void
   /** Nothing more of the job can start before `unblock`: its hold covers no further task. `tasks` are put back. */
@@ -256,6 +258,16 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     firsts(nowMs, couldRun) {
       rankAgain(nowMs)
       return [...active].flatMap((account) => head(account, couldRun)?.entry ?? [])
+    },
+    precedes(seq, other, tasks, nowMs) {
+      rankAgain(nowMs)
+      const mine = jobs.get(seq)
+      const its = jobs.get(other)
+      if (!mine || !its || mine === its) return false
+      const back = its.cost * tasks
+      if (mine.account !== its.account) return share(mine.account).virtual < share(its.account).virtual - back
+      if (mine.rank !== its.rank) return mine.rank < its.rank
+      return mine.virtual - mine.refund < its.virtual - its.refund - back
     },
     take(nowMs, fits) {
       const found = best(nowMs, fits)

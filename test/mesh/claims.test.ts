@@ -1,3 +1,4 @@
+import { setTimeout } from "node:timers/promises"
 import { afterEach, beforeEach, expect, test } from "vitest"
 import {
   startTestCoordinator,
@@ -5,6 +6,7 @@ import {
   type ScriptedNode,
   type TestCoordinator,
   verdictsOf,
+  type Worker,
 } from "../support/scripted-node.ts"
 
 let rig: TestCoordinator
@@ -227,4 +229,77 @@ test("a node that cannot prepare a revision by its own fault is not handed the s
   await other.report(await other.next())
   await expect.poll(() => statusOf(job)).toBe("completed")
   expect(node.granted.length).toBe(granted)
+})
+
+// ── taking back ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** A node with one slot that has run one task of a second: two more stand ahead of the one that runs. */
+async function withTasksAhead(): Promise<{ node: Worker; revision: string; ahead: number[] }> {
+  const node = await startWorker(rig, { cpu: 1 })
+  await rig.submit(items(4))
+  const first = await node.next()
+  const revision = revisionOf(node)
+  await node.claim({ warm: [revision], capacity: ONE_CORE })
+  node.mine.delete(first)
+  // No run counts for more than the time it was here: 0.8 s each, two of them ahead of one slot.
+  await setTimeout(1_000)
+  await node.report(first, { runtime_ms: 800 })
+  await expect.poll(() => node.granted.length).toBe(4)
+  await node.next()
+  const ahead = node.granted.slice(2).map(({ claim }) => claim)
+  await node.say({ type: "accept", claims: ahead })
+  return { node, revision, ahead }
+}
+const ONE_CORE = { cpu: 1, memory_mb: 65_536, storage_gb: 1_000, gpus: [] }
+const asksOf = ({ heard }: ScriptedNode): number[][] =>
+  heard.flatMap((one) => (one.type === "take_back" ? [one.claims] : []))
+
+test("architecture §5.4: a free slot elsewhere takes a task back, once its node says it has not started it", async () => {
+  const { node, revision, ahead } = await withTasksAhead()
+  const other = await startWorker(rig, { cpu: 1 })
+  await other.claim({ warm: [revision], capacity: ONE_CORE })
+  const last = ahead.at(-1) ?? 0
+  await expect.poll(() => asksOf(node)).toEqual([[last]])
+  expect(other.granted).toEqual([])
+  await node.say({ type: "taken_back", not_started: [last], started: [] })
+  await other.next()
+  expect(other.granted[0]).toMatchObject({ attempt: 1, index: node.granted.at(-1)?.index })
+  await node.report(last)
+  await expect.poll(() => verdictsOf(node)).toEqual(["stored", "spent"])
+})
+
+test("architecture §5.4: a task that was started after all stays where it is, and is not asked for again", async () => {
+  const { node, revision, ahead } = await withTasksAhead()
+  const other = await startWorker(rig, { cpu: 1 })
+  await other.claim({ warm: [revision], capacity: ONE_CORE })
+  const last = ahead.at(-1) ?? 0
+  await expect.poll(() => asksOf(node)).toEqual([[last]])
+  await node.say({ type: "taken_back", not_started: [], started: [last] })
+  await node.say({ type: "started", claims: [last] })
+  await node.report(last)
+  await expect.poll(() => verdictsOf(node)).toEqual(["stored", "stored"])
+  expect(
+    asksOf(node)
+      .flat()
+      .filter((claim) => claim === last),
+  ).toEqual([last])
+})
+
+test("architecture §5.4: a job of higher priority gets the slot that others stand ahead of", async () => {
+  const { node, ahead } = await withTasksAhead()
+  const running = node.granted[1]?.claim ?? 0
+  const job = await rig.submit({ priority: "high" })
+  await expect
+    .poll(() =>
+      asksOf(node)
+        .flat()
+        .toSorted((a, b) => a - b),
+    )
+    .toEqual(ahead)
+  await node.say({ type: "taken_back", not_started: ahead, started: [] })
+  await node.report(running)
+  await expect.poll(() => node.granted.length).toBeGreaterThan(4)
+  const next = node.granted[4]?.claim ?? 0
+  await node.report(next)
+  await expect.poll(() => statusOf(job)).toBe("completed")
 })
