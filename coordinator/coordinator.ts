@@ -22,6 +22,7 @@ import { DEFAULT_PRICES, readPrices } from "./billing/pricing.ts"
 import type { CoordinatorConfig } from "./config.ts"
 import { createJobWatch } from "./events/watch.ts"
 import { createFleet, fleetFacts } from "./fleet/fleet.ts"
+import { heartbeatIntervalMs } from "./fleet/liveness.ts"
 import { createMembers } from "./fleet/members.ts"
 import { createHttpApp } from "./http/app.ts"
 import { mountAccount } from "./http/routes/account.ts"
@@ -73,8 +74,6 @@ export interface Coordinator extends AsyncDisposable {
   readonly adminToken: string
 }
 
-/** Up to 500 nodes a heartbeat each second; more nodes beat more slowly (rulings, Mesh). */
-const HEARTBEAT_MS = 1_000
 /** Content served to nodes as the last resort: two first copies of a blob at once, peers for the rest. */
 const CONTENT_LIMITS = { streams: 64, sends: 4, copiesPerBlob: 2 }
 const SWEEP_MS = 60_000
@@ -98,8 +97,10 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const authenticator = createAuthenticator({ store, clock, bootstrapToken: adminToken })
   const prices = config.pricesFile === null ? DEFAULT_PRICES : readPrices(config.pricesFile)
   const policy = { allowUnsandboxed: config.allowUnsandboxed, allowUnenforced: config.allowUnenforced }
+  const heartbeatMs = (count: number): number =>
+    config.heartbeatMs ?? heartbeatIntervalMs(count, config.claimLifetimeMs)
   const timing = {
-    heartbeatMs: config.heartbeatMs ?? HEARTBEAT_MS,
+    heartbeatMs: heartbeatMs(1),
     claimLifetimeMs: config.claimLifetimeMs,
     lostAfterMs: config.lostAfterMs,
   }
@@ -260,7 +261,8 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       claims,
       builds,
       prepare,
-      timing,
+      heartbeatMs,
+      claimLifetimeMs: timing.claimLifetimeMs,
       wake,
     }),
   )

@@ -18,6 +18,22 @@ export function contactOf({ streamOpen, silentMs, heartbeatMs, claimLifetimeMs }
 }
 
 /**
+ * How often a node of a fleet this large says that it lives: each second up to 500 nodes, then so that the coordinator hears
+ * 500 a second (rulings, Mesh). Never so seldom that a few lost ones end a claim.
+ */
+export function heartbeatIntervalMs(members: number, claimLifetimeMs: number): number {
+  return Math.max(LEAST_HEARTBEAT_MS, Math.min((members / HEARTBEATS_PER_SECOND) * 1_000, claimLifetimeMs / 6))
+}
+
+/** What a node that was told `toldMs` is to be told now, null when it may go on: not every joining node is news to all. */
+export function newIntervalMs(toldMs: number, dueMs: number): number | null {
+  return Math.abs(dueMs - toldMs) >= toldMs / 4 ? dueMs : null
+}
+
+const LEAST_HEARTBEAT_MS = 1_000
+const HEARTBEATS_PER_SECOND = 500
+
+/**
  * How long to wait from last contact before the task may be granted again: as long as the work at stake is worth, at least
  * `lostAfterMs`, never past the claim (architecture §5.5, the ski-rental question).
  *

@@ -44,6 +44,8 @@ export interface Member {
   lastHeardMs: number | null
   lastSeenAt: Instant | null
   standing: Standing | null
+  /** The interval it was told to beat at: its own silence is measured by it. */
+  heartbeatMs: number
   /** Attempts whose end it reported since this coordinator started. */
   tasksEnded: number
   readonly attempts: Map<number, HeldAttempt>
@@ -113,6 +115,7 @@ export interface HeldAttempt {
   feedbackAt: Instant | null
 }
 
+/** @param timing `heartbeatMs`: of a member until its welcome tells it another interval */
 export function createMembers(clock: Clock, timing: { heartbeatMs: number; claimLifetimeMs: number }): Members {
   const members = new Map<NodeId, Member>()
   const byPeer = new Map<PeerId, Member>()
@@ -146,6 +149,7 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
         lastHeardMs: null,
         lastSeenAt: null,
         standing: null,
+        heartbeatMs: timing.heartbeatMs,
         tasksEnded: 0,
         attempts: new Map(),
         used: { cpu: 0, memoryMb: 0, storageGb: 0, gpus: new Set() },
@@ -190,7 +194,8 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
       return contactOf({
         streamOpen: member.session !== null,
         silentMs: clock.monotonicMs() - member.lastHeardMs,
-        ...timing,
+        heartbeatMs: member.heartbeatMs,
+        claimLifetimeMs: timing.claimLifetimeMs,
       })
     },
     onChange(run) {

@@ -18,6 +18,7 @@ import {
 import { signEpoch, verifyEpoch } from "../../protocol/wire/epoch.ts"
 import type { SigningKey } from "../../protocol/wire/signing.ts"
 import { capacityFrom } from "../fleet/capacity.ts"
+import { newIntervalMs } from "../fleet/liveness.ts"
 import type { Member, Members, Session } from "../fleet/members.ts"
 import type { Fleet } from "../fleet/fleet.ts"
 import type { Claims } from "../scheduler/claims.ts"
@@ -44,7 +45,9 @@ export interface ControlDoorParts {
   claims: Claims
   builds: Builds
   prepare: Prepare
-  timing: { heartbeatMs: number; claimLifetimeMs: number }
+  claimLifetimeMs: number
+  /** How often nodes beat in a fleet of so many. */
+  heartbeatMs: (members: number) => number
   wake: () => void
 }
 
@@ -158,14 +161,15 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
     if (member.state === "revoked") throw new Error("the node was revoked")
     parts.claims.heard(member)
     member.session = session
+    member.heartbeatMs = parts.heartbeatMs(sessions.size)
     session.send({
       type: "welcome",
       version: CONTROL_VERSION,
       epoch: parts.epoch,
       epoch_proof: proof,
       now: clock.now(),
-      heartbeat_ms: parts.timing.heartbeatMs,
-      claim_lifetime_ms: parts.timing.claimLifetimeMs,
+      heartbeat_ms: member.heartbeatMs,
+      claim_lifetime_ms: parts.claimLifetimeMs,
       members: parts.fleet.memberCount(),
       attempts,
       peers: parts.fleet.peersFor(member),
@@ -212,7 +216,14 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
         return parts.claims.started(member, message.claims)
       case "heartbeat": {
         const answer = parts.claims.heartbeat(member, message.attempts)
-        session.send({ type: "heartbeat_reply", n: message.n, ...answer })
+        const newMs = newIntervalMs(member.heartbeatMs, parts.heartbeatMs(sessions.size))
+        if (newMs !== null) member.heartbeatMs = newMs
+        session.send({
+          type: "heartbeat_reply",
+          n: message.n,
+          ...answer,
+          ...(newMs !== null && { heartbeat_ms: newMs }),
+        })
         const certificate = parts.fleet.renewedCertificate(member)
         if (certificate !== null) session.send({ type: "certificate", certificate })
         return

@@ -77,7 +77,7 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
     current = connection
     using silence = new SilenceWatch(clock, stream)
     let heartbeats: Disposable | null = null
-    const sentAt = new Map<number, number>()
+    const beats: Beats = { n: 0, sentAt: new Map() }
     try {
       silence.expect(WELCOME_TIMEOUT_MS)
       await stream.send(encodeMessage(parts.hello()))
@@ -93,7 +93,7 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
           connected()
           silence.expect(message.heartbeat_ms * SILENT_HEARTBEATS)
           heartbeats?.[Symbol.dispose]()
-          const heart = startHeartbeats(stream, message.heartbeat_ms, sentAt)
+          const heart = startHeartbeats(stream, message.heartbeat_ms, beats)
           heartbeats = heart
           parts.onWelcome(message)
           // Its answer tells that what was said in the welcome's turn has been heard.
@@ -103,8 +103,13 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
         silence.heard()
         let sentAtMs = clock.monotonicMs()
         if (message.type === "heartbeat_reply") {
-          sentAtMs = sentAt.get(message.n) ?? sentAtMs
-          for (const n of sentAt.keys()) if (n <= message.n) sentAt.delete(n)
+          sentAtMs = beats.sentAt.get(message.n) ?? sentAtMs
+          for (const n of beats.sentAt.keys()) if (n <= message.n) beats.sentAt.delete(n)
+          if (message.heartbeat_ms !== undefined && heartbeats) {
+            silence.expect(message.heartbeat_ms * SILENT_HEARTBEATS)
+            heartbeats[Symbol.dispose]()
+            heartbeats = startHeartbeats(stream, message.heartbeat_ms, beats)
+          }
         }
         if (connection.welcomed) parts.onMessage(message, sentAtMs)
       }
@@ -129,8 +134,7 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
     throw new Error("cannot reach the coordinator", { cause: last })
   }
 
-  function startHeartbeats(stream: MeshStream, intervalMs: number, sentAt: Map<number, number>): Heart {
-    let n = 0
+  function startHeartbeats(stream: MeshStream, intervalMs: number, beats: Beats): Heart {
     let lastTickMs = clock.monotonicMs()
     let lastWallMs = clock.now()
     const timer = every(clock, intervalMs, () => {
@@ -146,9 +150,9 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
       beat()
     })
     function beat(): void {
-      n += 1
-      sentAt.set(n, clock.monotonicMs())
-      transmit(stream, { type: "heartbeat", n, attempts: parts.heartbeat() })
+      beats.n += 1
+      beats.sentAt.set(beats.n, clock.monotonicMs())
+      transmit(stream, { type: "heartbeat", n: beats.n, attempts: parts.heartbeat() })
     }
     return { beat, [Symbol.dispose]: () => timer[Symbol.dispose]() }
   }
@@ -177,6 +181,12 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
       await running
     },
   }
+}
+
+/** Heartbeats of one connection, whatever their interval: when each that is not answered was sent. */
+interface Beats {
+  n: number
+  sentAt: Map<number, number>
 }
 
 interface Heart extends Disposable {

@@ -313,6 +313,8 @@ const heartbeatReply = z.object({
   renewed: z.array(claim),
   /** No longer the node's: stop these and drop what they made. */
   spent: z.array(claim),
+  /** From now on the node beats at this interval: the fleet has grown or shrunk. Absent: as before. */
+  heartbeat_ms: z.number().positive().optional(),
 })
 
 const cancel = z.object({

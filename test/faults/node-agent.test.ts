@@ -4,8 +4,9 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs"
 import { createServer } from "node:http"
 import type { AddressInfo } from "node:net"
 import { join } from "node:path"
+import { setTimeout } from "node:timers/promises"
 import { afterEach, beforeEach, expect, onTestFinished, test } from "vitest"
-import { ProgramEnded, startAgentRig, startProgram, taskSpec, type AgentRig } from "../support/agent.ts"
+import { HEARTBEAT_MS, ProgramEnded, startAgentRig, startProgram, taskSpec, type AgentRig } from "../support/agent.ts"
 
 let rig: AgentRig
 beforeEach(async () => {
@@ -236,6 +237,21 @@ test("architecture §5.4: a take-back leaves alone what has ended and waits for 
   rig.answering = true
   rig.cutOff()
   await expect.poll(() => rig.results().length).toBe(2)
+  expect(await agent.end("SIGTERM")).toBe(0)
+})
+
+test("rulings, Mesh: a node beats at the interval it was told last, and numbers its heartbeats on", async () => {
+  const agent = await rig.start()
+  const beats = (): number[] => rig.heard.flatMap(({ message }) => (message.type === "heartbeat" ? [message.n] : []))
+  await expect.poll(() => beats().length).toBeGreaterThan(1)
+  rig.send({ type: "heartbeat_reply", n: 0, renewed: [], spent: [], heartbeat_ms: 600_000 })
+  await setTimeout(500)
+  const before = beats().length
+  await setTimeout(3 * HEARTBEAT_MS)
+  expect(beats().length).toBe(before)
+  rig.send({ type: "heartbeat_reply", n: 0, renewed: [], spent: [], heartbeat_ms: 50 })
+  await expect.poll(() => beats().length).toBeGreaterThan(before + 5)
+  expect(beats()).toEqual(beats().map((_, at) => at + 1))
   expect(await agent.end("SIGTERM")).toBe(0)
 })
 

@@ -61,7 +61,7 @@ export interface AgentProgram {
   end(signal: NodeJS.Signals): Promise<number | null>
 }
 
-const HEARTBEAT_MS = 250
+export const HEARTBEAT_MS = 250
 
 export async function startAgentRig(): Promise<AgentRig> {
   const home = mkdtempSync(join(tmpdir(), "computalot-agent-"))

@@ -1,7 +1,16 @@
 import { describe, expect, test } from "vitest"
+import { systemClock } from "../../protocol/base/clock.ts"
+import { nodeId, peerId } from "../../protocol/domain/ids.ts"
 import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
 import { fit, freeOf, mayRunProjects, requirementsKey, slots } from "../../coordinator/fleet/fit.ts"
-import { contactOf, isOurFault, patienceMs } from "../../coordinator/fleet/liveness.ts"
+import { createMembers } from "../../coordinator/fleet/members.ts"
+import {
+  contactOf,
+  heartbeatIntervalMs,
+  isOurFault,
+  newIntervalMs,
+  patienceMs,
+} from "../../coordinator/fleet/liveness.ts"
 import { aheadOf, createPace } from "../../coordinator/scheduler/pace.ts"
 import { chooseAhead, chooseSlot, type PlaceableNode, type Wanted } from "../../coordinator/scheduler/place.ts"
 
@@ -102,6 +111,40 @@ describe("contact", () => {
       "offline",
     ])
     expect([at(0, false), at(4_001, false)]).toEqual(["suspect", "lost_contact"])
+  })
+
+  test("rulings, Mesh: each second up to 500 nodes, then 500 heartbeats a second from all, a few within every claim", () => {
+    expect([1, 500, 501, 1_000, 5_000].map((members) => heartbeatIntervalMs(members, 300_000))).toEqual([
+      1_000, 1_000, 1_002, 2_000, 10_000,
+    ])
+    expect(heartbeatIntervalMs(1_000_000, 300_000)).toBe(50_000)
+    expect(heartbeatIntervalMs(1, 3_000)).toBe(1_000)
+    expect([1_000, 1_249, 1_250, 751, 750].map((due) => newIntervalMs(1_000, due))).toEqual([
+      null,
+      null,
+      1_250,
+      null,
+      750,
+    ])
+  })
+
+  test("a node is judged by the interval that it was told itself", () => {
+    let nowMs = 0
+    const clock = { ...systemClock, monotonicMs: () => nowMs }
+    const members = createMembers(clock, { heartbeatMs: 1_000, claimLifetimeMs: 300_000 })
+    const [early, late] = ["a", "b"].map((id) => {
+      const member = members.add({ id: nodeId(`nod_${id}`), peer: peerId(id), name: null, roles: [], state: "active" })
+      return Object.assign(member, { session: { send: () => {}, close: () => {} }, lastHeardMs: 0 })
+    })
+    if (!early || !late) throw new Error("both are members")
+    late.heartbeatMs = 4_000
+    const contactsAt = (atMs: number): string[] => {
+      nowMs = atMs
+      return [early, late].map((member) => members.contact(member))
+    }
+    expect(contactsAt(3_500)).toEqual(["suspect", "connected"])
+    expect(contactsAt(12_001)).toEqual(["lost_contact", "suspect"])
+    expect(contactsAt(16_001)).toEqual(["lost_contact", "lost_contact"])
   })
 
   test("the wait is what the work is worth: at least the shortest, at most the claim", () => {
