@@ -33,6 +33,7 @@ export interface CoordinatorConfig {
   /** Null: max(2 × timeout, 30 min) of each job. */
   queueTimeoutMs: number | null
   stuckSweepMs: number
+  /** Checked and warned about: nothing deletes old jobs yet. */
   jobRetentionMs: number
   certificateTtlMs: number
   sseLimitMs: number
@@ -150,6 +151,7 @@ const NOT_AVAILABLE_YET: [prefix: string, feature: string][] = [
   ["COMPUTALOT_SESSION_TTL_S", "wallet sign-in"],
   ["COMPUTALOT_CHALLENGE_TTL_S", "wallet sign-in"],
   ["COMPUTALOT_UPLOAD_URL_TTL_S", "presigned uploads"],
+  ["COMPUTALOT_JOB_RETENTION_DAYS", "deleting old jobs"],
 ]
 
 /** Settings of the other programs, which share the environment of a machine. */
@@ -157,8 +159,10 @@ const OF_OTHERS = ["COMPUTALOT_NODE_", "COMPUTALOT_CONTROLLER_URL", "COMPUTALOT_
 
 function warningsAbout(environment: Environment): string[] {
   const known = new Set(Object.values(SETTINGS).map(({ variable }) => variable))
+  const isLater = (name: string): boolean => NOT_AVAILABLE_YET.some(([prefix]) => name.startsWith(prefix))
   return Object.keys(environment)
-    .filter((name) => name.startsWith("COMPUTALOT_") && environment[name] !== "" && !known.has(name))
+    .filter((name) => name.startsWith("COMPUTALOT_") && environment[name] !== "")
+    .filter((name) => !known.has(name) || isLater(name))
     .filter((name) => !OF_OTHERS.some((prefix) => name.startsWith(prefix)))
     .sort()
     .map((name) => {
