@@ -42,6 +42,7 @@ import { sweepRevisions } from "./projects/revisions.ts"
 import { createTarballScanner } from "./projects/tarball.ts"
 import { createBuilds, requeueBuilds } from "./scheduler/builds.ts"
 import { createClaims } from "./scheduler/claims.ts"
+import { createContactWatch } from "./scheduler/contact.ts"
 import { createDispatch } from "./scheduler/dispatch.ts"
 import { createJobLife } from "./scheduler/job-life.ts"
 import { createKeptNodes } from "./scheduler/kept-nodes.ts"
@@ -149,7 +150,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     withoutCoordinator: () => false,
     isRevoked: (node) => fleet.revoked().includes(node),
   })
-  mesh.subscribe(ADVERTS_TOPIC, (message) => judgeAdvert(adverts, message, clock.now()))
+  mesh.subscribe(ADVERTS_TOPIC, (message) => {
+    const judged = judgeAdvert(adverts, message, clock.now())
+    if (judged.verdict === "accept") contact.advertised(judged.advert.nodeId, judged.advert.intervalMs)
+    return judged
+  })
   mesh.subscribe(OFFERS_TOPIC, () => ignore("our own"))
 
   const offers = opening.use(
@@ -183,6 +188,19 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     runningMs: (claim) => members.attempt(claim)?.runningMs ?? null,
     spend: (spent, reason) => claims.spend(spent, reason),
   })
+  const contact = opening.use(
+    createContactWatch({
+      store,
+      clock,
+      log,
+      members,
+      queue,
+      watch,
+      timing,
+      wake,
+      over: (ended) => claims.spend(ended, "its task is over"),
+    }),
+  )
   const claims = opening.use(
     createClaims({
       ...reports,
@@ -192,6 +210,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       queue,
       pace,
       watch,
+      contact,
       timing,
       wake,
       returned: (jobs) => jobLife.returned(jobs),

@@ -94,6 +94,14 @@ export function billedMilliseconds(attempt: {
   return Math.max(0, Math.ceil(Math.min(attempt.measuredMs, seen)))
 }
 
+/** Time without contact up to now: what was recorded, and a loss that still goes on. */
+export function withoutContactMs(
+  attempt: { lostContactMs: number; contactLostAt: number | null },
+  nowMs: number,
+): number {
+  return attempt.lostContactMs + (attempt.contactLostAt === null ? 0 : Math.max(0, nowMs - attempt.contactLostAt))
+}
+
 /**
  * How long a task may be expected to run at the most: half again the hint, but no less than a tenth of the timeout, so
  * that a wrong hint does not starve the job, and never above the timeout.

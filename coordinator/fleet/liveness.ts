@@ -1,3 +1,5 @@
+import { ADVERT_LIFE_INTERVALS } from "../../protocol/gossip/node-advert.ts"
+
 /** How a node's contact reads (rulings, Mesh and nodes). `offline`: lost for longer than any claim lives. */
 export type Contact = "connected" | "suspect" | "lost_contact" | "offline"
 
@@ -64,4 +66,54 @@ export function isOurFault(lostAtMs: readonly number[], members: number): boolea
 
 const OUR_FAULT_WINDOW_MS = 10_000
 /** After the last node returned, so long until contact counts again. */
-export const OUR_FAULT_GRACE_MS = 15_000
+const OUR_FAULT_GRACE_MS = 15_000
+
+/** Remembers one outage of our own from its first sign until the grace after the last return. */
+export interface OurFault<Node> {
+  /** Asked at every look: does contact say nothing about the nodes now? */
+  judge(lost: readonly { node: Node; atMs: number }[], members: number, nowMs: number): boolean
+  /** The node has contact again. */
+  returned(node: Node, nowMs: number): void
+}
+
+/** A node's return counts once for each outage: one that flaps does not prolong the grace for all others. */
+export function createOurFault<Node>(): OurFault<Node> {
+  const away = new Set<Node>()
+  const back = new Set<Node>()
+  let goesOn = false
+  let lastReturnMs = Number.NEGATIVE_INFINITY
+  return {
+    judge(lost, members, nowMs) {
+      const lostAtMs = lost.map(({ atMs }) => atMs)
+      const isOurs = isOurFault(lostAtMs, members)
+      goesOn = isOurs || (goesOn && nowMs - lastReturnMs < OUR_FAULT_GRACE_MS)
+      if (!goesOn) {
+        away.clear()
+        back.clear()
+      } else for (const { node } of lost) if (!back.has(node)) away.add(node)
+      return goesOn
+    },
+    returned(node, nowMs) {
+      if (!away.delete(node)) return
+      back.add(node)
+      lastReturnMs = nowMs
+    },
+  }
+}
+
+/**
+ * Do adverts prove that the node lives? One that still came after contact was lost does, until three of its intervals have
+ * passed; what was on its way when contact broke proves nothing (architecture §5.5).
+ */
+export function isAliveByAdverts(
+  advert: { heardAtMs: number; intervalMs: number } | null,
+  lastContactMs: number,
+  heartbeatMs: number,
+  nowMs: number,
+): boolean {
+  if (advert === null || advert.heardAtMs <= lastContactMs + ADVERT_TRAVEL_HEARTBEATS * heartbeatMs) return false
+  return nowMs - advert.heardAtMs < ADVERT_LIFE_INTERVALS * advert.intervalMs
+}
+
+/** Gossip that was sent before contact broke has arrived by then. */
+const ADVERT_TRAVEL_HEARTBEATS = 2

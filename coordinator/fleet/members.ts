@@ -43,6 +43,8 @@ export interface Member {
   /** Monotonic ms of the last frame; null before the first since this start. */
   lastHeardMs: number | null
   lastSeenAt: Instant | null
+  /** The advert that came last over the mesh, whoever passed it on. */
+  advert: { heardAtMs: number; intervalMs: number } | null
   standing: Standing | null
   /** The interval it was told to beat at: its own silence is measured by it. */
   heartbeatMs: number
@@ -105,8 +107,12 @@ export interface HeldAttempt {
   runningMs: number | null
   /** Contact was lost for long enough: the task may be granted again, though the number is not spent yet. */
   claimable: boolean
-  /** Recorded time without contact: never billed. */
-  lostContactMs: number
+  /** Boot id of the agent that was granted it; null when that was before this start. */
+  readonly bootId: string | null
+  /** Its agent came back without it. */
+  died: boolean
+  /** Monotonic ms of last contact with its node, while contact is lost and clients are told so. */
+  contactLostMs: number | null
   /** One extension was given because time or the coordinator paused; no further one until its node was heard. */
   extended: boolean
   progress: string | null
@@ -148,6 +154,7 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
         session: null,
         lastHeardMs: null,
         lastSeenAt: null,
+        advert: null,
         standing: null,
         heartbeatMs: timing.heartbeatMs,
         tasksEnded: 0,

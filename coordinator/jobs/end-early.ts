@@ -2,7 +2,7 @@ import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
 import type { AccountId, ClaimNumber, JobId } from "../../protocol/domain/ids.ts"
 import { chargeAttempts, settleHold, type Charge } from "../billing/holds.ts"
-import { billedMilliseconds, costOf } from "../billing/pricing.ts"
+import { billedMilliseconds, costOf, withoutContactMs } from "../billing/pricing.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { endJobEarly, jobById, jobBySeq, type JobRow } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
@@ -87,7 +87,7 @@ function chargeOf(job: JobFacts, attempt: LiveAttemptRow, ranMs: number, at: Ins
     measuredMs: ranMs,
     acceptedAtMs: attempt.acceptedAt ?? attempt.grantedAt,
     reportedAtMs: at,
-    lostContactMs: attempt.lostContactMs,
+    lostContactMs: withoutContactMs(attempt, at),
   })
   return { claim: attempt.claim, hold: job.hold, amount: costOf(rateOfJob(job), milliseconds), milliseconds, at }
 }

@@ -17,8 +17,9 @@ import type { ItemVerdict, ResultItem } from "../../protocol/wire/control.ts"
 import type { ObjectFiles, PinnedBlob } from "../artifacts/object-files.ts"
 import { keepStaged, publishStaged, type ReportedArtifact } from "../artifacts/stage.ts"
 import { chargeAttempts, type Charge } from "../billing/holds.ts"
-import { billedMilliseconds, costOf } from "../billing/pricing.ts"
+import { billedMilliseconds, costOf, withoutContactMs } from "../billing/pricing.ts"
 import { appendEvent } from "../events/event-log.ts"
+import { keepLateDigest } from "../store/attempt-contact.ts"
 import { dropStagedBlobs, stageBlob } from "../store/blobs.ts"
 import { addToJob, markJobFinishing, markJobRunning, type JobDelta } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
@@ -245,9 +246,10 @@ async function storeEnd(
   const attempt = await attemptByClaim(tx, claim)
   if (!attempt || attempt.node !== node) return { verdict: "spent", reason: "this number is not yours" }
   if (attempt.endedAt !== null) {
-    return attempt.itemDigest === item.digest
-      ? { verdict: "already", reason: null }
-      : { verdict: "spent", reason: null }
+    const isItsEnd = attempt.state === "completed" || attempt.state === "failed"
+    if (isItsEnd && attempt.itemDigest === item.digest) return { verdict: "already", reason: null }
+    if (attempt.state === "lost") await keepLateDigest(tx, claim, item.digest)
+    return { verdict: "spent", reason: null }
   }
   const task = await taskByKey(tx, attempt.task)
   if (!task || !job) return { verdict: "spent", reason: "its job is over" }
@@ -262,7 +264,7 @@ async function storeEnd(
     measuredMs: item.runtime_ms,
     acceptedAtMs: acceptedAt,
     reportedAtMs: at,
-    lostContactMs: attempt.lostContactMs,
+    lostContactMs: withoutContactMs(attempt, at),
   })
   const step = nextTask(factsOf(task), eventOf(item, job))
   if (step.outcome === "refused") return { verdict: "spent", reason: "its task is over" }

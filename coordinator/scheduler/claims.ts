@@ -1,4 +1,4 @@
-import { every, type Clock, type Instant } from "../../protocol/base/clock.ts"
+import { every, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import type { ClaimNumber } from "../../protocol/domain/ids.ts"
@@ -11,19 +11,18 @@ import {
   type Welcome,
 } from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
-import { isOurFault, OUR_FAULT_GRACE_MS, patienceMs } from "../fleet/liveness.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
 import type { KnownJobs } from "../jobs/job-facts.ts"
 import { reportResults, type ReportParts } from "../jobs/report.ts"
 import { recordStarts, type Start } from "../jobs/start.ts"
 import type { Store } from "../store/store.ts"
-import { markClaimable, restoreClaimed, returnAttempt } from "./give-up.ts"
+import type { ContactWatch } from "./contact.ts"
+import { disproveLosses, returnAttempt } from "./give-up.ts"
 import type { Pace } from "./pace.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
 
 /**
- * What happens to claims after they were granted: accepted, started, renewed, reported, given back, expired (architecture
- * §5.4, §5.5). Each change is a write that names the number; memory follows.
+ * What happens to claims after they were granted: accepted, started, renewed, reported, given back (architecture §5.4). Each change is a write that names the number; memory follows.
  */
 export interface Claims extends AsyncDisposable {
   /** Reconciles what the node holds with what the rows say; the answer goes into its welcome. */
@@ -61,7 +60,8 @@ export interface ClaimsParts extends ReportParts {
   queue: ReadyQueue
   pace: Pace
   watch: JobWatch
-  timing: { heartbeatMs: number; claimLifetimeMs: number; lostAfterMs: number }
+  contact: Pick<ContactWatch, "heard" | "renew" | "forgotten" | "giveUp">
+  timing: { claimLifetimeMs: number }
   /** How long preparing a revision may take: its project says. */
   preparationMs: (revision: string) => number
   /** Work may start somewhere: look again. */
@@ -79,20 +79,15 @@ const START_DELAY_MS = 20
 const LOOK_INTERVAL_MS = 500
 /** Accepts come within milliseconds; one that takes this long will not come. */
 const OFFER_TIMEOUT_MS = 10_000
-/** A look that comes this much late: this process was stopped, not the nodes. */
-const PAUSE_MS = 2_000
 /** A running attempt is renewed for so long past its timeout: the node enforces that by itself (architecture §5.4). */
 const RUNNING_GRACE_MS = 60_000
 
 export function createClaims(parts: ClaimsParts): Claims {
   const { clock, log, members, queue, timing } = parts
   const starts = new Map<Member, Map<number, Start>>()
-  const givingUp = new Set<HeldAttempt>()
   const stopped = new AbortController()
   let writing: Promise<unknown> = Promise.resolve()
-  let lastLookMs = clock.monotonicMs()
-  let lastReturnMs = Number.NEGATIVE_INFINITY
-  const looking = every(clock, LOOK_INTERVAL_MS, look)
+  const looking = every(clock, LOOK_INTERVAL_MS, takeStaleOffers)
 
   function held(member: Member, claim: number): HeldAttempt | undefined {
     const attempt = members.attempt(claim)
@@ -182,7 +177,7 @@ export function createClaims(parts: ClaimsParts): Claims {
       log.warn("a report was refused", { claim, node: member.id, reason })
       refused.push(attempt)
     }
-    if (refused.length > 0) giveUp(refused)
+    if (refused.length > 0) parts.contact.giveUp(refused)
   }
 
   async function gaveBack(member: Member, items: readonly { claim: number; reason: string }[]): Promise<void> {
@@ -207,30 +202,7 @@ export function createClaims(parts: ClaimsParts): Claims {
     parts.wake()
   }
 
-  // ── contact ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-  function heard(member: Member): void {
-    if (members.contact(member) !== "connected") lastReturnMs = clock.monotonicMs()
-    member.lastHeardMs = clock.monotonicMs()
-    member.lastSeenAt = clock.now()
-  }
-
-  function renew(attempt: HeldAttempt): void {
-    const nowMs = clock.monotonicMs()
-    const silentMs = nowMs - attempt.heardAtMs
-    attempt.expiresAtMs = nowMs + timing.claimLifetimeMs
-    attempt.heardAtMs = nowMs
-    attempt.extended = false
-    if (attempt.claimable) queue.add(attempt.job, -1)
-    else if (!givingUp.delete(attempt)) return
-    // Contact returned before the number was spent: it goes on, and no loss is counted.
-    attempt.claimable = false
-    attempt.lostContactMs = Math.round(silentMs)
-    follow(
-      parts.store.write((tx) => restoreClaimed(tx, attempt, clock.now())),
-      "a returned attempt was not stored",
-    )
-  }
+  // ── heartbeats and hellos ─────────────────────────────────────────────────────────────────────────────────────────
 
   /** May a heartbeat renew it? Not past preparation, and not past its timeout and a minute (architecture §5.4). */
   function isWithinLimits(attempt: HeldAttempt): boolean {
@@ -247,7 +219,13 @@ export function createClaims(parts: ClaimsParts): Claims {
     // A grant that never arrived is no loss and goes back at once; an attempt the node forgot is lost.
     const neverArrived = gone.filter(({ state }) => state === "offered").map(({ claim }) => claim)
     if (neverArrived.length > 0) await takeReturned(neverArrived)
-    for (const attempt of gone) if (attempt.state !== "offered") forgotten(attempt)
+    for (const attempt of gone) if (attempt.state !== "offered") parts.contact.forgotten(attempt)
+    const unknown = listed.filter(({ claim, state }) => state !== "accepted" && !held(member, claim))
+    if (unknown.length > 0)
+      await disprove(
+        member,
+        unknown.map(({ claim }) => claim),
+      )
     return listed.map(({ claim, state }) => {
       const attempt = held(member, claim)
       if (!attempt)
@@ -256,55 +234,20 @@ export function createClaims(parts: ClaimsParts): Claims {
       attempt.acceptedAt ??= attempt.grantedAt
       if (attempt.state === "offered") attempt.state = "accepted"
       if (state === "running") started(member, [claim])
-      renew(attempt)
+      parts.contact.renew(attempt)
       return { claim, verdict: "keep" as const, expires_in_ms: timing.claimLifetimeMs }
     })
   }
 
-  /**
-   * Evidence of death: the key is back without the attempt. It takes no room there any more, and may be granted again once the
-   * shortest wait is over, to the same machine too.
-   */
-  function forgotten(attempt: HeldAttempt): void {
-    members.vacate(attempt)
-    attempt.expiresAtMs = Math.min(attempt.expiresAtMs, attempt.heardAtMs + timing.lostAfterMs)
+  /** They ran on while their tasks were given to others: too late for their results, but no losses. */
+  async function disprove(member: Member, claims: readonly number[]): Promise<void> {
+    const disproved = await parts.store.write((tx) => disproveLosses(tx, member.id, claims))
+    if (disproved > 0) log.info("losses were taken back", { node: member.id, losses: disproved })
   }
-
-  // ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-  function look(): void {
-    const nowMs = clock.monotonicMs()
-    const pausedMs = nowMs - lastLookMs - LOOK_INTERVAL_MS
-    lastLookMs = nowMs
-    if (pausedMs > PAUSE_MS) return extendAll(nowMs, pausedMs)
-    const lost = lostContacts()
-    const ourFault =
-      isOurFault(
-        lost.map(({ lastHeardMs }) => lastHeardMs ?? 0),
-        membersWithClaims(),
-      ) || nowMs - lastReturnMs < (lost.length > 0 && recentlyOurFault ? OUR_FAULT_GRACE_MS : 0)
-    recentlyOurFault = ourFault
-    const claimable: HeldAttempt[] = []
-    for (const member of members.all()) {
-      const isLost = members.contact(member) === "lost_contact" || members.contact(member) === "offline"
-      for (const attempt of member.attempts.values()) {
-        if (attempt.claimable || givingUp.has(attempt)) continue
-        const expired = nowMs >= attempt.expiresAtMs
-        if (
-          expired ||
-          (isLost && !ourFault && member.lastHeardMs !== null && isOverdue(attempt, member.lastHeardMs, nowMs))
-        ) {
-          claimable.push(attempt)
-        }
-      }
-    }
-    if (claimable.length > 0) giveUp(claimable)
-    takeStaleOffers(nowMs)
-  }
-  let recentlyOurFault = false
 
   /** A grant that was sent as its stream broke is never answered: it goes back to the queue, and is no loss. */
-  function takeStaleOffers(nowMs: number): void {
+  function takeStaleOffers(): void {
+    const nowMs = clock.monotonicMs()
     for (const member of members.all()) {
       if (!member.session) continue
       const stale = [...member.attempts.values()].filter(
@@ -315,61 +258,6 @@ export function createClaims(parts: ClaimsParts): Claims {
       cancel(member, claims, "the grant was not accepted in time")
       follow(takeReturned(claims), "unanswered grants were not taken back")
     }
-  }
-
-  function lostContacts(): Member[] {
-    return [...members.all()].filter((member) => member.attempts.size > 0 && members.contact(member) === "lost_contact")
-  }
-
-  function membersWithClaims(): number {
-    return [...members.all()].filter(({ attempts, session }) => attempts.size > 0 || session !== null).length
-  }
-
-  function isOverdue(attempt: HeldAttempt, lastHeardMs: number, nowMs: number): boolean {
-    // The stake is frozen at last contact: preparation and run time up to then.
-    const stakeMs = Math.max(0, lastHeardMs - attempt.grantedAtMs)
-    const patience = patienceMs(stakeMs, timing.lostAfterMs, attempt.expiresAtMs - lastHeardMs)
-    return nowMs - lastHeardMs >= patience
-  }
-
-  /** This process paused, not the nodes: one extension each, and a heartbeat's time to speak before anyone is judged. */
-  function extendAll(nowMs: number, pausedMs: number): void {
-    log.warn("this process paused: claims are extended", { paused_ms: Math.round(pausedMs) })
-    for (const member of members.all()) {
-      if (member.lastHeardMs !== null) member.lastHeardMs = Math.min(nowMs, member.lastHeardMs + pausedMs)
-      for (const attempt of member.attempts.values()) {
-        if (attempt.extended) continue
-        attempt.extended = true
-        attempt.expiresAtMs = Math.max(attempt.expiresAtMs, nowMs + timing.claimLifetimeMs)
-      }
-    }
-  }
-
-  /** Waiting is over. A node that speaks up before the write has ended is back in time (`renew`). */
-  function giveUp(attempts: readonly HeldAttempt[]): void {
-    for (const attempt of attempts) givingUp.add(attempt)
-    const at: Instant = clock.now()
-    const write = parts.store
-      .write((tx) => markClaimable(tx, attempts, at))
-      .then((marked) => {
-        const over: ClaimNumber[] = []
-        for (const attempt of attempts) {
-          const isWanted = givingUp.has(attempt) && members.attempt(attempt.claim) === attempt
-          if (isWanted && marked.has(attempt.claim)) {
-            attempt.claimable = true
-            queue.add(attempt.job, 1)
-          } else if (isWanted) over.push(attempt.claim)
-        }
-        // Their rows ended without memory having heard of it.
-        spend(over, "its task is over")
-        log.warn("claims may be granted again", { claims: [...marked] })
-        parts.watch.changed(new Set(attempts.map(({ job }) => job)))
-        parts.wake()
-      })
-      .finally(() => {
-        for (const attempt of attempts) givingUp.delete(attempt)
-      })
-    follow(write, "lost claims were not stored")
   }
 
   // ── ends that others decide ───────────────────────────────────────────────────────────────────────────────────────
@@ -424,7 +312,7 @@ export function createClaims(parts: ClaimsParts): Claims {
         // An attempt that has ended and still uploads has stopped running: what it ran stays.
         attempt.runningMs = running_ms ?? attempt.runningMs
         if (!isWithinLimits(attempt)) continue
-        renew(attempt)
+        parts.contact.renew(attempt)
         renewed.push(claim)
       }
       return { renewed, spent }
@@ -456,7 +344,7 @@ export function createClaims(parts: ClaimsParts): Claims {
       const claims = [...member.attempts.values()].map(({ claim }) => claim)
       if (claims.length > 0) await takeReturned(claims)
     },
-    heard,
+    heard: (member) => parts.contact.heard(member),
     async [Symbol.asyncDispose]() {
       looking[Symbol.dispose]()
       for (const member of starts.keys()) writeStarts(member)

@@ -1,11 +1,18 @@
 import type { Instant } from "../../protocol/base/clock.ts"
-import type { ClaimNumber } from "../../protocol/domain/ids.ts"
+import type { ClaimNumber, NodeId } from "../../protocol/domain/ids.ts"
 import { appendEvent } from "../events/event-log.ts"
 import type { HeldAttempt } from "../fleet/members.ts"
+import { MOST_LOSSES } from "../jobs/task-state.ts"
+import {
+  storeContactLost,
+  storeContactReturned,
+  storeDeath,
+  storeDisproved,
+  takeLossBack,
+} from "../store/attempt-contact.ts"
 import { addToJob } from "../store/jobs.ts"
 import type { Tx } from "../store/store.ts"
 import {
-  addLostContact,
   attemptByClaim,
   endAttempt,
   indexOfTask,
@@ -15,6 +22,26 @@ import {
   taskByKey,
 } from "../store/tasks.ts"
 
+/** Contact with the node of these attempts is lost: clients are told, and nothing else changes yet (architecture §5.5). */
+export async function recordContactLost(
+  tx: Tx,
+  attempts: readonly HeldAttempt[],
+  since: Instant,
+  at: Instant,
+): Promise<void> {
+  for (const attempt of attempts) {
+    if (!(await storeContactLost(tx, attempt.claim, since))) continue
+    await appendEvent(tx, {
+      job: attempt.job,
+      type: "task.contact_lost",
+      taskIndex: attempt.index,
+      message: "contact with the machine that runs this task is lost; it may run elsewhere if it does not return",
+      data: { attempt: attempt.number },
+      at,
+    })
+  }
+}
+
 /**
  * Waiting is over: these tasks may be granted again. Their numbers stay live until a grant spends them. Answers which were
  * marked; the others ended meanwhile.
@@ -23,31 +50,37 @@ export async function markClaimable(tx: Tx, attempts: readonly HeldAttempt[], at
   const marked = new Set<ClaimNumber>()
   for (const attempt of attempts) {
     const task = await taskByKey(tx, attempt.task)
-    if (task?.claim !== attempt.claim || (task.state !== "granted" && task.state !== "running")) continue
+    if (task?.claim !== attempt.claim || (await attemptByClaim(tx, attempt.claim))?.endedAt !== null) continue
+    if (task.state === "lost") marked.add(attempt.claim)
+    if (task.state !== "granted" && task.state !== "running") continue
+    await recordContactLost(tx, [attempt], at, at)
+    if (attempt.died) await storeDeath(tx, attempt.claim)
     await moveTask(tx, attempt.task, [task.state], "lost")
     if (task.state === "granted") await addToJob(tx, attempt.job, { granted: -1, running: 1 })
-    await appendEvent(tx, {
-      job: attempt.job,
-      type: "task.contact_lost",
-      taskIndex: attempt.index,
-      message: "contact with the machine that runs this task is lost; it may run elsewhere",
-      data: { attempt: attempt.number },
-      at,
-    })
     marked.add(attempt.claim)
   }
   return marked
 }
 
-/** Contact returned before another grant spent the number: the attempt goes on, and the time without contact is not billed. */
-export async function restoreClaimed(tx: Tx, attempt: HeldAttempt, at: Instant): Promise<void> {
+/**
+ * Contact returned before another grant spent the number: the attempt goes on, and the time without contact is not billed.
+ *
+ * @param silentMs from last contact until now
+ */
+export async function recordContactReturned(
+  tx: Tx,
+  attempt: HeldAttempt,
+  silentMs: number,
+  at: Instant,
+): Promise<void> {
+  if (!(await storeContactReturned(tx, attempt.claim, silentMs))) return
   const task = await taskByKey(tx, attempt.task)
-  if (task?.claim !== attempt.claim || task.state !== "lost") return
-  const row = await attemptByClaim(tx, attempt.claim)
-  const back = row?.startedAt === null || row?.startedAt === undefined ? "granted" : "running"
-  await moveTask(tx, attempt.task, ["lost"], back)
-  if (back === "granted") await addToJob(tx, attempt.job, { granted: 1, running: -1 })
-  if (attempt.lostContactMs > 0) await addLostContact(tx, attempt.claim, attempt.lostContactMs)
+  if (task?.claim === attempt.claim && task.state === "lost") {
+    const row = await attemptByClaim(tx, attempt.claim)
+    const back = row?.startedAt === null || row?.startedAt === undefined ? "granted" : "running"
+    await moveTask(tx, attempt.task, ["lost"], back)
+    if (back === "granted") await addToJob(tx, attempt.job, { granted: 1, running: -1 })
+  }
   await appendEvent(tx, {
     job: attempt.job,
     type: "task.contact_restored",
@@ -56,6 +89,21 @@ export async function restoreClaimed(tx: Tx, attempt: HeldAttempt, at: Instant):
     data: { attempt: attempt.number },
     at,
   })
+}
+
+/**
+ * The node shows attempts that were counted as lost: they were alive, so the losses are taken back (rulings, Losses). At most
+ * as many for each task as end it, so that no node can keep a task from ending. Answers how many were.
+ */
+export async function disproveLosses(tx: Tx, node: NodeId, claims: readonly number[]): Promise<number> {
+  let disproved = 0
+  for (const claim of claims) {
+    const shown = await storeDisproved(tx, node, claim, MOST_LOSSES)
+    if (!shown || !(await takeLossBack(tx, shown.task))) continue
+    await addToJob(tx, jobOfTask(shown.task), { losses: -1 })
+    disproved += 1
+  }
+  return disproved
 }
 
 export interface ReturnedClaim {

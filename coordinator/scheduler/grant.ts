@@ -3,7 +3,8 @@ import { claimNumber, type ClaimNumber, type NodeId } from "../../protocol/domai
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { failTask } from "../jobs/fail-waiting.ts"
-import { nextTask } from "../jobs/task-state.ts"
+import { MOST_LOSSES, nextTask } from "../jobs/task-state.ts"
+import { deathsOfTask } from "../store/attempt-contact.ts"
 import { findHold } from "../store/holds.ts"
 import { addToJob, jobCounts, markJobFinishing, type JobCounts } from "../store/jobs.ts"
 import { nextClaimNumbers } from "../store/meta.ts"
@@ -75,7 +76,7 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
     let failed = 0
     let wait: Shortage = "nothing_waits"
     for (const task of await waitingTasks(tx, job, its.length)) {
-      const tooMany = task.state === "lost" ? tooManyLosses(task.losses) : null
+      const tooMany = task.state === "lost" ? await tooManyLosses(tx, task) : null
       const cover = tooMany ? null : budget.cover(task.state === "lost")
       if (cover && "why" in cover) {
         wait = cover.why
@@ -87,7 +88,7 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
       }
       if (tooMany) {
         budget.lostEnded()
-        await failTask(tx, job, task, { kind: tooMany, message: LOST_TOO_OFTEN, preflight: "" }, at)
+        await failTask(tx, job, task, { kind: tooMany, message: TOO_MANY[tooMany] ?? "", preflight: "" }, at)
         failed += 1
         continue
       }
@@ -173,12 +174,20 @@ async function endLost(tx: Tx, task: WaitingTaskRow, at: Instant): Promise<Claim
   return old
 }
 
-function tooManyLosses(losses: number): FailureKind | null {
+/** Why the task may not run again; null while it may. A loss is a death when its agent came back without the attempt. */
+async function tooManyLosses(tx: Tx, task: WaitingTaskRow): Promise<FailureKind | null> {
+  if (task.losses + 1 < MOST_LOSSES) return null
+  const { deaths, nodes } = await deathsOfTask(tx, task.key)
   const step = nextTask(
-    { status: "queued", failures: 0, losses, lossPending: true },
-    { event: "granted", quarantine: false },
+    { status: "queued", failures: 0, losses: task.losses, lossPending: true },
+    { event: "granted", quarantine: deaths >= MOST_LOSSES && nodes >= QUARANTINE_NODES },
   )
   return step.outcome === "moved" ? step.failureKind : null
 }
 
-const LOST_TOO_OFTEN = "the machines that ran this task were lost five times"
+/** Deaths of agents on fewer machines may be their own (rulings, Losses). */
+const QUARANTINE_NODES = 3
+const TOO_MANY: Partial<Record<FailureKind, string>> = {
+  node_lost: "the machines that ran this task were lost five times",
+  quarantined: "the agents of five runs of this task died, on three machines or more: it is not given to another",
+}

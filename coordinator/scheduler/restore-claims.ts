@@ -1,6 +1,7 @@
 import type { Clock } from "../../protocol/base/clock.ts"
 import type { Members } from "../fleet/members.ts"
 import type { KnownJobs } from "../jobs/job-facts.ts"
+import { extendLiveClaims } from "../store/attempt-contact.ts"
 import { jobOfTask, indexOfTask, liveAttempts, taskByKey } from "../store/tasks.ts"
 import type { Store } from "../store/store.ts"
 
@@ -15,6 +16,8 @@ export async function restoreClaims(
   await resumeJobs()
   const { clock, members, known } = parts
   const nowMs = clock.monotonicMs()
+  const now = clock.now()
+  const until = now + parts.claimLifetimeMs
   const live = await parts.store.read(async (view) => {
     const attempts = await liveAttempts(view, null)
     const lost = new Set<number>()
@@ -39,16 +42,20 @@ export async function restoreClaims(
       grantedAt: attempt.grantedAt,
       acceptedAt: attempt.acceptedAt,
       startedAt: attempt.startedAt,
-      grantedAtMs: nowMs - Math.max(0, clock.now() - attempt.grantedAt),
-      expiresAtMs: nowMs + parts.claimLifetimeMs,
+      grantedAtMs: nowMs - Math.max(0, now - attempt.grantedAt),
+      // No further extension before its node is heard, however often this process starts.
+      expiresAtMs: nowMs + Math.min(parts.claimLifetimeMs, Math.max(0, (attempt.extendedUntil ?? until) - now)),
       heardAtMs: nowMs,
       runningMs: null,
       claimable: attempt.claimable,
-      lostContactMs: 0,
+      bootId: null,
+      died: false,
+      contactLostMs: attempt.contactLostAt === null ? null : nowMs - Math.max(0, now - attempt.contactLostAt),
       extended: true,
       progress: null,
       outputTail: null,
       feedbackAt: null,
     })
   }
+  await parts.store.write((tx) => extendLiveClaims(tx, until))
 }

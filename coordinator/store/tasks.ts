@@ -69,7 +69,12 @@ export interface LiveAttemptRow {
   grantedAt: Instant
   acceptedAt: Instant | null
   startedAt: Instant | null
+  /** Recorded time without contact: never billed. */
   lostContactMs: number
+  /** Contact is lost since then. */
+  contactLostAt: Instant | null
+  /** An absence of this process extended the claim to then; null once its node was heard. */
+  extendedUntil: Instant | null
 }
 
 // ── tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -404,11 +409,6 @@ export async function endAttempt(
   return changes === 1
 }
 
-/** Contact with the attempt's node returned after `ms` of lost contact: never billed. */
-export async function addLostContact(tx: Tx, claim: ClaimNumber, ms: number): Promise<void> {
-  await tx.run("UPDATE attempts SET lost_contact_ms = lost_contact_ms + ? WHERE claim = ?", ms, claim)
-}
-
 interface RawTask {
   id: number
   state: StoredTaskState
@@ -448,6 +448,8 @@ interface RawAttempt {
   started_at: number | null
   ended_at: number | null
   lost_contact_ms: number
+  contact_lost_at: number | null
+  extended_until: number | null
   runtime_ms: number | null
   failure_kind: FailureKind | null
   item_digest: string | null
@@ -498,6 +500,8 @@ function attemptFrom(row: RawAttempt): AttemptRow {
     startedAt: row.started_at,
     endedAt: row.ended_at,
     lostContactMs: row.lost_contact_ms,
+    contactLostAt: row.contact_lost_at,
+    extendedUntil: row.extended_until,
     itemDigest: row.item_digest,
   }
 }

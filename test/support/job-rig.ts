@@ -94,10 +94,12 @@ export async function startJobRig(
     resultSpillBytes?: number
     /** Stands between the acts and the real store. */
     wrap?: (store: Store & { dataDir: string }) => Store & { dataDir: string }
+    /** Else the system's, which `pass` moves. */
+    clock?: Clock
   } = {},
 ): Promise<JobRig> {
   let aheadMs = 0
-  const clock: Clock = {
+  const clock: Clock = options.clock ?? {
     now: () => systemClock.now() + aheadMs,
     monotonicMs: () => systemClock.monotonicMs() + aheadMs,
     after: (delayMs, run) => systemClock.after(delayMs, run),
@@ -224,7 +226,9 @@ export async function startJobRig(
           heardAtMs: clock.monotonicMs(),
           runningMs: null,
           claimable: false,
-          lostContactMs: 0,
+          bootId: null,
+          died: false,
+          contactLostMs: null,
           extended: false,
           progress: null,
           outputTail: null,

@@ -3,7 +3,7 @@ import type { AccountId } from "../../protocol/domain/ids.ts"
 import { expandJob } from "../../coordinator/jobs/expand.ts"
 import { failWaitingTasks } from "../../coordinator/jobs/fail-waiting.ts"
 import { affordableMs } from "../../coordinator/scheduler/dispatch.ts"
-import { markClaimable, restoreClaimed, returnAttempt } from "../../coordinator/scheduler/give-up.ts"
+import { markClaimable, recordContactReturned, returnAttempt } from "../../coordinator/scheduler/give-up.ts"
 import { grantTasks } from "../../coordinator/scheduler/grant.ts"
 import { requeueBuilds } from "../../coordinator/scheduler/builds.ts"
 import { costOf } from "../../coordinator/billing/pricing.ts"
@@ -140,10 +140,9 @@ test("a lost contact shows, and its return takes it back: no loss, the time with
   const attempt = held(claim)
   const mark = () => rig.store.write((tx) => markClaimable(tx, [attempt], rig.clock.now()))
   expect([...(await mark())]).toEqual([claim])
-  expect([...(await mark())]).toEqual([])
+  expect([...(await mark())]).toEqual([claim])
   expect(await storedTask(rig.store, job.seq, 0)).toMatchObject({ state: "lost", losses: 0 })
-  attempt.lostContactMs = 700
-  const back = () => rig.store.write((tx) => restoreClaimed(tx, attempt, rig.clock.now()))
+  const back = () => rig.store.write((tx) => recordContactReturned(tx, attempt, 700, rig.clock.now()))
   await back()
   await back()
   expect(await storedTask(rig.store, job.seq, 0)).toMatchObject({ state: "running", losses: 0 })
@@ -156,7 +155,7 @@ test("an offered task that is lost and restored counts as granted again", async 
   const attempt = held(one(await rig.grant(job, 1)))
   await rig.store.write((tx) => markClaimable(tx, [attempt], rig.clock.now()))
   expect(await rig.row(job)).toMatchObject({ running: 1, granted: 0 })
-  await rig.store.write((tx) => restoreClaimed(tx, attempt, rig.clock.now()))
+  await rig.store.write((tx) => recordContactReturned(tx, attempt, 0, rig.clock.now()))
   expect(await rig.row(job)).toMatchObject({ running: 0, granted: 1 })
 })
 
