@@ -34,6 +34,7 @@ import { createFetchContent } from "./mesh/fetch-content.ts"
 import { hearAdverts } from "./mesh/heard-adverts.ts"
 import { createWants, hearOffers, worthPreparing } from "./mesh/offers.ts"
 import { shareContent } from "./mesh/share-content.ts"
+import { watchTime } from "./mesh/time-jumps.ts"
 import { createTransfers, TransferRefused } from "./mesh/transfers.ts"
 import { lockDataDir } from "./outbox/data-dir-lock.ts"
 import { openOutbox } from "./outbox/outbox.ts"
@@ -552,6 +553,10 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     signal: closing.signal,
   })
   const following = followCoordinator()
+  const timing = watchTime(clock, (reason) => {
+    claimLoop.pause()
+    link.reconnect(reason)
+  })
   const looking = every(clock, LOOK_AT_DISK_MS, () => void lookAtDisk())
 
   /** A coordinator that moved is found through its API, by whoever still has the token. */
@@ -581,6 +586,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   opening.defer(async () => {
     closing.abort(new Error("the agent stops"))
     looking[Symbol.dispose]()
+    timing[Symbol.dispose]()
     await link[Symbol.asyncDispose]()
     await Promise.all([redialing, following])
     await builds?.[Symbol.asyncDispose]()
