@@ -35,7 +35,7 @@ export interface ContactParts {
   members: Members
   queue: ReadyQueue
   watch: JobWatch
-  timing: { heartbeatMs: number; claimLifetimeMs: number; lostAfterMs: number }
+  timing: { claimLifetimeMs: number; lostAfterMs: number }
   /** Work may start somewhere: look again. */
   wake: () => void
   /** These numbers ended without memory having heard of it. */
@@ -95,7 +95,7 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
   }
 
   function livesByAdverts(member: Member, nowMs: number): boolean {
-    return isAliveByAdverts(member.advert, member.lastHeardMs ?? 0, timing.heartbeatMs, nowMs)
+    return isAliveByAdverts(member.advert, member.lastHeardMs ?? 0, member.heartbeatMs, nowMs)
   }
 
   /** The stake is frozen at last contact: preparation and run time up to then. */

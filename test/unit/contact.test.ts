@@ -40,7 +40,7 @@ beforeEach(async () => {
     members: rig.members,
     queue,
     watch: rig.watch,
-    timing: { heartbeatMs: 1_000, claimLifetimeMs: LIFE_MS, lostAfterMs: 5_000 },
+    timing: { claimLifetimeMs: LIFE_MS, lostAfterMs: 5_000 },
     wake: () => {},
     over(claims) {
       for (const claim of claims) rig.members.release(claim)
