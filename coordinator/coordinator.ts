@@ -115,7 +115,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const watch = createJobWatch()
   const content = createObjectContent(files)
   const background = opening.use(createBackground({ clock, random, log }))
-  const scanner = opening.use(createTarballScanner())
+  const scanner = opening.use(createTarballScanner(clock))
   const enrolment = { store, clock, random, key: identity, certificateTtlMs: config.certificateTtlMs }
   const specs = createRuntimeSpecs({ store, clock, key: identity, content, members })
   const prepare = createPrepare({ store, clock, log, members, specs, policy, waiting: tasksWaiting })

@@ -1,5 +1,5 @@
-import { parentPort, workerData } from "node:worker_threads"
-import { assert } from "../../protocol/base/assert.ts"
+import { parentPort } from "node:worker_threads"
+import { present } from "../../protocol/base/assert.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import { ComputalotError, type ErrorCode } from "../../protocol/domain/errors.ts"
 import { scanTarball, type Scan, type ScanInput } from "./scan-tarball.ts"
@@ -10,8 +10,8 @@ export type ScanAnswer =
   | { kind: "refused"; code: ErrorCode; message: string; recommendedAction: string | undefined; details: unknown }
   | { kind: "failed"; errorCode: string | undefined; message: string }
 
-assert(parentPort !== null, "the tarball scan runs in a worker")
-parentPort.postMessage(await answer(workerData as ScanInput))
+const port = present(parentPort, "the parent of the scan's thread")
+port.on("message", (input: ScanInput) => void answer(input).then((scanned) => port.postMessage(scanned)))
 
 async function answer(input: ScanInput): Promise<ScanAnswer> {
   try {

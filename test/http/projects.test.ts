@@ -36,7 +36,7 @@ let store: Awaited<ReturnType<typeof openTestStore>>
 let files: ObjectFiles
 let door: HttpDoor
 let origin = ""
-const scanner = createTarballScanner()
+const scanner = createTarballScanner(systemClock)
 const run = promisify(execFile)
 const { alice, bob, carol, viewer, bootstrap } = TEST_TOKENS
 

@@ -5,6 +5,7 @@ import { join } from "node:path"
 import { gzipSync } from "node:zlib"
 import fc from "fast-check"
 import { afterEach, beforeEach, describe, expect, test } from "vitest"
+import { systemClock } from "../../protocol/base/clock.ts"
 import { ComputalotError } from "../../protocol/domain/errors.ts"
 import { scanTarball, type Scan } from "../../coordinator/projects/scan-tarball.ts"
 import { createTarballScanner } from "../../coordinator/projects/tarball.ts"
@@ -319,7 +320,7 @@ test("P-018: a manifest that names what the tarball lacks is refused by path", a
 })
 
 test("a scan in its worker gives the same answers and leaves the main thread alone", async () => {
-  await using scanner = createTarballScanner()
+  await using scanner = createTarballScanner(systemClock)
   const noise = Buffer.alloc(30 * 2 ** 20)
   for (let at = 0; at < noise.length; at += 4) noise.writeUInt32LE((at * 2_654_435_761) >>> 0, at)
   const pushed = await tarballOf([...PROJECT, { name: "noise", content: noise }])
@@ -338,8 +339,37 @@ test("a scan in its worker gives the same answers and leaves the main thread alo
   await expect(scanner.scan(await inputFor(Buffer.from("text")))).rejects.toMatchObject({ code: "not_gzip" })
 })
 
+test("hostile, damaged and good tarballs do not disturb one another, one after the other or two at once", async () => {
+  await using scanner = createTarballScanner(systemClock)
+  const good = await tarballOf(PROJECT)
+  const bomb = gzipSync(Buffer.concat([rawHeader({ name: "zeros" }), Buffer.alloc(300 * 2 ** 20)]))
+  const { contentHash } = await scan(good)
+  const expectGood = async (): Promise<void> =>
+    expect((await scanner.scan(await inputFor(good))).contentHash).toBe(contentHash)
+  const expectRefused = async (pushed: Buffer, code: string): Promise<void> => {
+    const input = await inputFor(pushed)
+    await expect(scanner.scan(input)).rejects.toMatchObject({ code })
+    const left = await readdir(folder)
+    expect(
+      [input.tarballPath, input.listingPath].filter((path) => left.includes(path.slice(folder.length + 1))),
+    ).toEqual([])
+  }
+  await expectGood()
+  await expectGood()
+  await expectRefused(bomb, "invalid_tarball")
+  await expectGood()
+  await expectRefused(gzipSync(Buffer.from("no tar")), "invalid_tarball")
+  await Promise.all([
+    expectGood(),
+    expectRefused(bomb, "invalid_tarball"),
+    expectRefused(Buffer.from("x"), "not_gzip"),
+    expectGood(),
+  ])
+  await expectGood()
+})
+
 test("an aborted scan ends and leaves nothing", async () => {
-  await using scanner = createTarballScanner()
+  await using scanner = createTarballScanner(systemClock)
   const input = await inputFor(
     await tarballOf([...PROJECT, { name: "noise", content: Buffer.alloc(20 * 2 ** 20, "ab1") }]),
   )
