@@ -1,7 +1,7 @@
 import { usd } from "../../protocol/domain/money.ts"
-import { readAuditSums, runAuditChecks } from "../store/audit.ts"
+import { auditRead } from "../store/audit.ts"
 import { moneyFrom } from "../store/money.ts"
-import type { View } from "../store/store.ts"
+import type { Store } from "../store/store.ts"
 
 export interface Audit {
   ok: boolean
@@ -18,10 +18,13 @@ export interface AuditCheck {
   actual: number
 }
 
-/** Do all sums of money agree? From one snapshot, true also in the middle of running jobs (rulings, Audit). */
-export async function auditMoney(view: View): Promise<Audit> {
-  const sums = await readAuditSums(view)
-  const checks = (await runAuditChecks(view)).map(({ name, unit, expected, actual }) => ({
+/**
+ * Do all sums of money agree? From one snapshot, true also in the middle of running jobs (rulings, Audit). Reads the whole
+ * ledger, so it runs aside.
+ */
+export async function auditMoney(store: Pick<Store, "readAside">): Promise<Audit> {
+  const found = await store.readAside(auditRead)
+  const checks = found.checks.map(({ name, unit, expected, actual }) => ({
     name,
     ok: expected === actual,
     expected: unit === "count" ? expected : usd(moneyFrom(expected)),
@@ -29,7 +32,7 @@ export async function auditMoney(view: View): Promise<Audit> {
   }))
   return {
     ok: checks.every(({ ok }) => ok),
-    sums: Object.fromEntries(Object.entries(sums).map(([name, amount]) => [name, usd(moneyFrom(amount))])),
+    sums: Object.fromEntries(Object.entries(found.sums).map(([name, amount]) => [name, usd(moneyFrom(amount))])),
     checks,
   }
 }

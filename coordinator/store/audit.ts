@@ -1,5 +1,5 @@
 import { present } from "../../protocol/base/assert.ts"
-import type { View } from "./store.ts"
+import type { AsideRead, View } from "./store.ts"
 
 /** A sum that must be what another says, or a count of offenders that must be zero. */
 export interface AuditCheckRow {
@@ -9,18 +9,22 @@ export interface AuditCheckRow {
   actual: number
 }
 
-export async function runAuditChecks(view: View): Promise<AuditCheckRow[]> {
-  const results: AuditCheckRow[] = []
-  for (const { name, unit, sql } of CHECKS) {
-    const row = present(await view.get<{ expected: number; actual: number }>(sql), `the sums of ${name}`)
-    results.push({ name, unit, expected: row.expected, actual: row.actual })
-  }
-  return results
+/** Totals over all accounts in micro-dollars, and the checks, all from one snapshot. Reads the whole ledger. */
+export interface AuditRows {
+  sums: Record<string, number>
+  checks: AuditCheckRow[]
 }
 
-/** Totals over all accounts, in micro-dollars. */
-export async function readAuditSums(view: View): Promise<Record<string, number>> {
-  return present(await view.get<Record<string, number>>(SUMS), "the audit's sums")
+export const auditRead: AsideRead<AuditRows> = { module: import.meta.url, name: "auditRead", run: readAudit }
+
+async function readAudit(view: View): Promise<AuditRows> {
+  const sums = present(await view.get<Record<string, number>>(SUMS), "the audit's sums")
+  const checks: AuditCheckRow[] = []
+  for (const { name, unit, sql } of CHECKS) {
+    const row = present(await view.get<{ expected: number; actual: number }>(sql), `the sums of ${name}`)
+    checks.push({ name, unit, expected: row.expected, actual: row.actual })
+  }
+  return { sums, checks }
 }
 
 const offenders = (sql: string): string => `SELECT 0 AS expected, count(*) AS actual FROM (${sql}) AS offenders`

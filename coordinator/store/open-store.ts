@@ -6,6 +6,7 @@ import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import type { Random } from "../../protocol/base/random.ts"
 import { assertOutsideActs } from "./acts.ts"
+import { createAsideReads } from "./aside-reads.ts"
 import { lockDataDir } from "./data-dir-lock.ts"
 import { GroupCommit } from "./group-commit.ts"
 import { knownMigrations, migrate, type Migration } from "./migrate.ts"
@@ -24,6 +25,8 @@ export interface StoreOptions {
   strict?: boolean
   /** Tests: one act in ten runs twice, its first run rolled back. */
   repeatWrites?: Random
+  /** Simulations have no threads: long reads run as short ones do. */
+  asideInline?: boolean
   /** Tests of the migrations themselves; the version's own otherwise. */
   migrations?: Migration[]
 }
@@ -60,6 +63,7 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     onFatal: options.onFatal,
   })
   const reads = new SnapshotReads(new Connection(reader), clock, strict)
+  const aside = options.asideInline === true ? null : createAsideReads(file, clock)
   const opened = cleanup.move()
   return {
     async write(act) {
@@ -70,10 +74,14 @@ export async function openStore(options: StoreOptions): Promise<Store> {
       if (strict) assertOutsideActs()
       return reads.read(look)
     },
+    async readAside(read, ...args) {
+      if (strict) assertOutsideActs()
+      return aside ? aside.read(read, args) : reads.read((view) => read.run(view, ...args))
+    },
     writeProblem: () => writes.problem(),
     async [Symbol.asyncDispose]() {
       if (opened.disposed) return
-      await Promise.all([writes.close(), reads.close()])
+      await Promise.all([writes.close(), reads.close(), aside?.[Symbol.asyncDispose]()])
       opened.dispose()
     },
   }

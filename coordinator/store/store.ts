@@ -19,6 +19,15 @@ export interface Tx extends View {
   run(sql: string, ...parameters: SqlValue[]): Promise<{ changes: number }>
 }
 
+/** A long read, and where another thread finds it. Arguments and answer are copied from thread to thread. */
+export interface AsideRead<Answer, Args extends readonly unknown[] = []> {
+  /** `import.meta.url` of the file that exports it. */
+  readonly module: string
+  /** Its name there. */
+  readonly name: string
+  readonly run: (view: View, ...args: Args) => Promise<Answer>
+}
+
 export interface Store extends AsyncDisposable {
   /**
    * Runs `act` alone in a transaction and resolves with its result after COMMIT (durable). A throw rolls back this act only.
@@ -28,6 +37,12 @@ export interface Store extends AsyncDisposable {
   write<T>(act: (tx: Tx) => Promise<T>): Promise<T>
   /** Runs `look` on a fresh snapshot of what is committed. Never waits for a write. */
   read<T>(look: (view: View) => Promise<T>): Promise<T>
+  /**
+   * As `read`, on a thread of its own: for what takes longer than the 20 ms that a statement may hold up requests and
+   * heartbeats (architecture §4). Refuses with `busy` when too many wait. Closing the store ends it after the statement that
+   * it is at: SQLite is not interrupted.
+   */
+  readAside<Answer, Args extends readonly unknown[]>(read: AsideRead<Answer, Args>, ...args: Args): Promise<Answer>
   /** Null while writes work; else why they do not (disk full, read-only): `/ready` and refusals show it. */
   writeProblem(): string | null
 }

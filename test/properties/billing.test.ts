@@ -77,10 +77,11 @@ test("whatever is credited, held, charged and settled, in any order and again: t
           default:
             unreachable(step as never)
         }
-        const { audit, balances } = await store.read(async (view) => ({
-          audit: await auditMoney(view),
-          balances: [await readBalance(view, accounts[0], at), await readBalance(view, accounts[1], at)],
-        }))
+        const audit = await auditMoney(store)
+        const balances = await store.read(async (view) => [
+          await readBalance(view, accounts[0], at),
+          await readBalance(view, accounts[1], at),
+        ])
         expect(audit.checks.filter(({ ok }) => !ok)).toEqual([])
         for (const { available, held } of balances) expect(available >= 0n && held >= 0n).toBe(true)
       }

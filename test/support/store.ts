@@ -8,7 +8,7 @@ import { openStore, type StoreOptions } from "../../coordinator/store/open-store
 import type { Store } from "../../coordinator/store/store.ts"
 
 /**
- * The real store in a directory of its own, strict, with one write in ten run twice. Disposing closes it and removes
+ * The real store in a directory of its own, strict, with one write in ten run twice and without threads. Disposing closes it and removes
  * the directory; with a `dataDir` of the caller's the directory stays.
  */
 export async function openTestStore(options: Partial<StoreOptions> = {}): Promise<Store & { dataDir: string }> {
@@ -18,6 +18,7 @@ export async function openTestStore(options: Partial<StoreOptions> = {}): Promis
     log: silentLog,
     strict: true,
     repeatWrites: systemRandom,
+    asideInline: true,
     onFatal: (error) => {
       throw error
     },
@@ -28,6 +29,7 @@ export async function openTestStore(options: Partial<StoreOptions> = {}): Promis
     dataDir,
     write: (act) => store.write(act),
     read: (look) => store.read(look),
+    readAside: (read, ...args) => store.readAside(read, ...args),
     writeProblem: () => store.writeProblem(),
     async [Symbol.asyncDispose]() {
       await store[Symbol.asyncDispose]()

@@ -101,7 +101,7 @@ export function mountAdmin(app: Pick<HttpApp, "add">, parts: AdminRouteParts): v
     account: accountRow(await ledger.getAccountBalance(parts, accountId(params.id))),
   }))
 
-  mount(app, getAudit, async () => parts.store.read((view) => auditMoney(view)))
+  mount(app, getAudit, async () => auditMoney(parts.store))
 }
 
 function userRow(row: users.User): z.output<typeof user> {
