@@ -30,14 +30,17 @@ const MOST_SUSPECTS = 1_000
 /** A job in full (J-030). Its aggregate stands in `summary` once it has ended; while it runs /results has it. */
 export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, job: ReadJob): Promise<JobOnWire> {
   const { head } = job
-  const facts = await parts.store.read(async (view) => ({
-    request: present(await jobTexts(view, head.seq), "a job's texts").request,
-    ...(await summaryFacts(view, head)),
-    failureKind: head.failed > 0 ? await firstFailureKind(view, head.seq) : null,
-  }))
-  const aggregate = isEnded(head.status) ? await parts.aggregates.of(head) : null
+  // Asked together they are read in one turn; each turn may wait for a write beside it.
+  const [facts, aggregate, printed] = await Promise.all([
+    parts.store.read(async (view) => ({
+      request: present(await jobTexts(view, head.seq), "a job's texts").request,
+      ...(await summaryFacts(view, head)),
+      failureKind: head.failed > 0 ? await firstFailureKind(view, head.seq) : null,
+    })),
+    isEnded(head.status) ? parts.aggregates.of(head) : null,
+    jobOutput(parts, job, JOB_OUTPUT_LIMITS),
+  ])
   const live = attemptsOf(parts.members, new Set([head.seq])).get(head.seq) ?? []
-  const printed = await jobOutput(parts, job, JOB_OUTPUT_LIMITS)
   return {
     ...commonFields(head, job.submission, live, queueReasonOf(parts, job, live)),
     request: new JsonText(facts.request),

@@ -1,4 +1,3 @@
-import { setImmediate as turn } from "node:timers/promises"
 import { taskOutputs } from "../../store/task-reads.ts"
 import { isEnded } from "../job-state.ts"
 import type { ReadJob, ReadParts } from "./read-job.ts"
@@ -45,7 +44,6 @@ export async function jobOutput(
     }
     from += slice.length
     if (slice.length < SLICE_TASKS) return { output: joined(texts), error }
-    await turn()
   }
   return { output: head.taskCount > limits.tasks ? cutBefore(texts, limits.tasks, head) : joined(texts), error }
 }
