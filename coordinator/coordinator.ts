@@ -133,7 +133,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       agentVersion: `computalot-coordinator/${parts.version}`,
       log,
       clock,
-      admitExpired: ({ nodeId }) => !fleet.revoked().includes(nodeId),
+      admitExpired: ({ nodeId }) => !fleet.isRevoked(nodeId),
       isKnown: (peer) => members.byPeer(peer) !== undefined,
     }),
   )
@@ -148,7 +148,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const adverts = createAdvertState({
     coordinatorPublicKey: identity.publicKey,
     withoutCoordinator: () => false,
-    isRevoked: (node) => fleet.revoked().includes(node),
+    isRevoked: (node) => fleet.isRevoked(node),
   })
   mesh.subscribe(ADVERTS_TOPIC, (message) => {
     const judged = judgeAdvert(adverts, message, clock.now())

@@ -15,7 +15,9 @@ import { keepConnected } from "../protocol/mesh/redial.ts"
 import { verifyCertificate } from "../protocol/wire/certificate.ts"
 import {
   CONTROL_VERSION,
+  MOST_HELD,
   type Hello,
+  type RevokedAhead,
   type ToCoordinator,
   type ToNode,
   type Welcome,
@@ -283,6 +285,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     runner,
     capacity: () => capacity,
     send,
+    full: () => standing.changed(),
     deliver: () => delivery.wake(),
     clock,
     log,
@@ -374,7 +377,11 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     send,
   })
   const mayClaim = (): boolean =>
-    !state.draining && !state.drainedByAdmin && state.roomOnDisk && outbox.waitingBytes() < OUTBOX_QUOTA_BYTES / 2
+    !state.draining &&
+    !state.drainedByAdmin &&
+    state.roomOnDisk &&
+    outbox.heldCount() < MOST_HELD &&
+    outbox.waitingBytes() < OUTBOX_QUOTA_BYTES / 2
   const facts: AgentFacts = {
     nodeId: nodeId(member.node_id),
     peerId: identity.peerId,
@@ -439,7 +446,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       .catch((error: unknown) => log.warn("certificate not shown", { error: errorText(error) }))
   }
 
-  function heardMessage(message: Exclude<ToNode, Welcome>, sentAtMs: number): void {
+  function heardMessage(message: Exclude<ToNode, Welcome | RevokedAhead>, sentAtMs: number): void {
     switch (message.type) {
       case "refusal":
         return

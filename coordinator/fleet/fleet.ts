@@ -2,6 +2,7 @@ import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import { jittered, type Random } from "../../protocol/base/random.ts"
 import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
 import { revisionId, type NodeId, type PeerId } from "../../protocol/domain/ids.ts"
+import { CERTIFICATE_GRACE_MS, CERTIFICATE_SKEW_MS } from "../../protocol/wire/certificate.ts"
 import type { Hello, ToCoordinator } from "../../protocol/wire/control.ts"
 import { randomText } from "../../protocol/base/random.ts"
 import { recordNodeGone, recordReplica, recordRuntimeNote } from "../projects/record.ts"
@@ -15,6 +16,7 @@ import {
   type NodeRow,
   type NodeState,
 } from "../store/fleet.ts"
+import { longestCertificateMs } from "../store/meta.ts"
 import type { Store } from "../store/store.ts"
 import { capacityFrom } from "./capacity.ts"
 import { certify, type EnrolmentParts } from "./enrol.ts"
@@ -31,8 +33,13 @@ export interface Fleet {
   memberCount(): number
   /** Addresses of some other members, for the node to connect to. */
   peersFor(member: Member): string[]
+  /** Grows with every revocation. */
   revocationVersion(): number
+  isRevoked(node: NodeId): boolean
+  /** Everybody who was ever revoked: what this program itself admits nobody of. */
   revoked(): NodeId[]
+  /** Those whose certificates some member may still believe: what members are told (architecture §5.1). */
+  revokedWithCertificate(): NodeId[]
   /** A fresh certificate when the member's is past the first part of its life, else null. Asked at every sign of life. */
   renewedCertificate(member: Member): string | null
   /**
@@ -59,6 +66,8 @@ export interface FleetParts extends EnrolmentParts {
   ) => void
 }
 
+/** Members that lack the coordinator believe an ended certificate for so long, by clocks that go wrong both ways. */
+const BELIEVED_AFTER_END_MS = CERTIFICATE_GRACE_MS + 2 * CERTIFICATE_SKEW_MS
 /** Addresses told to a joining node. */
 const PEERS_TOLD = 8
 
@@ -66,7 +75,9 @@ export function createFleet(parts: FleetParts): Fleet {
   const { store, clock, members } = parts
   /** When each member gets its next certificate. */
   const renewAt = new Map<NodeId, Instant>()
-  let revokedNodes: NodeId[] = []
+  /** With when they were; null where that is not known. */
+  const revokedAt = new Map<NodeId, Instant | null>()
+  let longestCertificate = parts.certificateTtlMs
 
   function adopt(row: NodeRow): Member {
     const member = members.add({ id: row.id, peer: row.peerId, name: row.name, roles: row.roles, state: row.state })
@@ -76,9 +87,11 @@ export function createFleet(parts: FleetParts): Fleet {
 
   return {
     async load() {
-      const rows = await store.read(allNodes)
-      for (const row of rows) adopt(row)
-      revokedNodes = rows.filter(({ state }) => state === "revoked").map(({ id }) => id)
+      longestCertificate = await store.write((tx) => longestCertificateMs(tx, parts.certificateTtlMs))
+      for (const row of await store.read(allNodes)) {
+        adopt(row)
+        if (row.state === "revoked") revokedAt.set(row.id, row.revokedAt)
+      }
     },
     async hello(peer, hello) {
       const at = clock.now()
@@ -133,8 +146,13 @@ export function createFleet(parts: FleetParts): Fleet {
       }
       return told
     },
-    revocationVersion: () => revokedNodes.length,
-    revoked: () => revokedNodes,
+    revocationVersion: () => revokedAt.size,
+    isRevoked: (node) => revokedAt.has(node),
+    revoked: () => [...revokedAt.keys()],
+    revokedWithCertificate() {
+      const since = clock.now() - longestCertificate - BELIEVED_AFTER_END_MS
+      return [...revokedAt].flatMap(([id, at]) => (at === null || at > since ? [id] : []))
+    },
     renewedCertificate(member) {
       const at = clock.now()
       if (at < (renewAt.get(member.id) ?? at)) return null
@@ -145,8 +163,9 @@ export function createFleet(parts: FleetParts): Fleet {
     async setState(id, state, reason) {
       const row = await store.read((view) => nodeById(view, id))
       if (!row) throw notFound(`the node ${id}`)
+      const at = clock.now()
       const isNew = await store.write(async (tx) => {
-        const changed = await updateNodeState(tx, id, state, reason)
+        const changed = await updateNodeState(tx, id, { state, reason, at })
         if (changed && state === "revoked") await recordNodeGone(tx, id)
         return changed
       })
@@ -158,7 +177,7 @@ export function createFleet(parts: FleetParts): Fleet {
       }
       const member = adopt(row)
       member.state = state
-      if (state === "revoked") revokedNodes = [...revokedNodes, id]
+      if (state === "revoked") revokedAt.set(id, at)
       members.changed()
       return member
     },

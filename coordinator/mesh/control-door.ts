@@ -11,6 +11,7 @@ import {
   CONTROL_VERSION,
   decodeToCoordinator,
   encodeMessage,
+  REVOKED_IN_FRAME,
   type Hello,
   type ToCoordinator,
   type ToNode,
@@ -162,6 +163,10 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
     parts.claims.heard(member)
     member.session = session
     member.heartbeatMs = parts.heartbeatMs(sessions.size)
+    const revoked = parts.fleet.revokedWithCertificate()
+    while (revoked.length > REVOKED_IN_FRAME) {
+      session.send({ type: "revoked", nodes: revoked.splice(0, REVOKED_IN_FRAME) })
+    }
     session.send({
       type: "welcome",
       version: CONTROL_VERSION,
@@ -174,7 +179,7 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       attempts,
       peers: parts.fleet.peersFor(member),
       revocation_version: parts.fleet.revocationVersion(),
-      revoked: parts.fleet.revoked(),
+      revoked,
       transfer_token: token,
       certificate: parts.fleet.renewedCertificate(member),
     })

@@ -7,8 +7,23 @@ import { lookUp, type Tree, type TreeEntry } from "./tree.ts"
 /** Parses a manifest that came as JSON. Refuses with `invalid_manifest`, naming every wrong field. */
 export function parseManifest(value: unknown): Manifest {
   const parsed = manifestSchema.safeParse(value)
-  if (parsed.success) return parsed.data
-  throw invalidManifest(fieldProblems(parsed.error))
+  if (!parsed.success) throw invalidManifest(fieldProblems(parsed.error))
+  const problems = tooLargeParts(parsed.data)
+  if (problems.length === 0) return parsed.data
+  throw invalidManifest(problems)
+}
+
+/** These travel to nodes in a single frame beside other things. */
+const LARGEST_PART_BYTES = 64 * 1024
+
+function tooLargeParts({ validation, build }: Manifest): FieldProblem[] {
+  const parts: [path: string, part: unknown][] = [
+    ["validation", validation],
+    ["build.args", build?.args],
+  ]
+  return parts
+    .filter(([, part]) => part !== undefined && Buffer.byteLength(JSON.stringify(part)) > LARGEST_PART_BYTES)
+    .map(([path]) => ({ path, problem: `takes more than ${LARGEST_PART_BYTES} bytes as JSON` }))
 }
 
 /** The manifest file of a tarball. */

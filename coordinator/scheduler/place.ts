@@ -1,4 +1,5 @@
 import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
+import { MOST_HELD } from "../../protocol/wire/control.ts"
 import { fit, freeOf, slots, type Used } from "../fleet/fit.ts"
 import { aheadOf } from "./pace.ts"
 
@@ -37,7 +38,7 @@ export interface Chosen<N> {
 export function chooseSlot<N extends PlaceableNode>(nodes: readonly N[], wanted: Wanted): Chosen<N> | null {
   let best: (Chosen<N> & { score: number }) | null = null
   for (const node of nodes) {
-    if (!wanted.mayRun(node)) continue
+    if (node.held >= MOST_HELD || !wanted.mayRun(node)) continue
     const free = freeOf(node.capacity, node.used)
     const gpus = fit(free, wanted.requirements)
     const score = gpus ? freeSlotScore(node, wanted, free) : null

@@ -52,6 +52,8 @@ const CONTENT_GRANT_MS = 2 * 3_600_000
 const REST_MS = 30_000
 /** Holders named to a node: more help little. */
 const HOLDERS_NAMED = 8
+/** Of each: what nodes say of themselves must not fill the frame of another. */
+const ADDRESSES_TOLD = 4
 
 export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
   const known = new Map<string, KnownRevision>()
@@ -121,12 +123,12 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
     for (const other of parts.members.all()) {
       if (holders.length === HOLDERS_NAMED) break
       if (other === member || !other.session || !other.facts || !other.standing?.warm.has(revision)) continue
-      holders.push({ peer_id: other.peer, addresses: [...other.facts.addresses] })
+      holders.push({ peer_id: other.peer, addresses: other.facts.addresses.slice(0, ADDRESSES_TOLD) })
     }
     const builder = known.get(revision)?.revision.builder
     const built = builder ? parts.members.byNode(builder) : undefined
     if (built?.session && built.facts && built !== member && !holders.some(({ peer_id }) => peer_id === built.peer)) {
-      holders.push({ peer_id: built.peer, addresses: [...built.facts.addresses] })
+      holders.push({ peer_id: built.peer, addresses: built.facts.addresses.slice(0, ADDRESSES_TOLD) })
     }
     return holders
   }

@@ -29,6 +29,7 @@ export interface NodeRow {
   facts: string | null
   enrolledAt: Instant
   lastSeenAt: Instant | null
+  revokedAt: Instant | null
 }
 
 export async function insertNodeToken(
@@ -124,11 +125,16 @@ export async function allNodes(view: View): Promise<NodeRow[]> {
 }
 
 /** Changes the state, unless the node is revoked already: that is final. */
-export async function updateNodeState(tx: Tx, id: NodeId, state: NodeState, reason: string | null): Promise<boolean> {
+export async function updateNodeState(
+  tx: Tx,
+  id: NodeId,
+  { state, reason, at }: { state: NodeState; reason: string | null; at: Instant },
+): Promise<boolean> {
   const { changes } = await tx.run(
-    "UPDATE nodes SET state = ?, state_reason = ? WHERE id = ? AND state <> 'revoked'",
+    "UPDATE nodes SET state = ?, state_reason = ?, revoked_at = ? WHERE id = ? AND state <> 'revoked'",
     state,
     reason,
+    state === "revoked" ? at : null,
     id,
   )
   return changes === 1
@@ -171,6 +177,7 @@ interface RawNode {
   facts: string | null
   enrolled_at: number
   last_seen_at: number | null
+  revoked_at: number | null
 }
 
 function nodeFrom(row: RawNode): NodeRow {
@@ -186,5 +193,6 @@ function nodeFrom(row: RawNode): NodeRow {
     facts: row.facts,
     enrolledAt: row.enrolled_at,
     lastSeenAt: row.last_seen_at,
+    revokedAt: row.revoked_at,
   }
 }

@@ -23,6 +23,16 @@ export async function nextClaimNumbers(tx: Tx, count: number, nowMicros: number)
   return claimNumber(first)
 }
 
+/**
+ * Notes for how long certificates are made valid from now on, and gives the longest such time that there ever was: no
+ * certificate made before `at` outlives `at` plus that. Once per start, before a certificate is made.
+ */
+export async function longestCertificateMs(tx: Tx, certificateTtlMs: number): Promise<number> {
+  const longest = Math.max((await readNumber(tx, "certificate_ttl")) ?? 0, certificateTtlMs)
+  await writeNumber(tx, "certificate_ttl", longest)
+  return longest
+}
+
 async function readNumber(view: View, name: string): Promise<number | undefined> {
   const row = await view.get<{ value: number }>("SELECT value FROM numbers WHERE name = ?", name)
   return row?.value

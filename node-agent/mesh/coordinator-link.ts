@@ -10,6 +10,7 @@ import {
   decodeToNode,
   encodeMessage,
   type Hello,
+  type RevokedAhead,
   type ToCoordinator,
   type ToNode,
   type Welcome,
@@ -37,7 +38,7 @@ export interface LinkParts {
   heartbeat: () => { claim: number; running_ms: number | null }[]
   onWelcome: (welcome: Welcome) => void
   /** `sentAtMs`: for heartbeat replies, the monotonic time at which the answered heartbeat was sent. */
-  onMessage: (message: Exclude<ToNode, Welcome>, sentAtMs: number) => void
+  onMessage: (message: Exclude<ToNode, Welcome | RevokedAhead>, sentAtMs: number) => void
   onLost: (reason: string) => void
   /** The coordinator refuses us for good (revoked, version): the agent stops with this line. */
   onRefused: (reason: string, message: string) => void
@@ -76,6 +77,7 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
     using silence = new SilenceWatch(clock, stream)
     let heartbeats: Disposable | null = null
     const beats: Beats = { n: 0, sentAt: new Map() }
+    const revoked: string[] = []
     try {
       silence.expect(WELCOME_TIMEOUT_MS)
       await stream.send(encodeMessage(parts.hello()))
@@ -85,6 +87,10 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
           if (message.reason !== "starting") parts.onRefused(message.reason, message.message)
           return `refused: ${message.message}`
         }
+        if (message.type === "revoked") {
+          revoked.push(...message.nodes)
+          continue
+        }
         if (message.type === "welcome") {
           connection.welcomed = true
           members = message.members
@@ -93,7 +99,7 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
           heartbeats?.[Symbol.dispose]()
           const heart = startHeartbeats(stream, message.heartbeat_ms, beats)
           heartbeats = heart
-          parts.onWelcome(message)
+          parts.onWelcome({ ...message, revoked: [...revoked.splice(0), ...message.revoked] })
           // Its answer tells that what was said in the welcome's turn has been heard.
           heart.beat()
           continue

@@ -2,7 +2,7 @@ import Database from "better-sqlite3"
 import { assert } from "../../protocol/base/assert.ts"
 import type { Instant } from "../../protocol/base/clock.ts"
 import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
-import type { GrantedTask, ResultItem, TaskSpec } from "../../protocol/wire/control.ts"
+import { MOST_HELD, type GrantedTask, type ResultItem, type TaskSpec } from "../../protocol/wire/control.ts"
 
 /**
  * What this node promised the coordinator and must not forget: grants it accepted, results not yet answered, the highest
@@ -15,9 +15,9 @@ export interface Outbox extends Disposable {
   rememberEpoch(epoch: number, proof: string): void
   /**
    * Stores grants in one transaction. A number at or below the highest ever stored is left out, unless it is still held:
-   * a node starts a number at most once, ever. Returns the numbers that are held now.
+   * a node starts a number at most once, ever.
    */
-  acceptGrants(grants: HeldGrant[], at: Instant): ClaimNumber[]
+  acceptGrants(grants: HeldGrant[], at: Instant): Accepted
   /** Every attempt held: accepted, running, or done and unanswered. Oldest first. */
   held(): HeldAttempt[]
   /**
@@ -34,12 +34,21 @@ export interface Outbox extends Disposable {
   together(write: () => void): void
   /** Unanswered results in the order they were stored, at most `limit`, after the position `after` (0: from the start). */
   results(after: number, limit: number): (StoredEnd & { position: number })[]
+  /** Attempts held, whatever their state: what `held` lists, counted. */
+  heldCount(): number
   /** Bytes of results waiting for an answer. */
   waitingBytes(): number
   /** Forgets attempts: answered, given back, spent or cancelled. Unknown numbers are fine. */
   forget(claims: readonly number[]): void
   /** Keeps a refused result aside as evidence for `REFUSED_KEPT_DAYS`, and forgets the attempt. */
   setAside(claim: number, reason: string, at: Instant): void
+}
+
+export interface Accepted {
+  /** Those of the grants that are held now. */
+  held: ClaimNumber[]
+  /** More than a node may hold: these are never started. */
+  noRoom: ClaimNumber[]
 }
 
 export interface HeldGrant {
@@ -85,6 +94,7 @@ export function openOutbox(file: string, now: Instant): Outbox {
     highest: db.prepare("UPDATE memory SET highest_claim = max(highest_claim, ?)"),
     spec: db.prepare("INSERT INTO specs (json) VALUES (?) RETURNING id"),
     grant: db.prepare("INSERT INTO attempts (claim, spec, task, state, at) VALUES (?, ?, ?, 'accepted', ?)"),
+    heldCount: db.prepare("SELECT count(*) AS held FROM attempts"),
     isHeld: db.prepare("SELECT 1 FROM attempts WHERE claim = ?"),
     held: db.prepare(
       "SELECT a.claim, a.task, a.state, a.attempt_dir, s.json FROM attempts a JOIN specs s ON s.id = a.spec ORDER BY a.claim",
@@ -103,27 +113,36 @@ export function openOutbox(file: string, now: Instant): Outbox {
   }
   sql.unusedSpecs.run()
 
-  const acceptGrants = db.transaction((grants: HeldGrant[], at: Instant): ClaimNumber[] => {
+  const heldCount = (): number => (sql.heldCount.get() as { held: number }).held
+
+  const acceptGrants = db.transaction((grants: HeldGrant[], at: Instant): Accepted => {
     const highest = (sql.memory.get() as { highest_claim: number }).highest_claim
     const specs = new Map<TaskSpec, number>()
     const held: ClaimNumber[] = []
+    const noRoom: ClaimNumber[] = []
+    let room = MOST_HELD - heldCount()
     let newest = highest
     for (const { task, spec } of grants) {
       if (task.claim <= highest) {
         if (sql.isHeld.get(task.claim)) held.push(claimNumber(task.claim))
         continue
       }
+      newest = Math.max(newest, task.claim)
+      if (room <= 0) {
+        noRoom.push(claimNumber(task.claim))
+        continue
+      }
+      room -= 1
       let specRow = specs.get(spec)
       if (specRow === undefined) {
         specRow = (sql.spec.get(JSON.stringify(spec)) as { id: number }).id
         specs.set(spec, specRow)
       }
       sql.grant.run(task.claim, specRow, JSON.stringify(task), at)
-      newest = Math.max(newest, task.claim)
       held.push(claimNumber(task.claim))
     }
     sql.highest.run(newest)
-    return held
+    return { held, noRoom }
   })
 
   const markRunning = db.transaction((starts: readonly { claim: ClaimNumber; attemptDir: string }[]) => {
@@ -185,6 +204,7 @@ export function openOutbox(file: string, now: Instant): Outbox {
       const rows = sql.results.all(after, limit) as { position: number; item: string }[]
       return rows.map((row) => ({ position: row.position, ...(JSON.parse(row.item) as StoredEnd) }))
     },
+    heldCount,
     waitingBytes: () => (sql.waiting.get() as { bytes: number }).bytes,
     forget(claims) {
       // Not awaited on the disk: what a power cut brings back is listed in hello, and answered `spent` or `already`.

@@ -8,7 +8,7 @@ import type { Random } from "../../protocol/base/random.ts"
 import { claimNumber, digest, type ClaimNumber } from "../../protocol/domain/ids.ts"
 import type { ImageRecord } from "../../protocol/domain/image.ts"
 import { fromWireRef } from "../../protocol/wire/content-source.ts"
-import type { BuildOrder, ItemVerdict, ToCoordinator } from "../../protocol/wire/control.ts"
+import { lastThatFits, type BuildOrder, type ItemVerdict, type ToCoordinator } from "../../protocol/wire/control.ts"
 import type { Blobs } from "../cache/blobs.ts"
 import type { ContentHolder } from "../mesh/content-stream.ts"
 import type { FetchContent } from "../mesh/fetch-content.ts"
@@ -70,7 +70,7 @@ export async function openBuildOrders(parts: BuildOrdersParts): Promise<BuildOrd
         type: "built",
         claim: order.claim,
         outcome: { ok: true, image },
-        log_tail: built.logTail.slice(-LOG_TAIL),
+        log_tail: lastThatFits(built.logTail, LOG_TAIL_BYTES),
       }
     } finally {
       parts.blobs.unpinAll(holder)
@@ -135,7 +135,7 @@ export async function openBuildOrders(parts: BuildOrdersParts): Promise<BuildOrd
     const kind = error instanceof BuildFailure ? error.kind : error instanceof TreeRefused ? "project" : "node"
     const logTail = error instanceof BuildFailure ? error.logTail : ""
     const outcome = { ok: false as const, kind, message: errorText(error).slice(0, 2000) }
-    return { type: "built", claim: order.claim, outcome, log_tail: logTail.slice(-LOG_TAIL) }
+    return { type: "built", claim: order.claim, outcome, log_tail: lastThatFits(logTail, LOG_TAIL_BYTES) }
   }
 
   return {
@@ -180,5 +180,5 @@ export async function openBuildOrders(parts: BuildOrdersParts): Promise<BuildOrd
   }
 }
 
-/** UTF-16 units, within the limit of the message. */
-const LOG_TAIL = 60_000
+/** As the frame carries it, beside an image's layers. */
+const LOG_TAIL_BYTES = 60_000

@@ -3,7 +3,7 @@ import { every, type Clock } from "../../protocol/base/clock.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
 import {
-  BATCH_ITEMS,
+  inFrames,
   type Grant,
   type Hello,
   type ToCoordinator,
@@ -44,6 +44,8 @@ export interface ClaimLoopParts {
   runner: AttemptRunner
   capacity: () => WireCapacity
   send: (message: ToCoordinator) => void
+  /** It holds as many attempts as it may: no more is to be granted for now. */
+  full: () => void
   /** Finished attempts are in the outbox: deliver them. */
   deliver: () => void
   clock: Clock
@@ -69,6 +71,7 @@ interface Attempt extends HeldGrant {
 }
 
 const DRAINING = "the node is draining"
+const FULL = "the node holds as many attempts as it may"
 /** Progress of one attempt is sent at most this often. */
 const PROGRESS_INTERVAL_MS = 250
 /** The supervisor's own deadline is written again when the claim has moved on by so much. */
@@ -103,13 +106,18 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
         items: tasks.map((task) => ({ claim: task.claim, reason: DRAINING })),
       })
     }
-    const held = outbox.acceptGrants(grants, clock.now())
+    const { held, noRoom } = outbox.acceptGrants(grants, clock.now())
     const heldNow = new Set<number>(held)
     for (const grant of grants) {
       if (!heldNow.has(grant.task.claim) || attempts.has(grant.task.claim)) continue
       attempts.set(grant.task.claim, newAttempt(grant, clock.monotonicMs() + expires_in_ms))
     }
     if (held.length > 0) parts.send({ type: "accept", claims: held })
+    if (noRoom.length > 0) {
+      // The coordinator grants up to the limit by its own count, in which attempts whose numbers it has spent are missing.
+      parts.send({ type: "give_back", items: noRoom.map((claim) => ({ claim, reason: FULL })) })
+      parts.full()
+    }
     settleSoon()
   }
 
@@ -205,7 +213,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
   }
 
   function sendStarted(): void {
-    for (const claims of batches(startedNow)) parts.send({ type: "started", claims })
+    for (const claims of inFrames(startedNow)) parts.send({ type: "started", claims })
     startedNow = []
   }
 
@@ -213,7 +221,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
     if (talking.size === 0) return
     const items = [...talking].map(({ claim, progress, outputTail }) => ({ claim, progress, output_tail: outputTail }))
     talking.clear()
-    for (const some of batches(items, PROGRESS_BATCH)) parts.send({ type: "progress", items: some })
+    for (const some of inFrames(items)) parts.send({ type: "progress", items: some })
   }
 
   // ── ends ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -350,7 +358,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       }
       if (gone.length > 0) spent(gone)
       // What started while contact was lost is said now.
-      for (const claims of batches(running)) parts.send({ type: "started", claims })
+      for (const claims of inFrames(running)) parts.send({ type: "started", claims })
       settleSoon()
     },
     grant,
@@ -388,7 +396,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       }
       for (const claim of back) attempts.delete(claim)
       outbox.forget(back)
-      for (const some of batches(back)) {
+      for (const some of inFrames(back)) {
         parts.send({ type: "give_back", items: some.map((claim) => ({ claim, reason: DRAINING })) })
       }
       if (activeCount() > 0 || ends.length > 0) await new Promise<void>((wake) => idle.push(wake))
@@ -443,13 +451,7 @@ function takeRoom(room: Room, { spec, task }: HeldGrant): boolean {
   return true
 }
 
-function* batches<T>(items: readonly T[], size = BATCH_ITEMS): Generator<T[]> {
-  for (let at = 0; at < items.length; at += size) yield items.slice(at, at + size)
-}
-
 /** The least a task may ask for (rulings, Fields): with less free nothing fits. */
 const SMALLEST_CPU = 0.1 - 1e-6
 /** Sums of tenths are not exact. */
 const ROUNDING = 1e-6
-/** Progress items carry up to 16 KiB of output each. */
-const PROGRESS_BATCH = 8

@@ -4,8 +4,8 @@ import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import type { Random } from "../../protocol/base/random.ts"
 import {
-  BATCH_BYTES,
   BATCH_ITEMS,
+  inFrames,
   type ItemVerdict,
   type ResultItem,
   type ToCoordinator,
@@ -95,14 +95,9 @@ export function createDelivery(parts: DeliveryParts): Delivery {
   }
 
   function nextBatch(): ResultItem[] {
-    let bytes = 0
-    let count = 0
-    for (const item of ready) {
-      bytes += itemBytes(item)
-      if (count > 0 && (bytes > BATCH_BYTES || count === BATCH_ITEMS)) break
-      count += 1
-    }
-    return ready.splice(0, count)
+    const [batch = []] = inFrames(ready)
+    ready.splice(0, batch.length)
+    return batch
   }
 
   async function uploadThenReport({ item, files }: StoredEnd): Promise<void> {
@@ -179,10 +174,4 @@ export function createDelivery(parts: DeliveryParts): Delivery {
       await Promise.resolve()
     },
   }
-}
-
-/** About what the item weighs in a frame. */
-function itemBytes(item: ResultItem): number {
-  const result = item.result && "text" in item.result ? item.result.text.length : 0
-  return 2 * (item.output.length + item.error_tail.length + result) + item.artifacts.length * 400 + 400
 }

@@ -30,6 +30,14 @@ export const BATCH_BYTES = 192 * 1024
 /** Items in one frame: bounds what one frame costs to judge. */
 export const BATCH_ITEMS = 256
 
+/**
+ * Attempts that one node may hold: accepted, running, and ended without an answer. The node takes no more, so that hello,
+ * welcome, heartbeat and its reply fit into their frames: two hundred cores full of the smallest tasks.
+ */
+export const MOST_HELD = 2048
+/** Revoked members in one frame: a longer list goes ahead of the welcome, in frames of its own. */
+export const REVOKED_IN_FRAME = 500
+
 /** Revisions in one `want`: more than a node makes ready at once anyway. */
 const MOST_WANTED = 32
 
@@ -67,7 +75,7 @@ const hello = z.object({
   enforces: z.array(z.enum(ENFORCEABLE)).max(16),
   network: z.enum(["none", "outbound"]),
   addresses: z.array(z.string().max(256)).max(16),
-  attempts: z.array(z.object({ claim, state: z.enum(["accepted", "running", "done"]) })).max(10_000),
+  attempts: z.array(z.object({ claim, state: z.enum(["accepted", "running", "done"]) })).max(MOST_HELD),
 })
 
 /** The standing claim: what the node lends now. It stands until the next one; capacity 0 or `open: false` withdraws it. */
@@ -98,7 +106,7 @@ const started = z.object({ type: z.literal("started"), claims: z.array(claim).ma
 const heartbeat = z.object({
   type: z.literal("heartbeat"),
   n: z.int().nonnegative(),
-  attempts: z.array(z.object({ claim, running_ms: milliseconds.nullable() })).max(10_000),
+  attempts: z.array(z.object({ claim, running_ms: milliseconds.nullable() })).max(MOST_HELD),
 })
 
 /** Live words of running attempts; may be lost, never answered. */
@@ -203,6 +211,11 @@ export type WireCapacity = z.infer<typeof capacity>
 
 // ── coordinator → node ──────────────────────────────────────────────────────────────────────────────────────────────
 
+const revoked = z.array(z.string().max(128)).max(REVOKED_IN_FRAME)
+
+/** What does not fit into the welcome that follows. The list counts once the welcome has come, so it is never in parts. */
+const revokedAhead = z.object({ type: z.literal("revoked"), nodes: revoked })
+
 const welcome = z.object({
   type: z.literal("welcome"),
   version: z.int(),
@@ -215,13 +228,13 @@ const welcome = z.object({
   claim_lifetime_ms: z.number().positive(),
   members: z.int().nonnegative(),
   /** One verdict for each claim number hello listed. */
-  attempts: z.array(
-    z.object({ claim, verdict: z.enum(["keep", "stop", "spent"]), expires_in_ms: milliseconds.nullable() }),
-  ),
+  attempts: z
+    .array(z.object({ claim, verdict: z.enum(["keep", "stop", "spent"]), expires_in_ms: milliseconds.nullable() }))
+    .max(MOST_HELD),
   peers: z.array(z.string().max(256)).max(64),
   revocation_version: z.int().nonnegative(),
-  /** Node ids whose certificates have not ended by themselves. */
-  revoked: z.array(z.string().max(128)).max(10_000),
+  /** Members whose certificates have not ended by themselves: with those sent ahead on this stream, all of them. */
+  revoked,
   /** Bearer for this connection's uploads and downloads (`/api/v1/nodes/blobs`). Replaces any earlier one. */
   transfer_token: z.string().max(128),
   certificate: z.string().max(4096).nullable(),
@@ -295,14 +308,16 @@ const grant = z.object({
 /** Answers to items, after COMMIT. Nothing else lets a node delete an item. */
 const verdicts = z.object({
   type: z.literal("verdicts"),
-  items: z.array(
-    z.object({
-      claim,
-      kind: z.enum(["result", "build"]),
-      verdict: z.enum(["stored", "already", "spent", "refused"]),
-      reason: z.string().max(500).nullable(),
-    }),
-  ),
+  items: z
+    .array(
+      z.object({
+        claim,
+        kind: z.enum(["result", "build"]),
+        verdict: z.enum(["stored", "already", "spent", "refused"]),
+        reason: z.string().max(500).nullable(),
+      }),
+    )
+    .max(BATCH_ITEMS),
 })
 export type ItemVerdict = z.infer<typeof verdicts>["items"][number]
 
@@ -310,9 +325,9 @@ const heartbeatReply = z.object({
   type: z.literal("heartbeat_reply"),
   n: z.int().nonnegative(),
   /** Renewed for the claim's life from when the node sent this heartbeat. */
-  renewed: z.array(claim),
+  renewed: z.array(claim).max(MOST_HELD),
   /** No longer the node's: stop these and drop what they made. */
-  spent: z.array(claim),
+  spent: z.array(claim).max(MOST_HELD),
   /** From now on the node beats at this interval: the fleet has grown or shrunk. Absent: as before. */
   heartbeat_ms: z.number().positive().optional(),
 })
@@ -349,6 +364,7 @@ const nodeState = z.object({ type: z.literal("node_state"), state: z.enum(["acti
 const certificate = z.object({ type: z.literal("certificate"), certificate: z.string().max(4096) })
 
 export const toNode = z.discriminatedUnion("type", [
+  revokedAhead,
   welcome,
   refusal,
   grant,
@@ -363,6 +379,7 @@ export const toNode = z.discriminatedUnion("type", [
   certificate,
 ])
 export type ToNode = z.infer<typeof toNode>
+export type RevokedAhead = z.infer<typeof revokedAhead>
 export type Welcome = z.infer<typeof welcome>
 export type Grant = z.infer<typeof grant>
 
@@ -381,6 +398,36 @@ export function decodeToCoordinator(frame: Uint8Array): ToCoordinator {
 export function decodeToNode(frame: Uint8Array): ToNode {
   return toNode.parse(JSON.parse(DECODER.decode(frame)))
 }
+
+/** Items in the order given, as many at a time as one frame carries; one that is larger than a batch goes alone. */
+export function* inFrames<T>(items: Iterable<T>): Generator<T[], void, undefined> {
+  let batch: T[] = []
+  let bytes = 0
+  for (const item of items) {
+    const itemBytes = jsonBytes(item) + 1
+    if (batch.length === BATCH_ITEMS || (batch.length > 0 && bytes + itemBytes > BATCH_BYTES)) {
+      yield batch
+      batch = []
+      bytes = 0
+    }
+    batch.push(item)
+    bytes += itemBytes
+  }
+  if (batch.length > 0) yield batch
+}
+
+/** The end of a text that takes at most `bytes` in a frame, where control characters take six times their length. */
+export function lastThatFits(text: string, bytes: number): string {
+  let tail = text.slice(-bytes)
+  for (let over = jsonBytes(tail) - bytes; over > 0; over = jsonBytes(tail) - bytes) {
+    tail = tail.slice(Math.max(1, Math.floor(over / LONGEST_ESCAPE)))
+  }
+  return tail
+}
+
+/** As in `\u0001`. */
+const LONGEST_ESCAPE = 6
+const jsonBytes = (value: unknown): number => Buffer.byteLength(JSON.stringify(value))
 
 const ENCODER = new TextEncoder()
 const DECODER = new TextDecoder("utf-8", { fatal: true })

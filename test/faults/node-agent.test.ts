@@ -7,6 +7,7 @@ import { join } from "node:path"
 import { setTimeout } from "node:timers/promises"
 import { afterEach, beforeEach, expect, onTestFinished, test } from "vitest"
 import { HEARTBEAT_MS, ProgramEnded, startAgentRig, startProgram, taskSpec, type AgentRig } from "../support/agent.ts"
+import { BATCH_ITEMS, MOST_HELD, REVOKED_IN_FRAME } from "../../protocol/wire/control.ts"
 
 let rig: AgentRig
 beforeEach(async () => {
@@ -271,3 +272,41 @@ function startTicking(): AsyncDisposable & { end(): Promise<number[]> } {
 
 const gaps = (times: readonly number[]): number[] => times.slice(1).map((at, index) => at - (times[index] ?? at))
 const longestGap = (times: readonly number[]): number => Math.max(0, ...gaps(times))
+
+test("architecture §5.3: a node takes no more attempts than its hello can carry, and gives the others back", async () => {
+  const runtime = await rig.revision([{ name: "x.py", content: "" }])
+  // More than the machine has: accepted, and never started.
+  const spec = taskSpec(runtime, ["python3", "x.py"], { cpu: 100_000 })
+  await rig.start()
+  const claims = Array.from({ length: MOST_HELD + 3 }, (_, n) => ({ claim: 9_007_199_000_000_000 + n }))
+  for (let at = 0; at < claims.length; at += BATCH_ITEMS) rig.grant(spec, claims.slice(at, at + BATCH_ITEMS))
+  const returned = (): number[] =>
+    rig.heard.flatMap(({ message }) => (message.type === "give_back" ? message.items.map(({ claim }) => claim) : []))
+  await expect.poll(returned, { timeout: 20_000 }).toEqual(claims.slice(MOST_HELD).map(({ claim }) => claim))
+  const closed = (): boolean => rig.heard.some(({ message }) => message.type === "claim" && !message.open)
+  await expect.poll(closed).toBe(true)
+
+  const before = rig.hellos().length
+  rig.cutOff()
+  await expect.poll(() => rig.hellos().length).toBe(before + 1)
+  expect(rig.hellos().at(-1)?.attempts).toHaveLength(MOST_HELD)
+  // Full frames both ways, and the stream goes on.
+  const named = (): number =>
+    Math.max(...rig.heard.slice(-5).map(({ message }) => (message.type === "heartbeat" ? message.attempts.length : 0)))
+  await expect.poll(named).toBe(MOST_HELD)
+  expect(rig.hellos().length).toBe(before + 1)
+})
+
+test("architecture §5.1: a list of revoked members that takes many frames shuts out every one of them", async () => {
+  rig.revoked = Array.from({ length: 4 * REVOKED_IN_FRAME + 1 }, (_, n) => `node_revoked_${n}`)
+  const agent = await rig.start()
+  const [address = ""] = agent.ready["listen"] as string[]
+  for (const id of [rig.revoked[0], rig.revoked[2 * REVOKED_IN_FRAME], rig.revoked.at(-1)]) {
+    const bad = await rig.member(id ?? "")
+    await bad.dial(address).catch(() => undefined)
+    await expect.poll(() => bad.refusals.at(-1)).toMatchObject({ by: "them", reason: "revoked" })
+  }
+  const good = await rig.member("node_good")
+  const peer = await good.dial(address)
+  await expect.poll(() => good.peers()).toContain(peer)
+})

@@ -3,7 +3,14 @@ import { afterEach, beforeEach, expect, test } from "vitest"
 import { systemRandom } from "../../protocol/base/random.ts"
 import { loadOrCreateIdentity } from "../../protocol/mesh/identity.ts"
 import { signEpoch } from "../../protocol/wire/epoch.ts"
-import { CONTROL_PROTOCOL, encodeMessage } from "../../protocol/wire/control.ts"
+import {
+  CONTROL_PROTOCOL,
+  encodeMessage,
+  MOST_HELD,
+  REVOKED_IN_FRAME,
+  type Welcome,
+} from "../../protocol/wire/control.ts"
+import { openTestStore } from "../support/store.ts"
 import { HELLO, startTestCoordinator, startWorker, type TestCoordinator, verdictsOf } from "../support/scripted-node.ts"
 
 let rig: TestCoordinator
@@ -115,6 +122,56 @@ test("a revoked node is cut off, and its task runs elsewhere without a loss", as
   await second.report(claim)
   await expect.poll(() => statusOf(job)).toBe("completed")
   await expect(first.connect()).rejects.toThrow()
+})
+
+test("architecture §5.1: who was revoked is told to all in frames that fit, until the certificate has ended", async () => {
+  const node = await rig.node()
+  const count = 7_500
+  const day = 24 * 3600_000
+  await rig.restart(async () => {
+    await using store = await openTestStore({ dataDir: rig.dataDir })
+    // Certificates live for seven days, and are believed for one more by members that lack the coordinator.
+    await store.write((tx) =>
+      tx.run(
+        `WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)
+         INSERT INTO nodes (id, peer_id, token, roles, state, agent_version, enrolled_at, revoked_at)
+         SELECT 'node_' || CASE WHEN i < 10 THEN 'ended_' WHEN i < 20 THEN 'unknown_' ELSE 'revoked_' END || i, 'peer_' || i,
+           (SELECT token FROM nodes LIMIT 1), '[]', 'revoked', 'x', 1,
+           CASE WHEN i < 10 THEN ? WHEN i < 20 THEN NULL ELSE ? END FROM n`,
+        count,
+        Date.now() - 8 * day - 11 * 60_000,
+        Date.now() - 8 * day - 9 * 60_000,
+      ),
+    )
+  })
+  const welcome = await node.connect()
+  if (welcome.type !== "welcome") throw new Error("it is a member")
+  expect(welcome.revoked).toHaveLength(count - 10)
+  expect(welcome.revoked.filter((id) => id.startsWith("node_ended"))).toEqual([])
+  expect(welcome.revoked.filter((id) => id.startsWith("node_unknown"))).toHaveLength(10)
+  expect(welcome.revocation_version).toBe(count)
+  expect(node.frameBytes.length).toBe(Math.ceil((count - 10) / REVOKED_IN_FRAME))
+  expect(Math.max(...node.frameBytes)).toBeLessThan(CONTROL_PROTOCOL.largestFrameBytes)
+
+  const other = await rig.node()
+  await rig.call("PUT", `/admin/nodes/${other.id}`, { state: "revoked" })
+  expect((await node.connect()) as Welcome).toMatchObject({ revoked: expect.arrayContaining([other.id]) as string[] })
+})
+
+test("architecture §5.3: a node may hold as many attempts as a hello carries; one with more is not heard", async () => {
+  const node = await rig.node()
+  const held = Array.from({ length: MOST_HELD }, (_, n) => ({
+    claim: Number.MAX_SAFE_INTEGER - n,
+    state: n % 2 === 0 ? ("done" as const) : ("running" as const),
+  }))
+  const welcome = await node.connect({ attempts: held })
+  if (welcome.type !== "welcome") throw new Error("it is a member")
+  expect(welcome.attempts.map(({ verdict }) => verdict)).toEqual(held.map((_, n) => (n % 2 === 0 ? "keep" : "spent")))
+  await node.heartbeat(...held.map(({ claim }) => claim))
+  await expect.poll(() => node.heard.at(-1)).toMatchObject({ type: "heartbeat_reply", spent: { length: MOST_HELD } })
+  const tooMany = [...held, { claim: 1, state: "running" as const }]
+  await expect(node.connect({ attempts: tooMany })).rejects.toThrow()
+  expect(await node.connect()).toMatchObject({ type: "welcome" })
 })
 
 test("a malformed frame ends its peer's stream and nobody else's", async () => {

@@ -6,6 +6,7 @@ import { join } from "node:path"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { silentLog } from "../../protocol/base/log.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
+import { nodeId } from "../../protocol/domain/ids.ts"
 import { loadOrCreateIdentity, type Identity } from "../../protocol/mesh/identity.ts"
 import type { MeshStream } from "../../protocol/mesh/mesh.ts"
 import { serveContent } from "../../protocol/mesh/serve-content.ts"
@@ -15,6 +16,7 @@ import {
   CONTROL_PROTOCOL,
   decodeToCoordinator,
   encodeMessage,
+  REVOKED_IN_FRAME,
   type Grant,
   type Hello,
   type ResultItem,
@@ -25,7 +27,7 @@ import {
 } from "../../protocol/wire/control.ts"
 import { signEpoch } from "../../protocol/wire/epoch.ts"
 import { openTestBlobs } from "./content.ts"
-import { startTestMesh } from "./mesh.ts"
+import { startTestMesh, type TestNode } from "./mesh.ts"
 import { tarballOf, type Member } from "./tarball.ts"
 
 /** The coordinator's end of the control stream over real libp2p, steered by the test, and agents as programs of their own. */
@@ -39,6 +41,8 @@ export interface AgentRig extends AsyncDisposable {
   verdict: (claim: number) => "keep" | "spent"
   /** Of the next welcomes. */
   epoch: number
+  /** Members told as revoked by the next welcomes; cut into frames as the coordinator cuts it. */
+  revoked: string[]
   /** Are reports answered `stored`? */
   answering: boolean
   send(message: ToNode): void
@@ -50,6 +54,8 @@ export interface AgentRig extends AsyncDisposable {
   /** Starts (again) the one agent of this rig; resolves with its ready line. */
   start(flags?: string[]): Promise<AgentProgram>
   readonly dataDir: string
+  /** Another member of the agent's mesh. */
+  member(nodeId: string): Promise<TestNode>
 }
 
 export interface AgentProgram {
@@ -103,6 +109,10 @@ export async function startAgentRig(): Promise<AgentRig> {
 
   function answer(message: ToCoordinator): void {
     if (message.type === "hello") {
+      const revoked = [...rig.revoked]
+      while (revoked.length > REVOKED_IN_FRAME) {
+        rig.send({ type: "revoked", nodes: revoked.splice(0, REVOKED_IN_FRAME) })
+      }
       return rig.send({
         type: "welcome",
         version: 1,
@@ -115,7 +125,7 @@ export async function startAgentRig(): Promise<AgentRig> {
         attempts: message.attempts.map(({ claim }) => ({ claim, verdict: rig.verdict(claim), expires_in_ms: 60_000 })),
         peers: [],
         revocation_version: 0,
-        revoked: [],
+        revoked,
         transfer_token: "nds_test",
         certificate: null,
       })
@@ -138,6 +148,7 @@ export async function startAgentRig(): Promise<AgentRig> {
     results: () => rig.heard.flatMap(({ message }) => (message.type === "report" ? message.items : [])),
     verdict: () => "keep",
     epoch: 7,
+    revoked: [],
     answering: true,
     dataDir,
     send(message) {
@@ -179,6 +190,7 @@ export async function startAgentRig(): Promise<AgentRig> {
       }
       rig.send(grant)
     },
+    member: (id) => mesh.member({ membership: { nodeId: nodeId(id) } }),
     async start(flags = []) {
       const program = await startProgram(["--coordinator", "http://127.0.0.1:9", "--data-dir", dataDir, ...flags])
       programs.push(program)

@@ -41,8 +41,8 @@ export interface TestCoordinator extends AsyncDisposable {
   node(): Promise<ScriptedNode>
   submit(body?: object): Promise<string>
   job(id: string): Promise<Record<string, unknown>>
-  /** Stops it and starts another on the same data and mesh port. */
-  restart(): Promise<void>
+  /** Stops it and starts another on the same data and mesh port; `between` may change the data. */
+  restart(between?: () => Promise<void>): Promise<void>
 }
 
 const PROJECT = [
@@ -121,8 +121,9 @@ export async function startTestCoordinator(environment: Record<string, string> =
       const { json } = await rig.call("GET", `/jobs/${id}`, undefined, key)
       return (json["job"] ?? json) as Record<string, unknown>
     },
-    async restart() {
+    async restart(between) {
       await coordinator[Symbol.asyncDispose]()
+      await between?.()
       coordinator = await start(meshPort)
     },
     async [Symbol.asyncDispose]() {
@@ -148,6 +149,8 @@ export interface ScriptedNode extends AsyncDisposable {
   readonly certificate: string
   /** What came on the stream that was opened last, without the welcome. */
   readonly heard: ToNode[]
+  /** Bytes of the frames up to and with the welcome, of all streams. */
+  readonly frameBytes: number[]
   /** Every task it was granted, on any stream. */
   readonly granted: GrantedTask[]
   transferToken: string
@@ -208,6 +211,7 @@ async function scriptedNode(rig: TestCoordinator): Promise<ScriptedNode> {
     mesh,
     certificate,
     heard: [],
+    frameBytes: [],
     granted,
     transferToken: "",
     async connect(hello = {}) {
@@ -217,14 +221,20 @@ async function scriptedNode(rig: TestCoordinator): Promise<ScriptedNode> {
       node.heard.length = 0
       await opened.send(encodeMessage({ ...HELLO, ...hello }))
       const frames = opened.frames()[Symbol.asyncIterator]()
-      const first = await frames.next()
-      if (first.done) throw new Error("the coordinator said nothing")
-      const answer = decodeToNode(first.value)
+      const revoked: string[] = []
+      const next = async (): Promise<ToNode> => {
+        const { done, value } = await frames.next()
+        if (done) throw new Error("the coordinator said nothing")
+        node.frameBytes.push(value.length)
+        return decodeToNode(value)
+      }
+      let answer = await next()
+      for (; answer.type === "revoked"; answer = await next()) revoked.push(...answer.nodes)
       if (answer.type === "refusal") return answer
       if (answer.type !== "welcome") throw new Error(`a ${answer.type} before the welcome`)
       node.transferToken = answer.transfer_token
       void listen(frames)
-      return answer
+      return { ...answer, revoked: [...revoked, ...answer.revoked] }
     },
     say: (message) => node.sayBytes(encodeMessage(message)),
     async sayBytes(frame) {

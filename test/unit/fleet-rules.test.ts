@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { nodeId, peerId } from "../../protocol/domain/ids.ts"
+import { MOST_HELD } from "../../protocol/wire/control.ts"
 import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
 import { fit, freeOf, mayRunProjects, requirementsKey, slots } from "../../coordinator/fleet/fit.ts"
 import { createMembers } from "../../coordinator/fleet/members.ts"
@@ -221,6 +222,13 @@ describe("where a task goes", () => {
       used: { ...nothing, gpus: new Set(["a"]) },
     })
     expect(place([gpus], { paceMs: 100, requirements: need({ gpuCount: 1 }) })).toBeNull()
+  })
+
+  test("a node that holds as many attempts as it may gets no more, however large it is", () => {
+    const large = node("warm", { capacity: machine({ cpu: 1_000, memoryMb: 1e7, storageGb: 1e6 }) })
+    expect(place([{ ...large, held: MOST_HELD - 1 }])).toBe("warm")
+    expect(place([{ ...large, held: MOST_HELD }])).toBeNull()
+    expect(place([{ ...large, held: MOST_HELD }, node("cold")])).toBe("cold")
   })
 
   test("a node gets more ahead when half of it is used up, and then all it takes", () => {

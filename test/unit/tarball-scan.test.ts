@@ -298,6 +298,8 @@ test("P-018: a manifest that names what the tarball lacks is refused by path", a
     [{ build: { context: "../up" } }, "build.context"],
     [{ entrypoint: { command: ["python"], cache_mounts: ["models"] } }, "entrypoint.cache_mounts[0]"],
     [{ version: 2 }, "version"],
+    [{ validation: { executables: Array.from({ length: 20 }, () => "x".repeat(4_000)) } }, "validation"],
+    [{ build: { args: { A: "x".repeat(70_000) } } }, "build.args"],
     [{ entrypoint: { command: ["bash", "-c", "x"] } }, "entrypoint.command"],
     [{ runtime: { kind: "oci", sandbox: "gvisor", workdir: "workspace" } }, "runtime.workdir"],
   ]
