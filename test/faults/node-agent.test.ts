@@ -8,6 +8,7 @@ import { setTimeout } from "node:timers/promises"
 import { afterEach, beforeEach, expect, onTestFinished, test } from "vitest"
 import { HEARTBEAT_MS, ProgramEnded, startAgentRig, startProgram, taskSpec, type AgentRig } from "../support/agent.ts"
 import { BATCH_ITEMS, MOST_HELD, REVOKED_IN_FRAME } from "../../protocol/wire/control.ts"
+import { groupsOf } from "../support/runtimes.ts"
 
 let rig: AgentRig
 beforeEach(async () => {
@@ -15,6 +16,7 @@ beforeEach(async () => {
 })
 afterEach(async () => {
   await rig[Symbol.asyncDispose]()
+  expect(groupsOf(rig.dataDir)).toEqual([])
 })
 
 const WAITS = `
@@ -45,6 +47,25 @@ test("an attempt outlives its agent: after kill -9 the restarted agent adopts it
     result: { text: '{"waited": true}' },
   })
   expect(readFileSync(started, "utf8")).toBe("started\n")
+})
+
+test("what a killed agent left in control groups is gone after the next start and stop", async ({ skip }) => {
+  const runtime = await rig.revision([{ name: "wait.py", content: WAITS }])
+  const started = join(rig.dataDir, "started")
+  const env = { GO: join(rig.dataDir, "never"), STARTED: started }
+  const first = await rig.start()
+  rig.grant(taskSpec(runtime, ["python3", "wait.py"], { env }), [{ claim: 31 }])
+  await expect.poll(() => existsSync(started)).toBe(true)
+  await first.end("SIGKILL")
+  const left = groupsOf(rig.dataDir)
+  if (left.length === 0) return skip("no control groups can be made here")
+  expect(left.some((path) => readFileSync(join(path, "cgroup.procs"), "utf8") !== "")).toBe(true)
+
+  rig.verdict = () => "spent"
+  const second = await rig.start()
+  await expect.poll(() => rig.heard.some(({ message }) => message.type === "heartbeat")).toBe(true)
+  expect(await second.end("SIGTERM")).toBe(0)
+  expect(groupsOf(rig.dataDir)).toEqual([])
 })
 
 test("an attempt that ended while no agent ran is collected by the next one", async () => {

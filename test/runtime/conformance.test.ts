@@ -6,7 +6,6 @@ import { join } from "node:path"
 import { setTimeout as pause } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
-import { agentMark } from "../../node-agent/runtime/limits.ts"
 import { tailOutput } from "../../node-agent/runtime/output-files.ts"
 import { leftOnMachine, openBench, testedRuntimes, type Bench } from "../support/runtimes.ts"
 
@@ -28,7 +27,7 @@ for (const runtime of testedRuntimes()) {
     })
     afterAll(async () => {
       await bench[Symbol.asyncDispose]()
-      expect(leftOnMachine(bench.place, agentMark(bench.place.dataDir))).toEqual([])
+      expect(leftOnMachine(bench.place)).toEqual([])
     })
 
     test.each([0, 1, 3, 137])("an exit code of %i is told as it is", async (code) => {
@@ -287,7 +286,7 @@ print(json.dumps({
       expect(readFileSync(join(kept.attemptDir, "stdout"), "utf8")).toBe("before\nafter\n")
 
       await later.driver.sweep(new Set())
-      expect(leftOnMachine(later.place, agentMark(later.place.dataDir))).toEqual([])
+      expect(leftOnMachine(later.place)).toEqual([])
     })
 
     test("a supervisor that was killed takes its program with it, and the attempt is a failure of the node", async () => {

@@ -28,6 +28,7 @@ import {
 import { signEpoch } from "../../protocol/wire/epoch.ts"
 import { openTestBlobs } from "./content.ts"
 import { startTestMesh, type TestNode } from "./mesh.ts"
+import { removeGroupsOf } from "./runtimes.ts"
 import { tarballOf, type Member } from "./tarball.ts"
 
 /** The coordinator's end of the control stream over real libp2p, steered by the test, and agents as programs of their own. */
@@ -202,6 +203,7 @@ export async function startAgentRig(): Promise<AgentRig> {
         child.kill("SIGKILL")
         await once(child, "exit")
       }
+      await removeGroupsOf(dataDir)
       await mesh[Symbol.asyncDispose]()
       await blobs[Symbol.asyncDispose]()
       rmSync(home, { recursive: true, force: true })

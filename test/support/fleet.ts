@@ -3,10 +3,9 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { expect } from "vitest"
-import { agentMark } from "../../node-agent/runtime/limits.ts"
 import { startProgram, type Program } from "../../scripts/lib/programs.ts"
 import { send, type PlainReply } from "./http-door.ts"
-import { leftOnMachine } from "./runtimes.ts"
+import { leftOnMachine, removeGroupsOf } from "./runtimes.ts"
 import { tarballOf } from "./tarball.ts"
 
 /** A coordinator and its nodes as programs of their own, below one temporary folder. */
@@ -191,13 +190,15 @@ export async function startFleet(options: FleetOptions = {}): Promise<Fleet> {
     await Promise.all(programs.map((program) => program.stop("SIGTERM")))
     const processes = processesOf(folder)
     const left = nodes.flatMap(({ dataDir: home }) =>
-      leftOnMachine({ dataDir: home, attemptsDir: join(home, "attempts") }, agentMark(home)),
+      leftOnMachine({ dataDir: home, attemptsDir: join(home, "attempts") }),
     )
     for (const pid of processes) {
       left.push(commandOf(pid))
       // What a failed test left must not slow the next one down.
       signalTo(pid, "SIGKILL")
     }
+    // Of a node that was killed and not started again.
+    await Promise.all(nodes.map(({ dataDir: home }) => removeGroupsOf(home)))
     if (process.env["COMPUTALOT_TEST_KEEP"] === undefined) rmSync(folder, { recursive: true, force: true })
     else console.log(`kept: ${folder}`)
     expect(left).toEqual([])

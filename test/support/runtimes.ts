@@ -13,6 +13,7 @@ import { join } from "node:path"
 import { createBubblewrapDriver } from "../../node-agent/runtime/bubblewrap.ts"
 import type { AttemptExit, AttemptSpec, DriverPlace, RuntimeDriver } from "../../node-agent/runtime/driver.ts"
 import { createGvisorDriver } from "../../node-agent/runtime/gvisor.ts"
+import { agentMark, openTaskGroups } from "../../node-agent/runtime/limits.ts"
 import { tailOutput } from "../../node-agent/runtime/output-files.ts"
 import { createProcessDriver } from "../../node-agent/runtime/process.ts"
 
@@ -141,8 +142,25 @@ export async function openBench(runtime: TestedRuntime): Promise<Bench> {
   return bench
 }
 
+/** Ends what runs in the control groups of an agent that was killed, and removes them: no agent will come back for them. */
+export async function removeGroupsOf(dataDir: string): Promise<void> {
+  const groups = openTaskGroups(dataDir)
+  for (const name of groups.list()) await groups.remove(name)
+  groups.close()
+}
+
+/** The control groups of an agent, its own and those of its attempts. */
+export function groupsOf(dataDir: string): string[] {
+  return ["memory", "cpu", "pids", "cpuacct", "unified", "."].flatMap((name) => {
+    const base = `/sys/fs/cgroup/${name}/computalot/${agentMark(dataDir)}`
+    if (!existsSync(base)) return []
+    const subgroups = readdirSync(base, { withFileTypes: true }).filter((entry) => entry.isDirectory())
+    return [base, ...subgroups.map((entry) => join(base, entry.name))]
+  })
+}
+
 /** What of an agent is still on the machine: mounts, loop devices, control groups and processes that name its directory. */
-export function leftOnMachine(place: DriverPlace, mark: string): string[] {
+export function leftOnMachine(place: DriverPlace): string[] {
   const mounts = readFileSync("/proc/self/mountinfo", "utf8")
     .split("\n")
     .filter((line) => line.includes(place.dataDir))
@@ -150,13 +168,8 @@ export function leftOnMachine(place: DriverPlace, mark: string): string[] {
     .filter((name) => name.startsWith("loop"))
     .map((name) => textOf(`/sys/block/${name}/loop/backing_file`))
     .filter((file) => file.includes(place.dataDir))
-  const groups = ["memory", "cpu", "pids", "cpuacct", "unified", "."].flatMap((name) => {
-    const base = `/sys/fs/cgroup/${name}/computalot/${mark}`
-    if (!existsSync(base)) return []
-    return readdirSync(base, { withFileTypes: true })
-      .filter((entry) => entry.isDirectory())
-      .map((entry) => join(base, entry.name))
-  })
+  // The agent's own group stays as long as it runs.
+  const groups = groupsOf(place.dataDir).filter((path) => !path.endsWith(agentMark(place.dataDir)))
   const processes = readdirSync("/proc")
     .filter((name) => /^\d+$/.test(name))
     .map((pid) => `${pid} ${textOf(`/proc/${pid}/cmdline`).replaceAll("\0", " ")}`)
