@@ -1,4 +1,4 @@
-import type { StandingClaim, ToCoordinator } from "../../protocol/wire/control.ts"
+import { MOST_WARM, type StandingClaim, type ToCoordinator } from "../../protocol/wire/control.ts"
 
 /** What this node lends, as the coordinator last heard it: said after every welcome and on every change, never polled. */
 export interface StandingClaimKeeper {
@@ -9,6 +9,7 @@ export interface StandingClaimKeeper {
 }
 
 export function keepStandingClaim(parts: {
+  /** The warm revisions that were used last stand first: of too many the others are left out. */
   current: () => Omit<StandingClaim, "type">
   send: (message: ToCoordinator) => void
 }): StandingClaimKeeper {
@@ -16,7 +17,8 @@ export function keepStandingClaim(parts: {
   let looking = false
 
   function say(): void {
-    const claim: StandingClaim = { type: "claim", ...parts.current() }
+    const current = parts.current()
+    const claim: StandingClaim = { type: "claim", ...current, warm: current.warm.slice(0, MOST_WARM) }
     const text = JSON.stringify(claim)
     if (text === said) return
     said = text

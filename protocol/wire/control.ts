@@ -38,6 +38,8 @@ export const MOST_HELD = 2048
 /** Revoked members in one frame: a longer list goes ahead of the welcome, in frames of its own. */
 export const REVOKED_IN_FRAME = 500
 
+/** Warm revisions in a standing claim. */
+export const MOST_WARM = 256
 /** Revisions in one `want`: more than a node makes ready at once anyway. */
 const MOST_WANTED = 32
 
@@ -85,7 +87,7 @@ const standing = z.object({
   draining: z.boolean(),
   capacity,
   /** Revisions whose runtime is ready here. */
-  warm: z.array(z.string().max(64)).max(256),
+  warm: z.array(z.string().max(64)).max(MOST_WARM),
   /** Tasks the node takes beyond its free slots when they are short. */
   credit: z.int().nonnegative().max(4096),
 })
