@@ -10,6 +10,7 @@ import { composeSandboxRoot, SANDBOX_ROOT } from "./sandbox-root.ts"
 import { refuseDangerousCalls } from "./seccomp.ts"
 import { createSupervisedDriver } from "./supervised-driver.ts"
 import type { SupervisorEnd } from "./supervision.ts"
+import { openTrash } from "./trash.ts"
 
 /** No account of the machine: the program is nobody outside and keeps the number inside. */
 const SANDBOX_UID = 64_085
@@ -20,7 +21,8 @@ const SANDBOX_UID = 64_085
  */
 export async function createBubblewrapDriver(place: DriverPlace): Promise<RuntimeDriver> {
   const groups = openTaskGroups(place.dataDir)
-  const disks = await openDisks(place.dataDir)
+  const trash = openTrash(place.attemptsDir)
+  const disks = await openDisks(place.dataDir, trash)
   const networks = await openTaskNetworks(place.dataDir, place.blockedAddresses)
   const program = findOnHost("bwrap")
   const isRoot = process.getuid?.() === 0
@@ -28,6 +30,7 @@ export async function createBubblewrapDriver(place: DriverPlace): Promise<Runtim
     name: "bubblewrap",
     groups,
     disks,
+    trash,
     networks,
     async probe() {
       const enforces = [

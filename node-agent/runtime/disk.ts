@@ -1,9 +1,10 @@
 import { execFile } from "node:child_process"
-import { lstatSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync, unlinkSync } from "node:fs"
-import { open, rm, rmdir, statfs } from "node:fs/promises"
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync } from "node:fs"
+import { open, rm, statfs } from "node:fs/promises"
 import { dirname, join } from "node:path"
 import { setTimeout as pause } from "node:timers/promises"
 import { promisify } from "node:util"
+import type { Trash } from "./trash.ts"
 
 /** Gives attempts directories of a fixed size. What kind the machine allows is found out by trying. */
 export interface AttemptDisks {
@@ -26,8 +27,8 @@ const run = promisify(execFile)
  * An ext4 file system in a sparse file costs 20 ms and counts exactly; a tmpfs counts as memory; a plain directory has no
  * limit (a plain user can mount neither where the agent could still read it).
  */
-export async function openDisks(dataDir: string): Promise<AttemptDisks> {
-  if (process.getuid?.() !== 0) return plainDisks
+export async function openDisks(dataDir: string, trash: Trash): Promise<AttemptDisks> {
+  if (process.getuid?.() !== 0) return plainDisks(trash)
   for (const kind of ["loop", "tmpfs"] as const) {
     const place = join(dataDir, "disks", `trial-${process.pid}`)
     try {
@@ -39,61 +40,22 @@ export async function openDisks(dataDir: string): Promise<AttemptDisks> {
       await removeDisk(place)
     }
   }
-  return plainDisks
+  return plainDisks(trash)
 }
 
 /** Without a limit: for the process driver, whose attempts share the machine's disk. */
-export const plainDisks: AttemptDisks = {
-  kind: "none",
-  async make(attemptDir) {
-    const disk = join(attemptDir, "disk")
-    mkdirSync(disk, { recursive: true })
-    return disk
-  },
-  isFull: async () => false,
-  remove: (attemptDir) => removeTree(join(attemptDir, "disk")),
-  async sweep() {},
-  async close() {},
-}
-
-/** Together they are looked through in less time than one hop through the thread pool takes. */
-const SMALL_ENTRIES = 24
-const SMALL_FILE_BYTES = 1024 * 1024
-
-/**
- * Removes a tree. Of a small one only the directories take the way through the thread pool: a disk mounted with `discard` lets
- * whoever removes one wait for the device.
- */
-async function removeTree(root: string): Promise<void> {
-  const directories = emptySmallTree(root)
-  try {
-    if (directories !== null) {
-      for (const directory of directories) await rmdir(directory)
-      return
-    }
-  } catch {
-    // Something has come in meanwhile.
-  }
-  await rm(root, { recursive: true, force: true })
-}
-
-/** Unlinks the files in a small tree. Answers its directories, inner ones first; null where it is not small or not there. */
-function emptySmallTree(root: string): string[] | null {
-  const directories = [root]
-  let left = SMALL_ENTRIES
-  try {
-    for (const directory of directories) {
-      for (const entry of readdirSync(directory, { withFileTypes: true })) {
-        const path = join(directory, entry.name)
-        if (left-- <= 0) return null
-        if (entry.isDirectory()) directories.push(path)
-        else if (lstatSync(path).size > SMALL_FILE_BYTES) return null
-        else unlinkSync(path)
-      }
-    }
-    return directories.toReversed()
-  } catch {
-    return null
+export function plainDisks(trash: Trash): AttemptDisks {
+  return {
+    kind: "none",
+    async make(attemptDir) {
+      const disk = join(attemptDir, "disk")
+      mkdirSync(disk, { recursive: true })
+      return disk
+    },
+    isFull: async () => false,
+    remove: (attemptDir) => trash.put(join(attemptDir, "disk")),
+    async sweep() {},
+    async close() {},
   }
 }
 

@@ -30,6 +30,8 @@ export interface RuntimeDriver {
    * directory itself stays the caller's. Call it once results are collected; unknown directories and second calls are fine.
    */
   release(attemptDir: string): Promise<void>
+  /** Removes the directory of an attempt that was released, with everything in it. Missing ones are fine. */
+  remove(attemptDir: string): Promise<void>
   /**
    * Ends and releases what a killed agent left behind below `attemptsDir`, except the attempts named (their directories),
    * and what this agent's runtime left elsewhere on the machine. Called once, before anything starts.

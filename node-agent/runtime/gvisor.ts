@@ -10,6 +10,7 @@ import { trySandbox } from "./probe.ts"
 import { composeSandboxRoot, SANDBOX_ROOT, SANDBOX_TMP } from "./sandbox-root.ts"
 import { createSupervisedDriver } from "./supervised-driver.ts"
 import type { SupervisorEnd } from "./supervision.ts"
+import { openTrash } from "./trash.ts"
 
 /** The user-space kernel and its file server live in the attempt's memory group; this is theirs (measured: 40 MB). */
 const SANDBOX_MEMORY_BYTES = 64 * 1024 * 1024
@@ -26,7 +27,8 @@ export async function createGvisorDriver(
   options: { runscPath?: string } = {},
 ): Promise<RuntimeDriver> {
   const groups = openTaskGroups(place.dataDir)
-  const disks = await openDisks(place.dataDir)
+  const trash = openTrash(place.attemptsDir)
+  const disks = await openDisks(place.dataDir, trash)
   const networks = await openTaskNetworks(place.dataDir, place.blockedAddresses)
   const program = options.runscPath ?? findOnHost("runsc")
   const mark = agentMark(place.dataDir)
@@ -70,6 +72,7 @@ export async function createGvisorDriver(
     name: "gvisor",
     groups,
     disks,
+    trash,
     networks,
     probe: () => (probed ??= probe()),
     async plan(spec, disk, netns) {

@@ -4,6 +4,7 @@ import { plainDisks } from "./disk.ts"
 import { RuntimeRefusal, type DriverPlace, type RuntimeDriver } from "./driver.ts"
 import { openTaskGroups } from "./limits.ts"
 import { createSupervisedDriver } from "./supervised-driver.ts"
+import { openTrash } from "./trash.ts"
 
 /**
  * Runs attempts as plain processes of the machine: no isolation, the machine's own files, PATH and network. For development,
@@ -11,10 +12,12 @@ import { createSupervisedDriver } from "./supervised-driver.ts"
  */
 export function createProcessDriver(place: DriverPlace): RuntimeDriver {
   const groups = openTaskGroups(place.dataDir)
+  const trash = openTrash(place.attemptsDir)
   return createSupervisedDriver(place, {
     name: "process",
     groups,
-    disks: plainDisks,
+    disks: plainDisks(trash),
+    trash,
     async probe() {
       const problems = groups.enforces.includes("memory")
         ? []

@@ -8,12 +8,14 @@ import type { GroupLimits, TaskGroups } from "./limits.ts"
 import type { TaskNetworks } from "./network.ts"
 import { readSupervision } from "./supervision.ts"
 import { createLauncher, type SupervisedCommand } from "./supervisor.ts"
+import type { Trash } from "./trash.ts"
 
 /** What one driver does in its own way; everything else is the same for all. */
 export interface DriverWays {
   name: string
   groups: TaskGroups
   disks: AttemptDisks
+  trash: Trash
   /** Absent: attempts share the machine's. */
   networks?: TaskNetworks
   probe(): Promise<DriverProbe>
@@ -30,7 +32,7 @@ export interface DriverWays {
 export type Plan = Omit<SupervisedCommand, "attemptDir" | "timeoutMs" | "deadline">
 
 export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): RuntimeDriver {
-  const { groups, disks, networks } = ways
+  const { groups, disks, networks, trash } = ways
   const launcher = createLauncher(groups)
   const leftovers = [...(networks ? ["network"] : []), ...ways.leftovers]
   const signs = (attemptDir: string): EndSigns => ({
@@ -68,6 +70,7 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
       await disks.remove(attemptDir)
       for (const name of leftovers) await rm(join(attemptDir, name), { recursive: true, force: true })
     },
+    remove: (attemptDir) => trash.put(attemptDir),
     async sweep(keep) {
       const kept = new Set([...keep].map((path) => resolve(path)))
       const keptGroups = new Set([...kept].map((path) => readSupervision(path)?.group))
@@ -81,6 +84,7 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
       await launcher[Symbol.asyncDispose]()
       await networks?.close()
       await disks.close()
+      await trash[Symbol.asyncDispose]()
       groups.close()
     },
   }

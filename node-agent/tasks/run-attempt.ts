@@ -282,7 +282,7 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
       const dir = attemptDir(claim)
       await release(dir)
       releasing.delete(dir)
-      await rm(dir, { recursive: true, force: true })
+      await driver.remove(dir)
     },
     async sweep(keep) {
       mkdirSync(parts.attemptsDir, { recursive: true, mode: 0o700 })

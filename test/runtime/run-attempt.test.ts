@@ -267,10 +267,12 @@ test("an attempt that is stopped ends soon, and a collected end is found again b
   const held = { ...grant, claim: claimNumber(claim), state: "running" as const, attemptDir: dir }
   const adopted = await runner.adopt(held, UNWATCHED)
   expect(await adopted?.done).toEqual(end)
-  mkdirSync(join(attemptsDir, "c0"))
+  // Besides, an attempt that nobody keeps, and what a killed agent had put aside.
+  const left = ["c0", ".trash-1", ".trash-1.2/3"].map((name) => join(attemptsDir, name))
+  for (const path of left) mkdirSync(path, { recursive: true })
   await runner.sweep([])
   expect(existsSync(dir)).toBe(false)
-  expect(existsSync(join(attemptsDir, "c0"))).toBe(false)
+  for (const path of left) expect(existsSync(path)).toBe(false)
 })
 
 test("architecture §5.3: while the outbox is full an ended attempt is held, kept whole, and collected when there is room", async () => {
