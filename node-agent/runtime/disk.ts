@@ -62,13 +62,23 @@ export function plainDisks(trash: Trash): AttemptDisks {
 /** ext4 needs some for itself. */
 const SMALLEST_BYTES = 8 * 1024 * 1024
 
+/** Disks that wait, at most: as many as starts usually come at once. */
+const MOST_SPARES = 4
+/** To make one takes as much of the machine as to start a task does: it must not do both at once where it has the choice. */
+const SPARE_DELAY_MS = 50
+
 /**
- * Disks lie in `home`, one folder each, and an attempt's `disk` is a link to its own: so one can be made before anybody asks.
- * One spare of the size asked for last is kept ready.
+ * Disks lie in `home`, one folder each, and an attempt's `disk` is a link to its own: so some can be made before anybody asks.
+ * Spares are of the size asked for last, and are made one after another, a little after a start.
  */
 function createDisks(kind: "loop" | "tmpfs", home: string): AttemptDisks {
-  let spare: { bytes: number; place: Promise<string> } | null = null
+  /** Oldest first; the last may still be in the making. */
+  let spares: { bytes: number; place: Promise<string> }[] = []
+  let wanted = 1
   let made = 0
+  let timer: NodeJS.Timeout | null = null
+  let filling: Promise<void> = Promise.resolve()
+  let closed = false
 
   async function makeOne(bytes: number): Promise<string> {
     const place = join(home, `${process.pid}-${Date.now().toString(36)}-${++made}`)
@@ -76,11 +86,54 @@ function createDisks(kind: "loop" | "tmpfs", home: string): AttemptDisks {
     return place
   }
 
-  async function dropSpare(): Promise<void> {
-    const dropped = spare
-    spare = null
-    const place = await dropped?.place.catch(() => null)
-    if (place) await removeDisk(place)
+  async function takeOne(bytes: number): Promise<string> {
+    const index = spares.findIndex((spare) => spare.bytes === bytes)
+    if (index < 0) {
+      wanted = Math.min(wanted + 1, MOST_SPARES)
+      return await makeOne(bytes)
+    }
+    // Off the list before anything is waited for: two who ask at once must not get the same.
+    const [spare] = spares.splice(index, 1)
+    return await (spare?.place ?? makeOne(bytes)).catch(() => makeOne(bytes))
+  }
+
+  function fillSoon(bytes: number): void {
+    if (closed) return
+    timer ??= setTimeout(() => {
+      timer = null
+      filling = filling.then(() => fill(bytes))
+    }, SPARE_DELAY_MS).unref()
+  }
+
+  async function fill(bytes: number): Promise<void> {
+    const others = spares.filter((spare) => spare.bytes !== bytes)
+    spares = spares.filter((spare) => spare.bytes === bytes)
+    await drop(others)
+    while (!closed && spares.length < wanted) {
+      const spare = { bytes, place: makeOne(bytes) }
+      spares.push(spare)
+      try {
+        await spare.place
+      } catch {
+        // Who took it has heard, and makes one itself; the next start tries again.
+        spares = spares.filter((other) => other !== spare)
+        return
+      }
+    }
+  }
+
+  async function drop(dropped: typeof spares): Promise<void> {
+    for (const { place } of dropped) {
+      const found = await place.catch(() => null)
+      if (found !== null) await removeDisk(found)
+    }
+  }
+
+  async function dropAll(): Promise<void> {
+    if (timer !== null) clearTimeout(timer)
+    timer = null
+    await filling
+    await drop(spares.splice(0))
   }
 
   return {
@@ -88,17 +141,8 @@ function createDisks(kind: "loop" | "tmpfs", home: string): AttemptDisks {
     async make(attemptDir, bytes) {
       const disk = join(attemptDir, "disk")
       if (linkOf(disk) !== null) return disk
-      if (spare !== null && spare.bytes !== bytes) await dropSpare()
-      const ready = spare?.place
-      // Two who ask at once must not get the same.
-      spare = null
-      const place = await (ready ?? makeOne(bytes)).catch(() => makeOne(bytes))
-      symlinkSync(join(place, "disk"), disk)
-      if (spare === null) {
-        spare = { bytes, place: makeOne(bytes) }
-        // Who takes it hears of a failure, and makes one itself.
-        spare.place.catch(() => {})
-      }
+      symlinkSync(join(await takeOne(bytes), "disk"), disk)
+      fillSoon(bytes)
       return disk
     },
     async isFull(attemptDir) {
@@ -112,11 +156,14 @@ function createDisks(kind: "loop" | "tmpfs", home: string): AttemptDisks {
       await rm(join(attemptDir, "disk"), { force: true })
     },
     async sweep(keep) {
-      await dropSpare()
+      await dropAll()
       const kept = new Set([...keep].map((attemptDir) => linkOf(join(attemptDir, "disk"))))
       for (const name of namesIn(home)) if (!kept.has(join(home, name, "disk"))) await removeDisk(join(home, name))
     },
-    close: dropSpare,
+    async close() {
+      closed = true
+      await dropAll()
+    },
   }
 }
 
