@@ -1,4 +1,4 @@
-import { constants } from "node:fs"
+import { constants, lstatSync, opendirSync } from "node:fs"
 import { copyFile, lstat, open, opendir, rename, stat } from "node:fs/promises"
 import { join } from "node:path"
 import { Worker } from "node:worker_threads"
@@ -39,6 +39,7 @@ export async function collectResult(
 ): Promise<Pick<Collected, "result" | "resultProblem" | "files">> {
   const none = { result: null, resultProblem: null, files: [] }
   const problem = (resultProblem: string) => ({ result: null, resultProblem, files: [] })
+  if (isMissing(resultPath)) return none
   // Links are not followed and a pipe is not waited for: the file is read with the agent's rights.
   const file = await open(resultPath, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
     (error: NodeJS.ErrnoException) => error,
@@ -78,7 +79,7 @@ export async function collectArtifacts(
   artifactsDir: string,
   hasher: Hasher,
 ): Promise<Pick<Collected, "artifacts" | "files">> {
-  if (!(await holdsFiles(artifactsDir))) return { artifacts: [], files: [] }
+  if (isEmptyDirectory(artifactsDir) || !(await holdsFiles(artifactsDir))) return { artifacts: [], files: [] }
   const path = join(attemptDir, "artifacts.tar.gz")
   await packArtifacts(artifactsDir, path)
   const stored = await describe(path, hasher)
@@ -119,6 +120,28 @@ async function moveFile(from: string, to: string): Promise<void> {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EXDEV") throw error
     await copyFile(from, to)
+  }
+}
+
+/** Most tasks leave nothing: asked in place, for the thread pool takes ten times as long. False where it cannot be said. */
+function isMissing(path: string): boolean {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false }) === undefined
+  } catch {
+    return false
+  }
+}
+
+function isEmptyDirectory(path: string): boolean {
+  try {
+    // The program may have put a link in its place.
+    if (!lstatSync(path).isDirectory()) return false
+    const directory = opendirSync(path)
+    const first = directory.readSync()
+    directory.closeSync()
+    return first === null
+  } catch {
+    return false
   }
 }
 
