@@ -40,6 +40,11 @@ export interface Outbox extends Disposable {
   waitingBytes(): number
   /** Forgets attempts: answered, given back, spent or cancelled. Unknown numbers are fine. */
   forget(claims: readonly number[]): void
+  /**
+   * Forgets attempts whose results were answered; on the disk only with what is next written together or forgotten, so that
+   * one task after another costs one write each. What a crash brings back is listed in hello and answered `already`.
+   */
+  answered(claims: readonly number[]): void
   /** Keeps a refused result aside as evidence for `REFUSED_KEPT_DAYS`, and forgets the attempt. */
   setAside(claim: number, reason: string, at: Instant): void
 }
@@ -105,15 +110,13 @@ export function openOutbox(file: string, now: Instant): Outbox {
     done: db.prepare("UPDATE attempts SET state = 'done' WHERE claim = ? AND state <> 'done'"),
     store: db.prepare("INSERT INTO results (claim, item) VALUES (?, ?)"),
     results: db.prepare("SELECT position, item FROM results WHERE position > ? ORDER BY position LIMIT ?"),
-    waiting: db.prepare("SELECT coalesce(sum(length(item)), 0) AS bytes FROM results"),
+    waiting: db.prepare("SELECT claim, length(item) AS bytes FROM results"),
     forget: db.prepare("DELETE FROM attempts WHERE claim = ?"),
     forgetResult: db.prepare("DELETE FROM results WHERE claim = ?"),
     aside: db.prepare("INSERT OR REPLACE INTO set_aside SELECT claim, item, ?, ? FROM results WHERE claim = ?"),
     unusedSpecs: db.prepare("DELETE FROM specs WHERE id NOT IN (SELECT spec FROM attempts)"),
   }
   sql.unusedSpecs.run()
-
-  const heldCount = (): number => (sql.heldCount.get() as { held: number }).held
 
   const acceptGrants = db.transaction((grants: HeldGrant[], at: Instant): Accepted => {
     const highest = (sql.memory.get() as { highest_claim: number }).highest_claim
@@ -157,8 +160,13 @@ export function openOutbox(file: string, now: Instant): Outbox {
     }
   })
 
+  /** Answered, and still in the file. */
+  const leaving = new Set<number>()
+  const isHere = ({ claim }: { claim: number }): boolean => !leaving.has(claim)
+  const heldCount = (): number => (sql.heldCount.get() as { held: number }).held - leaving.size
+
   let forgotten = 0
-  const forget = db.transaction((claims: readonly number[]) => {
+  function forgetRows(claims: readonly number[]): void {
     for (const claim of claims) {
       sql.forget.run(claim)
       sql.forgetResult.run(claim)
@@ -168,7 +176,7 @@ export function openOutbox(file: string, now: Instant): Outbox {
       sql.unusedSpecs.run()
       forgotten = 0
     }
-  })
+  }
 
   const setAside = db.transaction((claim: number, reason: string, at: Instant) => {
     sql.aside.run(reason, at, claim)
@@ -176,7 +184,21 @@ export function openOutbox(file: string, now: Instant): Outbox {
     sql.forgetResult.run(claim)
   })
 
-  const together = db.transaction((write: () => void) => write())
+  const together = db.transaction((write: () => void) => {
+    forgetRows([...leaving])
+    write()
+  })
+
+  function forget(claims: readonly number[]): void {
+    // Not awaited on the disk: what a power cut brings back is listed in hello, and answered `spent` or `already`.
+    db.pragma("synchronous = NORMAL")
+    try {
+      together.immediate(() => forgetRows(claims))
+      leaving.clear()
+    } finally {
+      db.pragma("synchronous = FULL")
+    }
+  }
 
   return {
     memory() {
@@ -189,7 +211,7 @@ export function openOutbox(file: string, now: Instant): Outbox {
     acceptGrants: (grants, at) => acceptGrants.immediate(grants, at),
     held() {
       const rows = sql.held.all() as HeldRow[]
-      return rows.map((row) => ({
+      return rows.filter(isHere).map((row) => ({
         claim: claimNumber(row.claim),
         state: row.state,
         attemptDir: row.attempt_dir,
@@ -199,24 +221,28 @@ export function openOutbox(file: string, now: Instant): Outbox {
     },
     markRunning: (starts) => markRunning.immediate(starts),
     storeResults: (ends) => storeResults.immediate(ends),
-    together: (write) => together.immediate(write),
+    together(write) {
+      together.immediate(write)
+      leaving.clear()
+    },
     results(after, limit) {
+      // Who starts over must not meet what was answered; who goes on is past it.
+      if (after === 0 && leaving.size > 0) forget([])
       const rows = sql.results.all(after, limit) as { position: number; item: string }[]
       return rows.map((row) => ({ position: row.position, ...(JSON.parse(row.item) as StoredEnd) }))
     },
     heldCount,
-    waitingBytes: () => (sql.waiting.get() as { bytes: number }).bytes,
-    forget(claims) {
-      // Not awaited on the disk: what a power cut brings back is listed in hello, and answered `spent` or `already`.
-      db.pragma("synchronous = NORMAL")
-      try {
-        forget.immediate(claims)
-      } finally {
-        db.pragma("synchronous = FULL")
-      }
+    waitingBytes() {
+      const rows = sql.waiting.all() as { claim: number; bytes: number }[]
+      return rows.filter(isHere).reduce((sum, { bytes }) => sum + bytes, 0)
+    },
+    forget,
+    answered(claims) {
+      for (const claim of claims) leaving.add(claim)
     },
     setAside: (claim, reason, at) => setAside.immediate(claim, reason, at),
     [Symbol.dispose]() {
+      forget([])
       db.close()
     },
   }

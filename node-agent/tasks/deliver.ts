@@ -60,8 +60,15 @@ export function createDelivery(parts: DeliveryParts): Delivery {
   let position = 0
   let generation = 0
   let waiting = false
+  /** The outbox may hold results that were not read yet. */
+  let unread = true
 
   function wake(): void {
+    unread = true
+    wakeSoon()
+  }
+
+  function wakeSoon(): void {
     if (waiting) return
     waiting = true
     setImmediate(() => {
@@ -83,14 +90,14 @@ export function createDelivery(parts: DeliveryParts): Delivery {
 
   /** Results without files are ready at once; the others once their files are at the coordinator. */
   function takeFromOutbox(): void {
-    while (ready.length < BATCH_ITEMS && uploads.size < UPLOADS_AT_ONCE) {
+    while (unread && ready.length < BATCH_ITEMS && uploads.size < UPLOADS_AT_ONCE) {
       const page = outbox.results(position, BATCH_ITEMS)
       for (const { position: at, item, files } of page) {
         position = at
         if (files.length === 0) ready.push(item)
         else if (!uploads.has(item.claim)) void uploadThenReport({ item, files })
       }
-      if (page.length < BATCH_ITEMS) return
+      unread = page.length === BATCH_ITEMS
     }
   }
 
@@ -115,7 +122,7 @@ export function createDelivery(parts: DeliveryParts): Delivery {
       if (!signal.aborted) log.error("upload failed", { claim: item.claim, error: errorText(error) })
     } finally {
       uploads.delete(item.claim)
-      wake()
+      wakeSoon()
     }
   }
 
@@ -164,9 +171,9 @@ export function createDelivery(parts: DeliveryParts): Delivery {
         }
         void parts.discard(claimNumber(claim))
       }
-      if (answered.length > 0) outbox.forget(answered)
+      outbox.answered(answered)
       reports = Math.max(0, reports - 1)
-      wake()
+      wakeSoon()
     },
     uploading: () => [...uploads.keys()].map(claimNumber),
     async [Symbol.asyncDispose]() {
