@@ -74,8 +74,8 @@ export interface ClaimsParts extends ReportParts {
   taskFailed: (jobs: ReadonlySet<number>) => void
 }
 
-/** Starts are written together; one that is reported before needs no write of its own. */
-const START_DELAY_MS = 20
+/** Starts are written together, soon enough for who watches; one that is reported before needs no write of its own. */
+const START_DELAY_MS = 50
 /** Starts, and ends, in one write: 5 to 8 ms, so that other requests go between (architecture §4). */
 const STARTS_AT_ONCE = 128
 const REPORTS_AT_ONCE = 64
