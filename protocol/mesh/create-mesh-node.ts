@@ -33,6 +33,7 @@ import { createGuests } from "./guests.ts"
 import type { Identity } from "./identity.ts"
 import { wrapStream } from "./mesh-stream.ts"
 import type { GossipMessage, MeshNode, MeshStream } from "./mesh.ts"
+import { writeWhole } from "./whole-writes.ts"
 
 export interface MeshNodeOptions {
   identity: Identity
@@ -106,7 +107,7 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
     addresses: { listen: options.listen, ...(options.announce ? { announce: options.announce } : {}) },
     nodeInfo: { name: "computalot", version: "1", userAgent: options.agentVersion },
     transports: [tcp()],
-    connectionEncrypters: [noise()],
+    connectionEncrypters: [writeWhole(noise())],
     streamMuxers: [yamux(YAMUX)],
     connectionManager: CONNECTIONS,
     // It would abort a connection on one late ping, that is whenever a machine is busy. Peers notice loss themselves.
