@@ -165,6 +165,38 @@ test("SIGTERM drains: what runs ends first, nothing new is taken, and the exit c
   expect(rig.heard.some(({ message }) => message.type === "give_back" && message.items[0]?.claim === 4)).toBe(true)
 })
 
+/** Ignores what it can, and leaves many more behind that left its session. */
+const STAYS = `
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for n in range(40):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork(): os._exit(0)
+        break
+open(os.environ["PIDS"], "a").write(f"{os.getpid()}\\n")
+while True: time.sleep(60)
+`
+
+test("architecture §5.4: a drain now gives a running attempt back once every process of it is dead, and no sooner", async () => {
+  const runtime = await rig.revision([{ name: "stays.py", content: STAYS }])
+  const agent = await rig.start(["--drain", "now"])
+  const file = join(rig.dataDir, "pids")
+  const pids = (): number[] => (existsSync(file) ? readFileSync(file, "utf8").trim().split("\n").map(Number) : [])
+  rig.grant(taskSpec(runtime, ["python3", "stays.py"], { env: { PIDS: file }, memory_mb: 1_024 }), [{ claim: 21 }])
+  await expect.poll(() => pids().length, { timeout: 20_000 }).toBe(41)
+  expect(pids().every(isAlive)).toBe(true)
+  let livedOn: number[] | null = null
+  rig.hears = (message) => {
+    if (message.type === "give_back") livedOn = pids().filter(isAlive)
+  }
+  expect(await agent.end("SIGTERM")).toBe(0)
+  expect(livedOn).toEqual([])
+  const back = rig.heard.flatMap(({ message }) => (message.type === "give_back" ? message.items : []))
+  expect(back).toEqual([{ claim: 21, reason: "the node is draining" }])
+  expect(rig.results()).toEqual([])
+})
+
 test("a first start without a token exits non-zero with one line", async () => {
   const started = startProgram(["--coordinator", "http://127.0.0.1:9", "--data-dir", join(rig.dataDir, "other")])
   const ended: unknown = await started.catch((error: unknown) => error)

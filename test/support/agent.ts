@@ -35,6 +35,8 @@ import { tarballOf, type Member } from "./tarball.ts"
 export interface AgentRig extends AsyncDisposable {
   /** Every message of the agent, oldest first, with when it came (monotonic ms). */
   readonly heard: { message: ToCoordinator; atMs: number }[]
+  /** Called with each message as it comes. */
+  hears: (message: ToCoordinator) => void
   /** Hellos heard so far. */
   hellos(): Hello[]
   results(): ResultItem[]
@@ -104,6 +106,7 @@ export async function startAgentRig(): Promise<AgentRig> {
     for await (const frame of opened.frames()) {
       const message = decodeToCoordinator(frame)
       rig.heard.push({ message, atMs: performance.now() })
+      rig.hears(message)
       answer(message)
     }
   })
@@ -145,6 +148,7 @@ export async function startAgentRig(): Promise<AgentRig> {
 
   const rig: AgentRig = {
     heard: [],
+    hears: () => {},
     hellos: () => rig.heard.flatMap(({ message }) => (message.type === "hello" ? [message] : [])),
     results: () => rig.heard.flatMap(({ message }) => (message.type === "report" ? message.items : [])),
     verdict: () => "keep",
