@@ -104,6 +104,8 @@ const ASK_ADDRESSES_MS = 10_000
 const BUILD_CPU = 1
 /** Of buildah, runsc and what RUN starts, threads included. */
 const BUILD_PIDS = 4096
+/** Attempts in one heartbeat. */
+const MOST_NAMED = 10_000
 /** Answers of a drained agent that are waited for. */
 const LAST_VERDICTS_MS = 30_000
 
@@ -239,9 +241,9 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   const closing = new AbortController()
   let transferToken: string | null = null
   const transfers = createTransfers(config.coordinator, () => transferToken)
-  const upload: DeliveryParts["upload"] = async (claim, file, signal) => {
+  const upload: DeliveryParts["upload"] = async (claim, file, signal, sent) => {
     try {
-      await transfers.upload(claim, file, signal)
+      await transfers.upload(claim, file, signal, sent)
     } catch (error) {
       throw error instanceof TransferRefused ? new UploadRefused(error.message, { cause: error }) : error
     }
@@ -431,7 +433,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     adverts.setMembers(welcome.members)
     if (welcome.certificate !== null) renewed(welcome.certificate)
     claimLoop.welcome(welcome)
-    delivery.welcome()
+    delivery.welcome(welcome.claim_lifetime_ms)
     builds?.welcome()
     runtimes.announce()
     standing.welcome()
@@ -497,8 +499,8 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   function heartbeat(): ReturnType<typeof claimLoop.heartbeat> {
     const named = claimLoop.heartbeat()
     const known = new Set(named.map(({ claim }) => claim))
-    for (const claim of delivery.uploading()) if (!known.has(claim)) named.push({ claim, running_ms: null })
-    return named
+    for (const claim of delivery.advancing()) if (!known.has(claim)) named.push({ claim, running_ms: null })
+    return named.slice(0, MOST_NAMED)
   }
 
   const adverts = opening.use(

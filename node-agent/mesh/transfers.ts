@@ -5,8 +5,16 @@ import type { ClaimNumber } from "../../protocol/domain/ids.ts"
 
 /** What is too large for the control stream, over HTTP with the token of the last welcome. */
 export interface Transfers {
-  /** Sends a file's bytes for a claim. The same again changes nothing. Rejects with `TransferRefused` when they are not wanted. */
-  upload(claim: ClaimNumber, file: { digest: string; path: string }, signal: AbortSignal): Promise<void>
+  /**
+   * Sends a file's bytes for a claim, and says how many have left so far. The same again changes nothing. Rejects with
+   * `TransferRefused` when they are not wanted.
+   */
+  upload(
+    claim: ClaimNumber,
+    file: { digest: string; path: string },
+    signal: AbortSignal,
+    sent?: (bytes: number) => void,
+  ): Promise<void>
   /** A payload that was too large for the grant. */
   payload(claim: ClaimNumber, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>>
 }
@@ -19,10 +27,10 @@ export class TransferRefused extends Error {
 export function createTransfers(origin: string, token: () => string | null): Transfers {
   const server = () => ({ origin, token: token() ?? undefined })
   return {
-    async upload(claim, file, signal) {
+    async upload(claim, file, signal, sent = () => {}) {
       const call = { params: { digest: file.digest }, query: { claim: String(claim) }, signal }
       try {
-        await uploadTo(server(), uploadNodeBlob, createReadStream(file.path), call)
+        await uploadTo(server(), uploadNodeBlob, counted(createReadStream(file.path), sent), call)
       } catch (error) {
         if (!(error instanceof ClientError) || !isFinal(error.status)) throw error
         throw new TransferRefused(error.message, { cause: error })
@@ -31,6 +39,15 @@ export function createTransfers(origin: string, token: () => string | null): Tra
     async payload(claim, signal) {
       return (await downloadFrom(server(), downloadNodePayload, { params: { claim: String(claim) }, signal })).bytes
     },
+  }
+}
+
+async function* counted(chunks: AsyncIterable<Uint8Array>, sent: (bytes: number) => void): AsyncGenerator<Uint8Array> {
+  let bytes = 0
+  for await (const chunk of chunks) {
+    yield chunk
+    bytes += chunk.length
+    sent(bytes)
   }
 }
 

@@ -36,6 +36,8 @@ export interface Outbox extends Disposable {
   results(after: number, limit: number): (StoredEnd & { position: number })[]
   /** Attempts held, whatever their state: what `held` lists, counted. */
   heldCount(): number
+  /** The attempts they are of, oldest result first. */
+  unanswered(): ClaimNumber[]
   /** Bytes of results waiting for an answer. */
   waitingBytes(): number
   /** Forgets attempts: answered, given back, spent or cancelled. Unknown numbers are fine. */
@@ -110,6 +112,7 @@ export function openOutbox(file: string, now: Instant): Outbox {
     done: db.prepare("UPDATE attempts SET state = 'done' WHERE claim = ? AND state <> 'done'"),
     store: db.prepare("INSERT INTO results (claim, item) VALUES (?, ?)"),
     results: db.prepare("SELECT position, item FROM results WHERE position > ? ORDER BY position LIMIT ?"),
+    unanswered: db.prepare("SELECT claim FROM results ORDER BY position"),
     waiting: db.prepare("SELECT claim, length(item) AS bytes FROM results"),
     forget: db.prepare("DELETE FROM attempts WHERE claim = ?"),
     forgetResult: db.prepare("DELETE FROM results WHERE claim = ?"),
@@ -232,6 +235,10 @@ export function openOutbox(file: string, now: Instant): Outbox {
       return rows.map((row) => ({ position: row.position, ...(JSON.parse(row.item) as StoredEnd) }))
     },
     heldCount,
+    unanswered() {
+      const rows = sql.unanswered.all() as { claim: number }[]
+      return rows.filter(isHere).map(({ claim }) => claimNumber(claim))
+    },
     waitingBytes() {
       const rows = sql.waiting.all() as { claim: number; bytes: number }[]
       return rows.filter(isHere).reduce((sum, { bytes }) => sum + bytes, 0)

@@ -20,20 +20,31 @@ import type { Outbox, StoredEnd } from "../outbox/outbox.ts"
 export interface Delivery extends AsyncDisposable {
   /** There is something new in the outbox. */
   wake(): void
-  /** A new connection: everything unanswered is sent again. */
-  welcome(): void
+  /** A new connection: everything unanswered is sent again. The claims live so long from now. */
+  welcome(claimLifetimeMs: number): void
   lost(): void
   verdicts(items: readonly ItemVerdict[]): void
-  /** Claims whose files are being uploaded now: heartbeats renew them. */
-  uploading(): ClaimNumber[]
+  /**
+   * Every claim whose result waits for its answer: heartbeats renew them. None once neither bytes nor verdicts have advanced
+   * for a claim's life, so that what cannot be delivered runs elsewhere (architecture §5.4).
+   */
+  advancing(): ClaimNumber[]
 }
 
 export interface DeliveryParts {
   outbox: Outbox
   send: (message: ToCoordinator) => void
   connected: () => boolean
-  /** Uploads one file for a claim. Idempotent. Rejects with `UploadRefused` when trying again cannot help. */
-  upload: (claim: ClaimNumber, file: StoredEnd["files"][number], signal: AbortSignal) => Promise<void>
+  /**
+   * Uploads one file for a claim and says how many of its bytes have left so far. Idempotent. Rejects with `UploadRefused`
+   * when trying again cannot help.
+   */
+  upload: (
+    claim: ClaimNumber,
+    file: StoredEnd["files"][number],
+    signal: AbortSignal,
+    sent?: (bytes: number) => void,
+  ) => Promise<void>
   discard: (claim: ClaimNumber) => Promise<void>
   clock: Clock
   random: Random
@@ -56,12 +67,20 @@ export function createDelivery(parts: DeliveryParts): Delivery {
   const inFlight = new Set<number>()
   const uploads = new Map<number, AbortController>()
   const ready: ResultItem[] = []
+  /** Where in the outbox the results lie whose files are uploaded next. */
+  let uploadNext: number[] = []
   let reports = 0
   let position = 0
   let generation = 0
   let waiting = false
   /** The outbox may hold results that were not read yet. */
   let unread = true
+  let claimLifetimeMs = 0
+  let advancedMs = clock.monotonicMs()
+
+  function advanced(): void {
+    advancedMs = clock.monotonicMs()
+  }
 
   function wake(): void {
     unread = true
@@ -78,9 +97,10 @@ export function createDelivery(parts: DeliveryParts): Delivery {
   }
 
   function pump(): void {
-    while (parts.connected() && reports < REPORTS_IN_FLIGHT) {
+    while (parts.connected() && !stopped.signal.aborted) {
       takeFromOutbox()
-      const batch = nextBatch()
+      startUploads()
+      const batch = reports < REPORTS_IN_FLIGHT ? nextBatch() : []
       if (batch.length === 0) return
       reports += 1
       for (const { claim } of batch) inFlight.add(claim)
@@ -90,15 +110,30 @@ export function createDelivery(parts: DeliveryParts): Delivery {
 
   /** Results without files are ready at once; the others once their files are at the coordinator. */
   function takeFromOutbox(): void {
-    while (unread && ready.length < BATCH_ITEMS && uploads.size < UPLOADS_AT_ONCE) {
+    while (unread && ready.length < BATCH_ITEMS) {
       const page = outbox.results(position, BATCH_ITEMS)
       for (const { position: at, item, files } of page) {
         position = at
         if (files.length === 0) ready.push(item)
-        else if (!uploads.has(item.claim)) void uploadThenReport({ item, files })
+        else uploadNext.push(at)
       }
       unread = page.length === BATCH_ITEMS
     }
+  }
+
+  function startUploads(): void {
+    while (uploads.size < UPLOADS_AT_ONCE) {
+      const at = uploadNext.shift()
+      if (at === undefined) return
+      const end = unansweredAt(at)
+      if (end !== null && !uploads.has(end.item.claim)) void uploadThenReport(at, end)
+    }
+  }
+
+  /** Null when it was answered, or is wanted no more. */
+  function unansweredAt(at: number): StoredEnd | null {
+    const [end] = outbox.results(at - 1, 1)
+    return end?.position === at ? end : null
   }
 
   function nextBatch(): ResultItem[] {
@@ -107,7 +142,7 @@ export function createDelivery(parts: DeliveryParts): Delivery {
     return batch
   }
 
-  async function uploadThenReport({ item, files }: StoredEnd): Promise<void> {
+  async function uploadThenReport(at: number, { item, files }: StoredEnd): Promise<void> {
     const abort = new AbortController()
     const signal = AbortSignal.any([abort.signal, stopped.signal])
     uploads.set(item.claim, abort)
@@ -115,13 +150,24 @@ export function createDelivery(parts: DeliveryParts): Delivery {
     const backoff = createBackoff(parts.random, 500, 10_000)
     try {
       for (const file of files) {
-        while (!(await tryUpload(claimNumber(item.claim), file, signal))) await sleep(clock, backoff.next(), signal)
+        // Bytes that a failed try had sent already are no advance.
+        let furthest = 0
+        const sent = (bytes: number): void => {
+          if (bytes > furthest) advanced()
+          furthest = Math.max(furthest, bytes)
+        }
+        while (!(await tryUpload(claimNumber(item.claim), file, signal, sent))) {
+          await sleep(clock, backoff.next(), signal)
+          // Spent or cancelled meanwhile: its files are gone.
+          if (unansweredAt(at) === null) return
+        }
+        advanced()
       }
-      if (of === generation) ready.push(item)
+      if (of === generation && unansweredAt(at) !== null) ready.push(item)
     } catch (error) {
       if (!signal.aborted) log.error("upload failed", { claim: item.claim, error: errorText(error) })
     } finally {
-      uploads.delete(item.claim)
+      if (uploads.get(item.claim) === abort) uploads.delete(item.claim)
       wakeSoon()
     }
   }
@@ -130,9 +176,10 @@ export function createDelivery(parts: DeliveryParts): Delivery {
     claim: ClaimNumber,
     file: StoredEnd["files"][number],
     signal: AbortSignal,
+    sent: (bytes: number) => void,
   ): Promise<boolean> {
     try {
-      await parts.upload(claim, file, signal)
+      await parts.upload(claim, file, signal, sent)
       return true
     } catch (error) {
       signal.throwIfAborted()
@@ -145,11 +192,14 @@ export function createDelivery(parts: DeliveryParts): Delivery {
 
   return {
     wake,
-    welcome() {
+    welcome(lifetimeMs) {
+      claimLifetimeMs = lifetimeMs
+      advanced()
       generation += 1
       for (const upload of uploads.values()) upload.abort(new Error("a new connection starts over"))
       uploads.clear()
       ready.length = 0
+      uploadNext = []
       inFlight.clear()
       reports = 0
       position = 0
@@ -162,6 +212,7 @@ export function createDelivery(parts: DeliveryParts): Delivery {
       const answered: number[] = []
       for (const { claim, verdict, reason } of items) {
         if (!inFlight.delete(claim)) continue
+        advanced()
         if (verdict === "refused") {
           log.error("result refused", { claim, reason })
           outbox.setAside(claim, reason ?? "refused", clock.now())
@@ -175,7 +226,12 @@ export function createDelivery(parts: DeliveryParts): Delivery {
       reports = Math.max(0, reports - 1)
       wakeSoon()
     },
-    uploading: () => [...uploads.keys()].map(claimNumber),
+    advancing() {
+      const unanswered = outbox.unanswered()
+      // With nothing to deliver nothing can stand still.
+      if (unanswered.length === 0) advanced()
+      return clock.monotonicMs() - advancedMs > claimLifetimeMs ? [] : unanswered
+    },
     async [Symbol.asyncDispose]() {
       stopped.abort(new Error("delivery is stopped"))
       await Promise.resolve()

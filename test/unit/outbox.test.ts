@@ -2,18 +2,16 @@ import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { expect, onTestFinished, test } from "vitest"
-import { openOutbox, type Outbox, type StoredEnd } from "../../node-agent/outbox/outbox.ts"
-import { claimNumber } from "../../protocol/domain/ids.ts"
-import type { RuntimeSpec } from "../../protocol/wire/control.ts"
-import { taskSpec } from "../support/agent.ts"
+import { openOutbox, type Outbox } from "../../node-agent/outbox/outbox.ts"
+import { endAttempts } from "../support/ended-attempts.ts"
 
 test("an answered result is gone for every look at once, and from the file with the next write", () => {
   const { outbox, file } = openTestOutbox()
-  end(outbox, [1, 2])
+  endAttempts(outbox, [1, 2])
   outbox.answered([1])
   expect(outbox.held().map(({ claim }) => claim)).toEqual([2])
   expect(outbox.results(0, 10).map(({ item }) => item.claim)).toEqual([2])
-  end(outbox, [3])
+  endAttempts(outbox, [3])
   outbox.answered([2])
   expect(outbox.held().map(({ claim }) => claim)).toEqual([3])
   // What another agent would find now: the last answer is not in the file yet, the one before is.
@@ -24,10 +22,10 @@ test("an answered result is gone for every look at once, and from the file with 
 
 test("unanswered bytes count what was answered no more, whether or not it has left the file", () => {
   const { outbox } = openTestOutbox()
-  end(outbox, [1])
+  endAttempts(outbox, [1])
   const one = outbox.waitingBytes()
   expect(one).toBeGreaterThan(0)
-  end(outbox, [2])
+  endAttempts(outbox, [2])
   expect(outbox.waitingBytes()).toBe(2 * one)
   outbox.answered([1])
   expect(outbox.waitingBytes()).toBe(one)
@@ -37,7 +35,7 @@ test("unanswered bytes count what was answered no more, whether or not it has le
 
 test("what is answered leaves the file when the outbox is closed, and when anything else is forgotten", () => {
   const { outbox, file } = openTestOutbox()
-  end(outbox, [1, 2, 3])
+  endAttempts(outbox, [1, 2, 3])
   outbox.answered([1])
   outbox.forget([2])
   expect(inFile(file)).toEqual([3])
@@ -48,7 +46,7 @@ test("what is answered leaves the file when the outbox is closed, and when anyth
 
 test("a write that fails forgets nothing", () => {
   const { outbox, file } = openTestOutbox()
-  end(outbox, [1])
+  endAttempts(outbox, [1])
   outbox.answered([1])
   const failing = (): void => {
     throw new Error("no")
@@ -70,50 +68,4 @@ function openTestOutbox(): { outbox: Outbox; file: string } {
 function inFile(file: string): number[] {
   using other = openOutbox(file, 0)
   return other.held().map(({ claim }) => claim)
-}
-
-/** Grants, starts and ends attempts. */
-function end(outbox: Outbox, claims: number[]): void {
-  const spec = taskSpec(RUNTIME, ["true"])
-  const grants = claims.map((claim) => ({
-    spec,
-    task: { claim, spec: 0, index: 0, attempt: 1, payload: { text: "{}" }, gpus: [] },
-  }))
-  outbox.acceptGrants(grants, 0)
-  outbox.markRunning(claims.map((claim) => ({ claim: claimNumber(claim), attemptDir: `/attempts/c${claim}` })))
-  outbox.storeResults(claims.map(endOf))
-}
-
-function endOf(claim: number): StoredEnd {
-  return {
-    item: {
-      claim,
-      digest: "d".repeat(64),
-      failure_kind: null,
-      exit_code: 0,
-      signal: null,
-      message: null,
-      runtime_ms: 1,
-      cpu_ms: null,
-      peak_memory_bytes: null,
-      output: "",
-      error_tail: "",
-      result: null,
-      result_problem: null,
-      artifacts: [],
-    },
-    files: [],
-  }
-}
-
-const RUNTIME: RuntimeSpec = {
-  revision: "rev_1",
-  tarball: { digest: "d".repeat(64), size: 1, piece_list: null },
-  image: null,
-  workdir: null,
-  remote_dir: null,
-  setup_timeout_ms: 1_000,
-  validation: null,
-  content_grant: "",
-  holders: [],
 }
