@@ -70,14 +70,14 @@ interface IncomingFile {
 }
 
 export async function openObjectFiles(root: string, random: Random): Promise<ObjectFiles> {
-  const blobs = join(root, "blobs")
+  const blobs = join(root, BLOBS)
   const incoming = join(root, "incoming")
   await mkdir(blobs, { recursive: true })
   await mkdir(incoming, { recursive: true })
   const pins = new Map<Digest, number>()
   const locks = new Map<Digest, Promise<unknown>>()
 
-  const path = (digest: Digest): string => join(blobs, digest.slice(0, 2), digest)
+  const path = (digest: Digest): string => blobPath(root, digest)
   const incomingPath = (): string => join(incoming, randomText(random, 24))
 
   function pinned(digest: Digest, size: number): PinnedBlob {
@@ -196,6 +196,10 @@ export async function openObjectFiles(root: string, random: Random): Promise<Obj
     },
   }
 }
+
+/** Where the blob of this digest lies below a data directory. */
+export const blobPath = (root: string, digest: string): string => join(root, BLOBS, digest.slice(0, 2), digest)
+const BLOBS = "blobs"
 
 /** Large reads keep the number of turns per gigabyte low; a download holds a few of these at a time. */
 const READ_BYTES = 256 * 1024

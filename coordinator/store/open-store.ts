@@ -1,6 +1,5 @@
 import Database from "better-sqlite3"
-import { mkdirSync } from "node:fs"
-import { join } from "node:path"
+import { existsSync, mkdirSync } from "node:fs"
 import type { Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
@@ -8,6 +7,7 @@ import type { Random } from "../../protocol/base/random.ts"
 import { assertOutsideActs } from "./acts.ts"
 import { createAsideReads } from "./aside-reads.ts"
 import { lockDataDir } from "./data-dir-lock.ts"
+import { databaseFile, restoringFolder } from "./database-file.ts"
 import { GroupCommit } from "./group-commit.ts"
 import { knownMigrations, migrate, type Migration } from "./migrate.ts"
 import { SnapshotReads } from "./snapshot-reads.ts"
@@ -44,7 +44,10 @@ export async function openStore(options: StoreOptions): Promise<Store> {
   }
   using cleanup = new DisposableStack()
   cleanup.use(lockDataDir(dataDir))
-  const file = join(dataDir, DATABASE_FILE)
+  if (existsSync(restoringFolder(dataDir))) {
+    throw new Error(`a restore into the data directory ${dataDir} did not end: run it again`)
+  }
+  const file = databaseFile(dataDir)
   const writer = cleanup.adopt(new Database(file, { timeout: LOCK_WAIT_MS }), (database) => database.close())
   writer.pragma("journal_mode = WAL")
   writer.pragma("synchronous = FULL") // the library's own default for WAL may lose the last commits at a power cut
@@ -86,8 +89,6 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     },
   }
 }
-
-const DATABASE_FILE = "computalot.db"
 
 /**
  * How long a statement waits for another program that holds the file (a backup, a shell). It blocks this thread, so it

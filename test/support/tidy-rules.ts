@@ -14,6 +14,7 @@ export const LADDERS: Record<Program, readonly (readonly string[])[]> = {
     ["store"],
     ["events"],
     ["artifacts"],
+    ["backup"],
     ["accounts"],
     ["billing"],
     ["projects"],
