@@ -2,7 +2,7 @@ import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import { jittered, type Random } from "../../protocol/base/random.ts"
 import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
 import { revisionId, type NodeId, type PeerId } from "../../protocol/domain/ids.ts"
-import { CERTIFICATE_GRACE_MS, CERTIFICATE_SKEW_MS } from "../../protocol/wire/certificate.ts"
+import { CERTIFICATE_GRACE_MS, CERTIFICATE_SKEW_MS, type Membership } from "../../protocol/wire/certificate.ts"
 import type { Hello, ToCoordinator } from "../../protocol/wire/control.ts"
 import { randomText } from "../../protocol/base/random.ts"
 import { recordNodeGone, recordReplica, recordRuntimeNote } from "../projects/record.ts"
@@ -10,6 +10,7 @@ import {
   allNodes,
   nodeById,
   nodeByPeer,
+  readmitNode,
   recordHello,
   recordSeen,
   updateNodeState,
@@ -17,7 +18,7 @@ import {
   type NodeState,
 } from "../store/fleet.ts"
 import { longestCertificateMs } from "../store/meta.ts"
-import type { Store } from "../store/store.ts"
+import type { Store, Tx } from "../store/store.ts"
 import { capacityFrom } from "./capacity.ts"
 import { certify, type EnrolmentParts } from "./enrol.ts"
 import { mayRunProjects, type PlacementPolicy } from "./fit.ts"
@@ -27,8 +28,11 @@ import type { Member, Members } from "./members.ts"
 export interface Fleet {
   /** Takes the members of an earlier start into memory. Once, before the mesh opens. */
   load(): Promise<void>
-  /** The member that says hello, with its facts stored; null for peers that never enrolled. */
-  hello(peer: PeerId, hello: Hello): Promise<Member | null>
+  /**
+   * The member that says hello, with its facts stored; null for peers that never enrolled. Whose genuine certificate names
+   * nobody we know was enrolled after the backup that these data come from, and is taken in again.
+   */
+  hello(peer: PeerId, hello: Hello, membership: Membership | null): Promise<Member | null>
   replica(member: Member, report: Extract<ToCoordinator, { type: "replica" }>): Promise<void>
   memberCount(): number
   /** Addresses of some other members, for the node to connect to. */
@@ -93,10 +97,10 @@ export function createFleet(parts: FleetParts): Fleet {
         if (row.state === "revoked") revokedAt.set(row.id, row.revokedAt)
       }
     },
-    async hello(peer, hello) {
+    async hello(peer, hello, membership) {
       const at = clock.now()
       const row = await store.write(async (tx) => {
-        const known = await nodeByPeer(tx, peer)
+        const known = (await nodeByPeer(tx, peer)) ?? (membership && (await readmitted(tx, membership, hello)))
         if (known) await recordHello(tx, known.id, hello.agent_version, JSON.stringify(factsOnly(hello)), at)
         return known
       })
@@ -190,6 +194,15 @@ export function createFleet(parts: FleetParts): Fleet {
       })
     },
   }
+}
+
+async function readmitted(
+  tx: Tx,
+  { nodeId, peerId, roles, issuedAt }: Membership,
+  { agent_version }: Hello,
+): Promise<NodeRow | null> {
+  await readmitNode(tx, { id: nodeId, peerId, roles, enrolledAt: issuedAt, agentVersion: agent_version })
+  return await nodeByPeer(tx, peerId)
 }
 
 /** What projects need to know of the fleet at this moment (readiness). */

@@ -5,7 +5,7 @@ import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { randomText, type Random } from "../../protocol/base/random.ts"
 import type { NodeId, PeerId } from "../../protocol/domain/ids.ts"
-import type { Mesh, MeshStream } from "../../protocol/mesh/mesh.ts"
+import type { MeshNode, MeshStream } from "../../protocol/mesh/mesh.ts"
 import {
   CONTROL_PROTOCOL,
   CONTROL_VERSION,
@@ -35,7 +35,7 @@ export interface ControlDoor extends AsyncDisposable {
 }
 
 export interface ControlDoorParts {
-  mesh: Mesh
+  mesh: MeshNode
   clock: Clock
   random: Random
   log: Log
@@ -111,7 +111,7 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       await refuse(stream, "epoch", "this coordinator runs on an older copy of its data")
       return null
     }
-    const member = await parts.fleet.hello(from, hello)
+    const member = await parts.fleet.hello(from, hello, mesh.membership(from))
     if (member && member.state !== "revoked") return member
     await refuse(stream, "revoked", "this node is not a member, or was revoked")
     return null

@@ -110,6 +110,36 @@ export async function insertNode(
   )
 }
 
+/**
+ * Takes in again a member whose row was lost with newer data: its certificate, which the coordinator signed, says who it is.
+ * Which token and account it came with is not known any more.
+ */
+export async function readmitNode(
+  tx: Tx,
+  node: { id: NodeId; peerId: PeerId; roles: readonly NodeRole[]; enrolledAt: Instant; agentVersion: string },
+): Promise<void> {
+  await tx.run(
+    `INSERT INTO node_tokens (id, hash, name, max_uses, uses, roles, expires_at, created_at)
+     VALUES (?, ?, 'nodes taken in again by their certificates', 1, 1, '[]', 0, 0) ON CONFLICT DO NOTHING`,
+    LOST_TOKEN,
+    LOST_TOKEN,
+  )
+  const { id, peerId: peer, roles, enrolledAt: at, agentVersion } = node
+  await insertNode(tx, {
+    id,
+    peerId: peer,
+    name: null,
+    token: LOST_TOKEN,
+    account: null,
+    roles: [...roles],
+    agentVersion,
+    at,
+  })
+}
+
+/** No token has this as the hash of its text. */
+const LOST_TOKEN = "lost"
+
 export async function nodeByPeer(view: View, peer: PeerId): Promise<NodeRow | null> {
   const row = await view.get<RawNode>("SELECT * FROM nodes WHERE peer_id = ?", peer)
   return row ? nodeFrom(row) : null
