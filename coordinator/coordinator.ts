@@ -54,7 +54,7 @@ import { createReadyQueue } from "./scheduler/ready-queue.ts"
 import { createRuntimeSpecs } from "./scheduler/runtime-specs.ts"
 import { restoreClaims } from "./scheduler/restore-claims.ts"
 import { stageBlob } from "./store/blobs.ts"
-import { startEpoch } from "./store/meta.ts"
+import { OlderCopy, recordLaterEpoch, startEpoch } from "./store/meta.ts"
 import { openStore } from "./store/open-store.ts"
 import { attemptByClaim } from "./store/tasks.ts"
 
@@ -64,7 +64,12 @@ export interface CoordinatorParts {
   random: Random
   log: Log
   version: string
-  /** The store may or may not have committed: the program must end and recover at the next start. */
+  /** Go on from this copy of the data, although nodes were welcomed by a later one. */
+  takeOver?: boolean
+  /**
+   * The program must end: the store may or may not have committed, and recovers at the next start; or (`OlderCopy`) a node
+   * proved that a later copy of the data has been running, and the next start refuses.
+   */
   onFatal: (error: Error) => void
 }
 
@@ -91,7 +96,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const origin = config.publicUrl ?? server.origin
 
   const store = opening.use(await openStore({ dataDir: config.dataDir, clock, log, onFatal: parts.onFatal }))
-  const epoch = await store.write((tx) => startEpoch(tx, clock.now() / 1000))
+  const epoch = await store.write((tx) => startEpoch(tx, clock.now() / 1000, parts.takeOver))
   const files = await openObjectFiles(config.dataDir, random)
   const identity = await loadOrCreateIdentity(join(config.dataDir, "coordinator.key"), random)
   const adminToken = bootstrapToken(config.dataDir, config.adminToken, random)
@@ -283,6 +288,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       heartbeatMs,
       claimLifetimeMs: timing.claimLifetimeMs,
       wake,
+      superseded,
     }),
   )
   opening.use(everyMinute())
@@ -306,6 +312,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       if (cannotPrepare(revision)) jobLife.setupFailed(revision, "preparing the runtime failed", "")
     }
     wake()
+  }
+
+  /** Whatever was written from here on might be decided otherwise elsewhere. */
+  async function superseded(later: number): Promise<void> {
+    await store.write((tx) => recordLaterEpoch(tx, later)).finally(() => parts.onFatal(new OlderCopy(epoch, later)))
   }
 
   /** By revision. */

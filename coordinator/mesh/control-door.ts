@@ -50,10 +50,14 @@ export interface ControlDoorParts {
   /** How often nodes beat in a fleet of so many. */
   heartbeatMs: (members: number) => number
   wake: () => void
+  /** A later epoch than ours is proved: what we run on is an older copy of the data, and the program ends. */
+  superseded: (later: number) => Promise<void>
 }
 
 /** A stream that says no hello within this is closed. */
 const HELLO_TIMEOUT_MS = 15_000
+/** The last word of a coordinator that ends waits no longer for whoever reads it. */
+const REFUSAL_TIMEOUT_MS = 1_000
 /** Reports of one node in work at once; further frames wait unread (architecture §5.3). */
 const REPORTS_IN_WORK = 2
 
@@ -104,11 +108,9 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
     }
     const proved = hello.epoch_proof !== null && verifyEpoch(mesh.peerId, hello.epoch, hello.epoch_proof)
     if (hello.epoch > parts.epoch && proved) {
-      log.error("a node knows a later epoch of this coordinator: this is an older copy of its data", {
-        ours: parts.epoch,
-        later: hello.epoch,
-      })
-      await refuse(stream, "epoch", "this coordinator runs on an older copy of its data")
+      const refused = refuse(stream, "epoch", "this coordinator runs on an older copy of its data")
+      await within(REFUSAL_TIMEOUT_MS, refused).catch(() => undefined)
+      await parts.superseded(hello.epoch)
       return null
     }
     const member = await parts.fleet.hello(from, hello, mesh.membership(from))
@@ -285,7 +287,7 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       return await Promise.race([
         promise,
         sleep(clock, limitMs, AbortSignal.any([timeout.signal, stopped.signal])).then(() => {
-          throw new Error("no hello came in time")
+          throw new Error("it did not come in time")
         }),
       ])
     } finally {

@@ -4,13 +4,38 @@ import type { Tx, View } from "./store.ts"
 
 /**
  * Begins this start's epoch: above every earlier one, and at least the Unix time in seconds, so that a start on an
- * older copy of the data is still above what the lost one had reached. Once per start, before a door opens.
+ * older copy of the data is still above what the lost one had reached. Once per start, before a door opens. Throws
+ * `OlderCopy`, and changes nothing, where a later epoch than the last of this copy is known and nobody said `takeOver`.
  */
-export async function startEpoch(tx: Tx, nowSeconds: number): Promise<number> {
-  const epoch = Math.max(((await readNumber(tx, "epoch")) ?? 0) + 1, Math.floor(nowSeconds))
+export async function startEpoch(tx: Tx, nowSeconds: number, takeOver = false): Promise<number> {
+  const last = (await readNumber(tx, "epoch")) ?? 0
+  const later = (await readNumber(tx, LATER_EPOCH)) ?? 0
+  const isOlderCopy = later > last
+  if (isOlderCopy && !takeOver) throw new OlderCopy(last, later)
+  const epoch = Math.max(last + 1, later + 1, Math.floor(nowSeconds))
   await writeNumber(tx, "epoch", epoch)
+  // The other copy counted its claims in microseconds too: where this machine's clock is behind, ours begin above its start.
+  if (isOlderCopy) await writeNumber(tx, "claim", Math.max((await readNumber(tx, "claim")) ?? 0, epoch * 1_000_000))
   return epoch
 }
+
+/** Another copy of this data has reached this epoch, as its own signature proves. From the next start on it counts. */
+export async function recordLaterEpoch(tx: Tx, epoch: number): Promise<void> {
+  await writeNumber(tx, LATER_EPOCH, Math.max(epoch, (await readNumber(tx, LATER_EPOCH)) ?? 0))
+}
+
+/** Nobody but whoever runs the program can decide which copy of the data goes on. */
+export class OlderCopy extends Error {
+  override name = "OlderCopy"
+  constructor(epoch: number, later: number) {
+    super(
+      `this is an older copy of the data (epoch ${epoch}): nodes were welcomed by a later one (epoch ${later}). ` +
+        "Start that one, or give --take-over to go on from this copy: what happened after it runs again",
+    )
+  }
+}
+
+const LATER_EPOCH = "later_epoch"
 
 /**
  * Takes `count` claim numbers and gives the first; the others follow it. Global, only growing, below 2^53; at least

@@ -1,7 +1,7 @@
 import { join } from "node:path"
 import { afterEach, beforeEach, expect, test } from "vitest"
 import { systemRandom } from "../../protocol/base/random.ts"
-import { loadOrCreateIdentity } from "../../protocol/mesh/identity.ts"
+import { identityFromSeed, loadOrCreateIdentity } from "../../protocol/mesh/identity.ts"
 import { signEpoch } from "../../protocol/wire/epoch.ts"
 import {
   CONTROL_PROTOCOL,
@@ -90,15 +90,46 @@ test("a node of another protocol version is told so", async () => {
   expect(await node.connect()).toMatchObject({ type: "welcome", version: 1 })
 })
 
-test("a node that knows a later epoch of this coordinator is told that this is an older copy; a forged one is not believed", async () => {
+test("shown a later epoch of its own the coordinator stores it, ends, and starts again only to take over; a forged one changes nothing", async () => {
   const node = await rig.node()
   const welcome = await node.connect()
   if (welcome.type !== "welcome") throw new Error("it is welcome")
-  const epoch = welcome.epoch + 5
-  expect(await node.connect({ epoch, epoch_proof: welcome.epoch_proof })).toMatchObject({ type: "welcome" })
+  const epoch = welcome.epoch + 5_000
+  const stranger = await identityFromSeed(systemRandom.bytes(32))
+  for (const forged of [welcome.epoch_proof, signEpoch(stranger, epoch), "AAAA", null]) {
+    expect(await node.connect({ epoch, epoch_proof: forged })).toMatchObject({ type: "welcome" })
+  }
+  expect(rig.fatal).toEqual([])
+  await rig.restart()
+
   const key = await loadOrCreateIdentity(join(rig.dataDir, "coordinator.key"), systemRandom)
   const refused = await node.connect({ epoch, epoch_proof: signEpoch(key, epoch) })
   expect(refused).toMatchObject({ type: "refusal", reason: "epoch" })
+  await expect.poll(() => rig.fatal).toHaveLength(1)
+  expect(rig.fatal[0]?.message).toMatch(/^this is an older copy of the data .*--take-over[^\n]*$/)
+  await expect(rig.restart()).rejects.toThrow(rig.fatal[0]?.message.slice(0, 40))
+
+  await rig.restart({ takeOver: true })
+  expect(await node.connect({ epoch, epoch_proof: signEpoch(key, epoch) })).toMatchObject({ epoch: epoch + 1 })
+  await rig.restart()
+  expect(await node.connect()).toMatchObject({ epoch: epoch + 2 })
+})
+
+test("a member whose row was lost is taken in again by its certificate, with its id; a revoked one is not", async () => {
+  const node = await rig.node()
+  await node.connect()
+  const between = async (): Promise<void> => {
+    await using store = await openTestStore({ dataDir: rig.dataDir })
+    await store.write((tx) => tx.run("DELETE FROM nodes"))
+  }
+  await rig.restart({ between })
+  expect(await node.connect()).toMatchObject({ type: "welcome" })
+  const rows = async (): Promise<unknown> => (await rig.call("GET", "/admin/nodes")).get("nodes")
+  expect(await rows()).toMatchObject([{ id: node.id, peer_id: node.identity.peerId, roles: ["worker"] }])
+  await rig.call("PUT", `/admin/nodes/${node.id}`, { state: "revoked" })
+  await rig.restart()
+  await expect(node.connect()).rejects.toThrow()
+  expect(await rows()).toMatchObject([{ id: node.id, state: "revoked" }])
 })
 
 test("certificates are renewed while the stream stays open, before they end", async () => {
@@ -128,7 +159,7 @@ test("architecture §5.1: who was revoked is told to all in frames that fit, unt
   const node = await rig.node()
   const count = 7_500
   const day = 24 * 3600_000
-  await rig.restart(async () => {
+  const between = async (): Promise<void> => {
     await using store = await openTestStore({ dataDir: rig.dataDir })
     // Certificates live for seven days, and are believed for one more by members that lack the coordinator.
     await store.write((tx) =>
@@ -143,7 +174,8 @@ test("architecture §5.1: who was revoked is told to all in frames that fit, unt
         Date.now() - 8 * day - 9 * 60_000,
       ),
     )
-  })
+  }
+  await rig.restart({ between })
   const welcome = await node.connect()
   if (welcome.type !== "welcome") throw new Error("it is a member")
   expect(welcome.revoked).toHaveLength(count - 10)

@@ -41,8 +41,10 @@ export interface TestCoordinator extends AsyncDisposable {
   node(): Promise<ScriptedNode>
   submit(body?: object): Promise<string>
   job(id: string): Promise<Record<string, unknown>>
+  /** Why it said that its program must end. */
+  readonly fatal: Error[]
   /** Stops it and starts another on the same data and mesh port; `between` may change the data. */
-  restart(between?: () => Promise<void>): Promise<void>
+  restart(options?: { takeOver?: boolean; between?: () => Promise<void> | void }): Promise<void>
 }
 
 const PROJECT = [
@@ -72,7 +74,8 @@ export async function startTestCoordinator(environment: Record<string, string> =
   const dataDir = mkdtempSync(join(tmpdir(), "computalot-whole-"))
   const nodes: ScriptedNode[] = []
   const settings = { ...ENVIRONMENT, ...environment }
-  const start = (meshPort: string): Promise<Coordinator> => {
+  const fatal: Error[] = []
+  const start = (meshPort: string, takeOver = false): Promise<Coordinator> => {
     const flags = ["--data-dir", dataDir, "--http-port", "0", "--mesh-port", meshPort]
     const { config } = readConfig(flags, settings)
     return startCoordinator({
@@ -81,9 +84,8 @@ export async function startTestCoordinator(environment: Record<string, string> =
       random: systemRandom,
       log: silentLog,
       version: "test",
-      onFatal: (error) => {
-        throw error
-      },
+      takeOver,
+      onFatal: (error) => void fatal.push(error),
     })
   }
   let coordinator = await start("0")
@@ -94,6 +96,7 @@ export async function startTestCoordinator(environment: Record<string, string> =
       return coordinator
     },
     dataDir,
+    fatal,
     call: (method, path, body, token = coordinator.adminToken) =>
       send(coordinator.origin, method, `/api/v1${path}`, { token, ...(body === undefined ? {} : { body }) }),
     as: (method, path, body) => rig.call(method, path, body, key),
@@ -121,10 +124,10 @@ export async function startTestCoordinator(environment: Record<string, string> =
       const { json } = await rig.call("GET", `/jobs/${id}`, undefined, key)
       return (json["job"] ?? json) as Record<string, unknown>
     },
-    async restart(between) {
+    async restart({ takeOver = false, between } = {}) {
       await coordinator[Symbol.asyncDispose]()
       await between?.()
-      coordinator = await start(meshPort)
+      coordinator = await start(meshPort, takeOver)
     },
     async [Symbol.asyncDispose]() {
       await Promise.all(nodes.map((node) => node[Symbol.asyncDispose]()))
