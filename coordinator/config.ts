@@ -44,15 +44,21 @@ export interface CoordinatorConfig {
   trustProxy: string[]
 }
 
+/** What the program is started for; said by flags alone, never by the environment. */
+export type Command =
+  /** `takeOver`: from this copy of the data, although a later one of it has been running elsewhere (architecture §4). */
+  { command: "serve"; takeOver: boolean } | { command: "back up"; file: string } | { command: "restore"; file: string }
+
 export interface ReadConfig {
   config: CoordinatorConfig
+  command: Command
   /** One line each, for standard error: settings that have no effect. */
   warnings: string[]
 }
 
 /** Flags win over the environment. Throws an `Error` of one clear line for a wrong value or an unknown flag. */
 export function readConfig(args: string[] = process.argv.slice(2), environment: Environment = process.env): ReadConfig {
-  const flags = readFlags(args)
+  const { settings: flags, command } = readFlags(args)
   const value = <T>({ variable, parse, otherwise }: Setting<T>): T => {
     const flag = flags[flagOf(variable)]
     // An empty variable is how many service managers say "not set".
@@ -95,7 +101,7 @@ export function readConfig(args: string[] = process.argv.slice(2), environment: 
     resultSpillBytes: value(SETTINGS.resultSpillBytes),
     trustProxy: value(SETTINGS.trustProxy),
   }
-  return { config, warnings: warningsAbout(environment) }
+  return { config, command, warnings: warningsAbout(environment) }
 }
 
 type Environment = Readonly<Record<string, string | undefined>>
@@ -185,15 +191,49 @@ function flagOf(variable: string): string {
     .replaceAll("_", "-")
 }
 
-function readFlags(args: string[]): Record<string, string | undefined> {
+function readFlags(args: string[]): { settings: Record<string, string | undefined>; command: Command } {
   const names = Object.values(SETTINGS).map(({ variable }) => flagOf(variable))
   try {
     const options = Object.fromEntries(names.map((name) => [name, { type: "string" as const }]))
-    return parseArgs({ args: withSwitchValues(args), options, allowPositionals: false }).values
+    const { values } = parseArgs({
+      args: withSwitchValues(args),
+      options: { ...COMMAND_FLAGS, ...options },
+      allowPositionals: false,
+    })
+    const { backup, restore, "take-over": takeOver, ...settings } = values
+    return {
+      settings: settings as Record<string, string | undefined>,
+      command: commandOf({ backup, restore, takeOver }),
+    }
   } catch (error) {
+    if (error instanceof CommandError) throw error
     const reason = errorText(error).split(/[.\n]/)[0]
-    throw new Error(`${reason}; known flags: ${names.map((name) => `--${name}`).join(" ")}`, { cause: error })
+    const known = [...names, ...Object.keys(COMMAND_FLAGS)]
+    throw new Error(`${reason}; known flags: ${known.map((name) => `--${name}`).join(" ")}`, { cause: error })
   }
+}
+
+const COMMAND_FLAGS = {
+  backup: { type: "string" },
+  restore: { type: "string" },
+  "take-over": { type: "boolean" },
+} as const
+
+class CommandError extends Error {}
+
+function commandOf(flags: {
+  backup: string | undefined
+  restore: string | undefined
+  takeOver: boolean | undefined
+}): Command {
+  const { backup, restore, takeOver = false } = flags
+  if ([backup !== undefined, restore !== undefined, takeOver].filter(Boolean).length > 1) {
+    throw new CommandError("--backup, --restore and --take-over are given one at a time")
+  }
+  if (backup === "" || restore === "") throw new CommandError("--backup and --restore need the name of a file")
+  if (backup !== undefined) return { command: "back up", file: backup }
+  if (restore !== undefined) return { command: "restore", file: restore }
+  return { command: "serve", takeOver }
 }
 
 /** A switch may stand alone: `--allow-unsandboxed` means 1. */

@@ -5,23 +5,38 @@ import { systemClock } from "../protocol/base/clock.ts"
 import { errorText } from "../protocol/base/error-text.ts"
 import { createJsonLog } from "../protocol/base/json-log.ts"
 import { systemRandom } from "../protocol/base/random.ts"
-import { readConfig } from "./config.ts"
+import { backUp } from "./backup/back-up.ts"
+import { restoreBackup } from "./backup/restore.ts"
+import { readConfig, type CoordinatorConfig } from "./config.ts"
 import { startCoordinator } from "./coordinator.ts"
+import { OlderCopy } from "./store/meta.ts"
 
 const log = createJsonLog("computalot-coordinator")
 const version = (JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string })
   .version
+/** Another start on the same data would end the same way, so that whoever supervises it need not try (EX_CONFIG). */
+const SUPERSEDED = 78
 
 try {
-  const { config, warnings } = readConfig()
+  const { config, command, warnings } = readConfig()
   for (const warning of warnings) console.error(warning)
+  if (command.command === "back up") await runBackUp(config, command.file)
+  else if (command.command === "restore") await runRestore(config, command.file)
+  else await serve(config, command.takeOver)
+} catch (error) {
+  end(error, error instanceof OlderCopy ? SUPERSEDED : 1)
+}
+
+async function serve(config: CoordinatorConfig, takeOver: boolean): Promise<void> {
   const coordinator = await startCoordinator({
     config,
     clock: systemClock,
     random: systemRandom,
     log,
     version,
+    takeOver,
     onFatal(error) {
+      if (error instanceof OlderCopy) end(error, SUPERSEDED)
       // The commit may or may not have happened: only a new start can know, from the file.
       log.error("the store failed: the program ends and recovers at its next start", { error: errorText(error) })
       process.exit(70)
@@ -30,18 +45,43 @@ try {
   stopOn(["SIGTERM", "SIGINT"], async () => {
     await coordinator[Symbol.asyncDispose]()
   })
-  const ready = {
+  say({
     event: "ready",
     http: coordinator.origin,
     mesh: coordinator.meshAddresses,
     peer_id: coordinator.peerId,
     version,
     data_dir: config.dataDir,
-  }
-  console.log(JSON.stringify(ready))
-} catch (error) {
+  })
+}
+
+async function runBackUp(config: CoordinatorConfig, file: string): Promise<void> {
+  const startedMs = performance.now()
+  const { bytes, epoch, createdAt } = await backUp(config.dataDir, file, version)
+  say({ event: "backup", file, bytes, epoch, created_at: createdAt, ms: Math.round(performance.now() - startedMs) })
+}
+
+async function runRestore(config: CoordinatorConfig, file: string): Promise<void> {
+  const { epoch, createdAt, missing } = await restoreBackup(file, config.dataDir)
+  for (const { digest, kind, owner } of missing.first) log.warn("a blob is missing", { digest, kind, owner })
+  say({
+    event: "restored",
+    data_dir: config.dataDir,
+    file,
+    epoch,
+    created_at: createdAt,
+    missing_blobs: missing.count,
+  })
+}
+
+/** One line for whoever has to act. */
+function end(error: unknown, exitCode: number): never {
   console.error(`computalot-coordinator: ${errorText(error)}`)
-  process.exit(1)
+  process.exit(exitCode)
+}
+
+function say(line: Record<string, unknown>): void {
+  console.log(JSON.stringify(line))
 }
 
 /** The first signal stops cleanly; a second one ends at once. */

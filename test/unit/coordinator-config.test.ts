@@ -66,6 +66,24 @@ test("the environment sets, a flag of the same name wins, an empty variable is n
 })
 
 test.each([
+  [[], { command: "serve", takeOver: false }],
+  [["--take-over"], { command: "serve", takeOver: true }],
+  [["--backup", "/srv/b.tar", "--data-dir=/srv/a"], { command: "back up", file: "/srv/b.tar" }],
+  [["--restore=/srv/b.tar"], { command: "restore", file: "/srv/b.tar" }],
+])("%j says what the program is started for", (args, command) => {
+  expect(readConfig(args, { COMPUTALOT_BACKUP: "/srv/other.tar" }).command).toEqual(command)
+})
+
+test.each([
+  [["--backup=a", "--restore=b"], /^--backup, --restore and --take-over are given one at a time$/],
+  [["--backup=a", "--take-over"], /one at a time$/],
+  [["--restore="], /^--backup and --restore need the name of a file$/],
+  [["--backup"], /^Option '--backup <value>' argument missing/],
+])("%j is refused", (args, line) => {
+  expect(() => readConfig(args, {})).toThrow(line)
+})
+
+test.each([
   ["COMPUTALOT_HTTP_PORT", "80a"],
   ["COMPUTALOT_HTTP_PORT", "65536"],
   ["COMPUTALOT_HTTP_HOST", "not a host"],
