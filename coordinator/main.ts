@@ -9,13 +9,14 @@ import { backUp } from "./backup/back-up.ts"
 import { restoreBackup } from "./backup/restore.ts"
 import { readConfig, type CoordinatorConfig } from "./config.ts"
 import { startCoordinator } from "./coordinator.ts"
+import { checkDatabase, DatabaseDamaged, doubtAbout, markDamaged } from "./store/integrity.ts"
 import { OlderCopy } from "./store/meta.ts"
 
 const log = createJsonLog("computalot-coordinator")
 const version = (JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string })
   .version
 /** Another start on the same data would end the same way, so that whoever supervises it need not try (EX_CONFIG). */
-const SUPERSEDED = 78
+const NOT_AGAIN = 78
 
 try {
   const { config, command, warnings } = readConfig()
@@ -24,10 +25,12 @@ try {
   else if (command.command === "restore") await runRestore(config, command.file)
   else await serve(config, command.takeOver)
 } catch (error) {
-  end(error, error instanceof OlderCopy ? SUPERSEDED : 1)
+  end(error, isForGood(error) ? NOT_AGAIN : 1)
 }
 
 async function serve(config: CoordinatorConfig, takeOver: boolean): Promise<void> {
+  const doubt = doubtAbout(config.dataDir)
+  if (doubt === "damaged") await checkDatabase(config.dataDir)
   const coordinator = await startCoordinator({
     config,
     clock: systemClock,
@@ -36,7 +39,8 @@ async function serve(config: CoordinatorConfig, takeOver: boolean): Promise<void
     version,
     takeOver,
     onFatal(error) {
-      if (error instanceof OlderCopy) end(error, SUPERSEDED)
+      if (error instanceof DatabaseDamaged) markDamaged(config.dataDir)
+      if (isForGood(error)) end(error, NOT_AGAIN)
       // The commit may or may not have happened: only a new start can know, from the file.
       log.error("the store failed: the program ends and recovers at its next start", { error: errorText(error) })
       process.exit(70)
@@ -53,6 +57,12 @@ async function serve(config: CoordinatorConfig, takeOver: boolean): Promise<void
     version,
     data_dir: config.dataDir,
   })
+  if (doubt === "unclean") checkDatabase(config.dataDir).catch(onCheckFailed)
+}
+
+function onCheckFailed(error: unknown): void {
+  if (error instanceof DatabaseDamaged) end(error, NOT_AGAIN)
+  log.error("the database could not be checked after an unclean stop", { error: errorText(error) })
 }
 
 async function runBackUp(config: CoordinatorConfig, file: string): Promise<void> {
@@ -72,6 +82,10 @@ async function runRestore(config: CoordinatorConfig, file: string): Promise<void
     created_at: createdAt,
     missing_blobs: missing.count,
   })
+}
+
+function isForGood(error: unknown): boolean {
+  return error instanceof OlderCopy || error instanceof DatabaseDamaged
 }
 
 /** One line for whoever has to act. */

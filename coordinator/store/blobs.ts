@@ -40,6 +40,23 @@ export async function isBlobNeeded(view: View, digest: Digest): Promise<boolean>
   return row !== undefined
 }
 
+export interface NeededBlob {
+  digest: Digest
+  /** One of the records that need it. */
+  neededBy: BlobOwner
+}
+
+/** Blobs that records need, in the order of their digests, those behind `after`. */
+export async function neededBlobs(view: View, after: string, most: number): Promise<NeededBlob[]> {
+  const rows = await view.all<{ digest: string; kind: BlobOwner["kind"]; owner: string }>(
+    `SELECT digest, MIN(kind) AS kind, MIN(owner) AS owner FROM blob_references WHERE digest > ?
+     GROUP BY digest ORDER BY digest LIMIT ?`,
+    after,
+    most,
+  )
+  return rows.map(({ digest, kind, owner }) => ({ digest: asDigest(digest), neededBy: { kind, owner } }))
+}
+
 /** Marks a blob for the sweep, which asks whether it is still needed. */
 export async function releaseBlob(tx: Tx, digest: Digest): Promise<void> {
   await tx.run("INSERT INTO released_blobs (digest) VALUES (?) ON CONFLICT DO NOTHING", digest)

@@ -9,9 +9,11 @@ import { createAsideReads } from "./aside-reads.ts"
 import { lockDataDir } from "./data-dir-lock.ts"
 import { databaseFile, restoringFolder } from "./database-file.ts"
 import { GroupCommit } from "./group-commit.ts"
+import { DatabaseDamaged } from "./integrity.ts"
 import { knownMigrations, migrate, type Migration } from "./migrate.ts"
 import { SnapshotReads } from "./snapshot-reads.ts"
 import { Connection } from "./statements.ts"
+import { isDamage } from "./storage-errors.ts"
 import type { Store } from "./store.ts"
 
 export interface StoreOptions {
@@ -19,7 +21,10 @@ export interface StoreOptions {
   dataDir: string
   clock: Clock
   log: Log
-  /** A COMMIT failed and may have committed. The process must end; promises of that group never settle. */
+  /**
+   * The process must end. A COMMIT failed and may have committed: promises of that group never settle; or (`DatabaseDamaged`)
+   * a statement found the file damaged.
+   */
   onFatal: (error: Error) => void
   /** Tests and simulations: an act that calls the store throws. Costs some speed. */
   strict?: boolean
@@ -49,23 +54,30 @@ export async function openStore(options: StoreOptions): Promise<Store> {
   }
   const file = databaseFile(dataDir)
   const writer = cleanup.adopt(new Database(file, { timeout: LOCK_WAIT_MS }), (database) => database.close())
-  writer.pragma("journal_mode = WAL")
-  writer.pragma("synchronous = FULL") // the library's own default for WAL may lose the last commits at a power cut
-  writer.pragma("foreign_keys = ON")
-  writer.pragma("temp_store = MEMORY") // what savepoints remember; else it goes to a temporary file
-  const ran = migrate(writer, options.migrations ?? knownMigrations(), clock.now())
+  const ran = readFirst(dataDir, () => {
+    writer.pragma("journal_mode = WAL")
+    writer.pragma("synchronous = FULL") // the library's own default for WAL may lose the last commits at a power cut
+    writer.pragma("foreign_keys = ON")
+    writer.pragma("temp_store = MEMORY") // what savepoints remember; else it goes to a temporary file
+    return migrate(writer, options.migrations ?? knownMigrations(), clock.now())
+  })
   if (ran.length > 0) log.info("data migrated", { migrations: ran })
   const reader = cleanup.adopt(new Database(file, { readonly: true, timeout: LOCK_WAIT_MS }), (database) =>
     database.close(),
   )
-  const writes = new GroupCommit(new Connection(writer), {
+  let isDamaged = false
+  const onDamage = (error: unknown): void => {
+    if (!isDamaged) options.onFatal(new DatabaseDamaged(dataDir, errorText(error)))
+    isDamaged = true
+  }
+  const writes = new GroupCommit(new Connection(writer, onDamage), {
     clock,
     log,
     strict,
     repeatWrites: options.repeatWrites ?? null,
     onFatal: options.onFatal,
   })
-  const reads = new SnapshotReads(new Connection(reader), clock, strict)
+  const reads = new SnapshotReads(new Connection(reader, onDamage), clock, strict)
   const aside = options.asideInline === true ? null : createAsideReads(file, clock)
   const opened = cleanup.move()
   return {
@@ -87,6 +99,16 @@ export async function openStore(options: StoreOptions): Promise<Store> {
       await Promise.all([writes.close(), reads.close(), aside?.[Symbol.asyncDispose]()])
       opened.dispose()
     },
+  }
+}
+
+/** The first that is read of a file may show already that it is no sound database. */
+function readFirst<T>(dataDir: string, act: () => T): T {
+  try {
+    return act()
+  } catch (error) {
+    if (isDamage(error) || isDamage((error as Error).cause)) throw new DatabaseDamaged(dataDir, errorText(error))
+    throw error
   }
 }
 

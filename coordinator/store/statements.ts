@@ -1,17 +1,20 @@
 import type Database from "better-sqlite3"
 import { assert } from "../../protocol/base/assert.ts"
 import type { SqlRow, SqlValue, Tx } from "./store.ts"
-import { isStorageError } from "./storage-errors.ts"
+import { isDamage, isStorageError } from "./storage-errors.ts"
 
 /** One SQLite connection and its prepared statements, kept by their text. */
 export class Connection {
   readonly database: Database.Database
   /** Set once a statement failed because the disk did; the whole transaction is then given up. */
   storageError: unknown = null
+  /** Called when a statement finds the file damaged. */
+  readonly onDamage: (error: unknown) => void
   readonly #statements = new Map<string, Database.Statement<unknown[], unknown>>()
 
-  constructor(database: Database.Database) {
+  constructor(database: Database.Database, onDamage: (error: unknown) => void) {
     this.database = database
+    this.onDamage = onDamage
   }
 
   prepared(sql: string): Database.Statement<unknown[], unknown> {
@@ -63,6 +66,7 @@ export class ActHandle implements Tx {
       return statement()
     } catch (error) {
       if (isStorageError(error)) this.#connection.storageError = error
+      if (isDamage(error)) this.#connection.onDamage(error)
       throw error
     }
   }

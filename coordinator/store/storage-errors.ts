@@ -15,6 +15,12 @@ export function isCertainlyNotCommitted(error: unknown): boolean {
   return code !== null && (code === "SQLITE_IOERR_WRITE" || REFUSED_BEFORE_WRITING.has(primary(code)))
 }
 
+/** True when the file is not what SQLite wrote: no later try can help. */
+export function isDamage(error: unknown): boolean {
+  const code = sqliteCode(error)
+  return code !== null && (primary(code) === "SQLITE_CORRUPT" || primary(code) === "SQLITE_NOTADB")
+}
+
 /** True when another process holds the database's write lock for longer than we wait (a backup tool, a shell). */
 export function isBusyError(error: unknown): boolean {
   const code = sqliteCode(error)
