@@ -1,7 +1,6 @@
 import { mkdir } from "node:fs/promises"
 import { join } from "node:path"
 import { every, type Clock } from "../protocol/base/clock.ts"
-import { errorText } from "../protocol/base/error-text.ts"
 import type { Log } from "../protocol/base/log.ts"
 import type { Random } from "../protocol/base/random.ts"
 import { claimNumber, digest, type ClaimNumber, type NodeId } from "../protocol/domain/ids.ts"
@@ -13,6 +12,7 @@ import { loadOrCreateIdentity } from "../protocol/mesh/identity.ts"
 import { serveContent } from "../protocol/mesh/serve-content.ts"
 import { createAuthenticator } from "./accounts/authenticate.ts"
 import { bootstrapToken } from "./accounts/bootstrap-token.ts"
+import { inspectBlobs } from "./artifacts/inspect-blobs.ts"
 import { createObjectContent } from "./artifacts/object-content.ts"
 import { openObjectFiles } from "./artifacts/object-files.ts"
 import { freeReleasedBlobs, sweepArtifacts, sweepOrphans } from "./artifacts/retention.ts"
@@ -32,6 +32,7 @@ import { mountJobs } from "./http/routes/jobs.ts"
 import { mountNodes } from "./http/routes/nodes.ts"
 import { mountOps } from "./http/routes/ops.ts"
 import { mountProjects } from "./http/routes/projects.ts"
+import { mountStorage } from "./http/routes/storage.ts"
 import { startHttpServer } from "./http/server.ts"
 import { createBackground } from "./jobs/background.ts"
 import { createKnownJobs } from "./jobs/job-facts.ts"
@@ -97,7 +98,12 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
 
   const store = opening.use(await openStore({ dataDir: config.dataDir, clock, log, onFatal: parts.onFatal }))
   const epoch = await store.write((tx) => startEpoch(tx, clock.now() / 1000, parts.takeOver))
-  const files = await openObjectFiles(config.dataDir, random)
+  const files = await openObjectFiles(config.dataDir, random, (blob, problem) => {
+    log.error("a stored blob is damaged and is not given out", { digest: blob, problem })
+  })
+  // Nobody else has the directory: what is unfinished now is of an earlier start, and will never be finished.
+  const unfinished = await files.sweepIncoming(Number.POSITIVE_INFINITY)
+  if (unfinished > 0) log.info("unfinished files of an earlier start removed", { files: unfinished })
   const identity = await loadOrCreateIdentity(join(config.dataDir, "coordinator.key"), random)
   const adminToken = bootstrapToken(config.dataDir, config.adminToken, random)
   const authenticator = createAuthenticator({ store, clock, bootstrapToken: adminToken })
@@ -360,6 +366,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       welcome: (tx, account, at) => creditSignup(tx, account, config.signupCredit, at),
     })
     mountAccount(app, { store, clock })
+    mountStorage(app, { store, files })
     mountArtifacts(app, { store, files, clock, random, ttlMs: config.artifactTtlMs, origin: () => origin })
     mountProjects(app, projects)
     mountJobs(app, {
@@ -438,8 +445,13 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     return live
   }
 
-  await sweepOrphans({ store, files }, clock.now()).catch((error: unknown) => {
-    log.warn("orphans were not swept", { error: errorText(error) })
+  background.run("look at stored blobs", async (signal) => {
+    await sweepOrphans({ store, files }, clock.now(), signal)
+    const { missing, missingCount } = await inspectBlobs({ store, files }, signal)
+    for (const { digest: blob, neededBy } of missing.slice(0, MISSING_NAMED)) {
+      log.error("a stored blob is missing", { digest: blob, ...neededBy })
+    }
+    if (missingCount > 0) log.error("stored blobs are missing: put them back below blobs/", { blobs: missingCount })
   })
   return {
     origin: server.origin,
@@ -455,5 +467,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   }
 }
 
+/** In the log; `GET /admin/storage` names more. */
+const MISSING_NAMED = 20
 /** Nodes on which preparing failed, after which the project is taken to be at fault. */
 const SETUP_FAILURES = 3

@@ -1,3 +1,4 @@
+import { createHash, type Hash } from "node:crypto"
 import type { Digest } from "../../protocol/domain/ids.ts"
 import type { ContentRef, ContentSource } from "../../protocol/wire/content-source.ts"
 import {
@@ -22,7 +23,7 @@ export interface ObjectContent extends ContentSource {
   ref(digest: Digest): Promise<ContentRef | null>
 }
 
-export function createObjectContent(files: Pick<ObjectFiles, "size" | "readRange">): ObjectContent {
+export function createObjectContent(files: Pick<ObjectFiles, "size" | "readRange" | "isDamaged">): ObjectContent {
   /** By blob, the one asked for longest ago first. */
   const lists = new Map<Digest, Promise<PieceList | null>>()
 
@@ -52,14 +53,22 @@ export function createObjectContent(files: Pick<ObjectFiles, "size" | "readRange
       pieceBytes,
       pieces: new Uint8Array(32 * pieceCount({ size, pieceBytes })),
     }
+    const whole = createHash("sha256")
     for (let index = 0; index < pieceCount(list); index++) {
       const { offset, length } = pieceRange(list, index)
       const piece = await files.readRange(blob, offset, length)
       if (piece === null) return null
-      // Web crypto hashes on libuv's pool: the thread that runs the mesh goes on meanwhile.
-      list.pieces.set(new Uint8Array(await crypto.subtle.digest("SHA-256", new Uint8Array(piece))), index * 32)
+      list.pieces.set(await sha256(piece), index * 32)
+      await hashInTurns(whole, piece)
     }
-    return list
+    // A list of other bytes would have every node fetch all of them before it finds out.
+    return whole.digest("hex") === blob ? list : damaged(blob)
+  }
+
+  /** It is not given out, and so is as good as not here. */
+  function damaged(blob: Digest): null {
+    files.isDamaged(blob, "its bytes have another digest")
+    return null
   }
 
   /** Null also for a blob that was removed since its list was made. */
@@ -87,10 +96,27 @@ export function createObjectContent(files: Pick<ObjectFiles, "size" | "readRange
       const list = await present(blob)
       if (list === null || index >= pieceCount(list)) return null
       const { offset, length } = pieceRange(list, index)
-      return await files.readRange(blob, offset, length)
+      const piece = await files.readRange(blob, offset, length)
+      if (piece === null) return null
+      return (await sha256(piece)).equals(list.pieces.subarray(index * 32, index * 32 + 32)) ? piece : damaged(blob)
     },
   }
 }
+
+/** Web crypto hashes on libuv's pool: the thread that runs the mesh goes on meanwhile. */
+async function sha256(piece: Buffer): Promise<Buffer> {
+  return Buffer.from(await crypto.subtle.digest("SHA-256", new Uint8Array(piece)))
+}
+
+/** The digest of the whole cannot be had on the pool; a quarter of a millisecond at a time it holds nobody up. */
+async function hashInTurns(hash: Hash, piece: Buffer): Promise<void> {
+  for (let at = 0; at < piece.length; at += TURN_BYTES) {
+    hash.update(piece.subarray(at, at + TURN_BYTES))
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+}
+
+const TURN_BYTES = 256 * 1024
 
 /** Of about 32 bytes for each MiB: 8 MiB for 256 blobs of 1 GiB. */
 const REMEMBERED_LISTS = 256

@@ -1,5 +1,4 @@
 import { createHash, type Hash } from "node:crypto"
-import { createReadStream } from "node:fs"
 import { mkdir, open, opendir, rename, rm, stat } from "node:fs/promises"
 import type { FileHandle } from "node:fs/promises"
 import { dirname, join } from "node:path"
@@ -9,6 +8,7 @@ import { errorText } from "../../protocol/base/error-text.ts"
 import { randomText, type Random } from "../../protocol/base/random.ts"
 import { ComputalotError } from "../../protocol/domain/errors.ts"
 import { DIGEST_PATTERN, digest as asDigest, type Digest } from "../../protocol/domain/ids.ts"
+import { createVerifiedReads } from "./verified-read.ts"
 
 /**
  * Files on local disk, named by the sha256 of their bytes: `<root>/blobs/ab/abcdef…`. What a record refers to is complete and
@@ -30,12 +30,21 @@ export interface ObjectFiles {
   keep(file: { path: string; digest: Digest; size: number }): Promise<PinnedBlob>
   /** Pins a blob that is already here, or answers null. */
   pin(digest: Digest): Promise<PinnedBlob | null>
-  /** Bytes `start` … `end`, both inclusive, as a stream; the whole blob without them. A removal does not end a running read. */
+  /**
+   * Bytes `start` … `end`, both inclusive, as a stream; the whole blob without them. A removal does not end a running read.
+   * Damaged bytes are never given out whole: it throws, or the stream breaks before its last piece (`verified-read.ts`).
+   */
   open(digest: Digest, range?: { start: number; end: number }): Promise<Readable>
-  /** A whole small range in memory: the pieces that nodes ask for. Null when the blob is not here. */
+  /** All of a blob in memory; null when it is not here, larger than `maxBytes`, or damaged. */
+  read(digest: Digest, maxBytes: number): Promise<Buffer | null>
+  /** A small range in memory, unverified: who asks for pieces knows their digests. Null when the blob is not here. */
   readRange(digest: Digest, start: number, length: number): Promise<Buffer | null>
-  /** Size in bytes, or null when the blob is not here. */
+  /** Size in bytes, or null when the blob is not here, or is known to be damaged. */
   size(digest: Digest): Promise<number | null>
+  /** The stored bytes turned out to be others than their name says. The next put of the blob replaces them. */
+  isDamaged(digest: Digest, problem: string): void
+  /** Blobs found damaged since the start, until they are put again or removed. */
+  damaged(): ReadonlyMap<Digest, string>
   /** Where a blob lies: for worker threads, which open it themselves. */
   path(digest: Digest): string
   /**
@@ -69,13 +78,26 @@ interface IncomingFile {
   discard(): Promise<void>
 }
 
-export async function openObjectFiles(root: string, random: Random): Promise<ObjectFiles> {
+/** `onDamage` is told once of each damaged blob. */
+export async function openObjectFiles(
+  root: string,
+  random: Random,
+  onDamage: (digest: Digest, problem: string) => void = () => {},
+): Promise<ObjectFiles> {
   const blobs = join(root, BLOBS)
   const incoming = join(root, "incoming")
   await mkdir(blobs, { recursive: true })
   await mkdir(incoming, { recursive: true })
   const pins = new Map<Digest, number>()
   const locks = new Map<Digest, Promise<unknown>>()
+  const damaged = new Map<Digest, string>()
+  const reads = createVerifiedReads(isDamaged)
+
+  function isDamaged(digest: Digest, problem: string): void {
+    if (damaged.has(digest)) return
+    damaged.set(digest, problem)
+    onDamage(digest, problem)
+  }
 
   const path = (digest: Digest): string => blobPath(root, digest)
   const incomingPath = (): string => join(incoming, randomText(random, 24))
@@ -124,8 +146,10 @@ export async function openObjectFiles(root: string, random: Random): Promise<Obj
     return alone(file.digest, async () => {
       const to = path(file.digest)
       await mkdir(dirname(to), { recursive: true })
-      if ((await fileSize(to)) === null) {
+      // What is there already may have been cut short, or be known for other bytes.
+      if ((await fileSize(to)) !== file.size || damaged.has(file.digest)) {
         await rename(file.path, to)
+        damaged.delete(file.digest)
         await syncDirectory(dirname(to))
       } else {
         await rm(file.path, { force: true })
@@ -156,7 +180,11 @@ export async function openObjectFiles(root: string, random: Random): Promise<Obj
     async open(digest, range) {
       // Opened before the answer: from here on the bytes stay readable, also when the blob is removed.
       const file = await open(path(digest), "r")
-      return createReadStream("", { fd: file, autoClose: true, highWaterMark: READ_BYTES, ...range })
+      return await reads.stream(file, digest, range)
+    },
+    async read(digest, maxBytes) {
+      const file = await openIfThere(path(digest))
+      return file && (await reads.whole(file, digest, maxBytes))
     },
     async readRange(digest, start, length) {
       const file = await openIfThere(path(digest))
@@ -169,11 +197,14 @@ export async function openObjectFiles(root: string, random: Random): Promise<Obj
         await file.close()
       }
     },
-    size: (digest) => fileSize(path(digest)),
+    size: async (digest) => (damaged.has(digest) ? null : await fileSize(path(digest))),
+    isDamaged,
+    damaged: () => damaged,
     remove: (digest, isNeeded) =>
       alone(digest, async () => {
         if (pins.has(digest) || (await isNeeded())) return false
         await rm(path(digest), { force: true })
+        damaged.delete(digest)
         return true
       }),
     async sweepIncoming(before) {
@@ -200,9 +231,6 @@ export async function openObjectFiles(root: string, random: Random): Promise<Obj
 /** Where the blob of this digest lies below a data directory. */
 export const blobPath = (root: string, digest: string): string => join(root, BLOBS, digest.slice(0, 2), digest)
 const BLOBS = "blobs"
-
-/** Large reads keep the number of turns per gigabyte low; a download holds a few of these at a time. */
-const READ_BYTES = 256 * 1024
 
 /** Writes until the stream ends, then syncs. One piece is in memory at a time: the next is asked for when this one is on its way. */
 async function writeAndHash(

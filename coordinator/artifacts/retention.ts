@@ -62,11 +62,15 @@ export async function freeReleasedBlobs(parts: { store: Store; files: ObjectFile
 export async function sweepOrphans(
   parts: { store: Store; files: ObjectFiles },
   now: Instant,
+  signal?: AbortSignal,
 ): Promise<{ files: number; blobs: number }> {
   const before = now - 60 * 60 * 1000
   const files = await parts.files.sweepIncoming(before)
   let blobs = 0
-  for await (const digest of parts.files.blobs(before)) if (await removeUnneeded(parts, digest)) blobs++
+  for await (const digest of parts.files.blobs(before)) {
+    signal?.throwIfAborted()
+    if (await removeUnneeded(parts, digest)) blobs++
+  }
   return { files, blobs }
 }
 

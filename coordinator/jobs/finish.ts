@@ -88,6 +88,6 @@ async function outcomeOfTask(files: ObjectFiles, { index, state, end }: TaskWith
   if (state !== "completed" && state !== "failed" && state !== "cancelled") return null
   if (state !== "completed" || !end) return { index, status: state, resultText: null }
   if (end.resultDigest === null) return { index, status: state, resultText: end.result }
-  const spilled = await files.readRange(digest(end.resultDigest), 0, end.resultBytes ?? 0)
+  const spilled = await files.read(digest(end.resultDigest), end.resultBytes ?? 0)
   return { index, status: state, resultText: spilled?.toString("utf8") ?? null }
 }

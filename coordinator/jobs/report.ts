@@ -149,8 +149,7 @@ function spillOf(blob: { digest: string; size: number }, id: ArtifactId): Report
 async function resultTextOf({ files }: ReportParts, { result }: ResultItem): Promise<string | null> {
   if (result === null) return null
   if ("text" in result) return result.text
-  if (result.size > LARGEST_RESULT_BYTES) return null
-  const bytes = await files.readRange(digest(result.digest), 0, result.size)
+  const bytes = await files.read(digest(result.digest), Math.min(result.size, LARGEST_RESULT_BYTES))
   return bytes?.toString("utf8") ?? null
 }
 

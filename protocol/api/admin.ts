@@ -144,6 +144,28 @@ export const getAudit = endpoint({
   }),
 })
 
+const blobAtFault = z.object({
+  sha256: z.string(),
+  /** One of the records that need it: an artifact, a revision's tarball or listing, an image's layer, … */
+  needed_by: z.object({ kind: z.string(), id: z.string() }),
+})
+
+export const getStorage = endpoint({
+  id: "admin-storage",
+  method: "GET",
+  path: "/api/v1/admin/storage",
+  access: "admin",
+  summary: "Stored bytes that records need and that are not there (after a restore, say), or that were found damaged.",
+  reply: z.object({
+    ok: z.boolean(),
+    blobs: z.int(),
+    /** The first thousand. */
+    missing: z.array(blobAtFault),
+    missing_count: z.int(),
+    damaged: z.array(blobAtFault.extend({ problem: z.string() })),
+  }),
+})
+
 export const adminEndpoints = [
   createUser,
   listUsers,
@@ -154,4 +176,5 @@ export const adminEndpoints = [
   listAccounts,
   getAccount,
   getAudit,
+  getStorage,
 ] as const

@@ -8,11 +8,20 @@ import { promisify } from "node:util"
 import { afterAll, beforeAll, expect, test } from "vitest"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
-import { accountId, claimNumber, jobId, newArtifactId, taskId, type ClaimNumber } from "../../protocol/domain/ids.ts"
+import {
+  accountId,
+  claimNumber,
+  digest as asDigest,
+  jobId,
+  newArtifactId,
+  taskId,
+  type ClaimNumber,
+} from "../../protocol/domain/ids.ts"
 import { openObjectFiles, type ObjectFiles } from "../../coordinator/artifacts/object-files.ts"
 import { freeReleasedBlobs, sweepArtifacts, sweepOrphans } from "../../coordinator/artifacts/retention.ts"
 import { keepStaged, publishStaged, sweepStaged } from "../../coordinator/artifacts/stage.ts"
 import { mountArtifacts } from "../../coordinator/http/routes/artifacts.ts"
+import { mountStorage } from "../../coordinator/http/routes/storage.ts"
 import { dropStagedBlobs, stageBlob } from "../../coordinator/store/blobs.ts"
 import { TEST_TOKENS, testIdentities } from "../support/identities.ts"
 import { send, startHttpDoor, type HttpDoor, type PlainReply } from "../support/http-door.ts"
@@ -43,6 +52,7 @@ beforeAll(async () => {
     ttlMs: TTL_MS,
     origin: () => "https://example.org",
   })
+  mountStorage(door.app, { store, files })
   door.app.open({ store, ...testIdentities })
   origin = door.server.origin
 })
@@ -364,3 +374,45 @@ test("AR-001: far more bytes than memory grows go up and come down", async () =>
 
 /** What decides is that this exceeds the allowance. */
 const LARGE_BYTES = 128 * 2 ** 20
+
+test("damaged bytes are refused or cut off, missing ones are not found; the operator sees both, and an upload mends them", async () => {
+  const storage = (token: string = bootstrap) => send(origin, "GET", "/api/v1/admin/storage", { token })
+  expect((await storage()).json).toMatchObject({ ok: true, missing: [], damaged: [] })
+  expect((await storage(alice)).status).toBe(403)
+  const bodies = {
+    small: Buffer.from("small and dear"),
+    large: randomBytes(3 * 2 ** 20),
+    gone: Buffer.from("soon gone"),
+  }
+  const ids = new Map<string, string>()
+  for (const [name, body] of Object.entries(bodies)) ids.set(name, field(await upload(body), "id"))
+  const path = (name: keyof typeof bodies): string => files.path(asDigest(sha256(bodies[name])))
+  for (const name of ["small", "large"] as const) {
+    const bytes = await readFile(path(name))
+    bytes[3] = (bytes[3] ?? 0) ^ 1
+    await writeFile(path(name), bytes)
+  }
+  await rm(path("gone"))
+
+  const small = await get(`/${ids.get("small")}`)
+  expect(small.status).toBe(500)
+  expect(small.json).toMatchObject({ code: "internal", error: expect.stringContaining("damaged") as string })
+  await expect(get(`/${ids.get("large")}`)).rejects.toThrow("aborted")
+  expect((await get(`/${ids.get("large")}`, { range: "bytes=9-20" })).status).toBe(500)
+  expect((await get(`/${ids.get("gone")}`)).status).toBe(404)
+  const { json } = await storage()
+  expect(json).toMatchObject({
+    ok: false,
+    missing: [{ sha256: sha256(bodies.gone), needed_by: { kind: "artifact", id: ids.get("gone") } }],
+    missing_count: 1,
+  })
+  expect((json["damaged"] as { sha256: string }[]).map(({ sha256: digest }) => digest).toSorted()).toEqual(
+    [sha256(bodies.small), sha256(bodies.large)].toSorted(),
+  )
+
+  for (const [name, body] of Object.entries(bodies)) {
+    await upload(body)
+    expect((await get(`/${ids.get(name)}`)).status).toBe(200)
+  }
+  expect((await storage()).json).toMatchObject({ ok: true, missing: [], damaged: [] })
+})

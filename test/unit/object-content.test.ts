@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs"
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { expect, test } from "vitest"
@@ -33,6 +33,37 @@ test("a stored blob is named and served as every node would: same list, same pie
       expect(await content.bitmap(blob.ref.digest)).toBeNull()
       expect(await content.pieceList(blob.ref.digest)).toBeNull()
     }
+  } finally {
+    rmSync(root, { recursive: true, force: true })
+  }
+})
+
+test("a damaged blob is not named, and a piece that was damaged after its list was made is not served", async () => {
+  const root = mkdtempSync(join(tmpdir(), "computalot-objects-"))
+  try {
+    const files = await openObjectFiles(root, systemRandom)
+    const flip = (path: string): void => {
+      const bytes = readFileSync(path)
+      bytes[bytes.length - 1] = (bytes.at(-1) ?? 0) ^ 1
+      writeFileSync(path, bytes)
+    }
+    for (const size of [500, 2.5 * MIB]) {
+      const blob = newTestBlob(size)
+      ;(await files.put(inChunks(blob.bytes), { maxBytes: 10 * MIB }))[Symbol.dispose]()
+      const content = createObjectContent(files)
+      expect(await content.ref(blob.ref.digest)).toEqual(blob.ref)
+      flip(files.path(blob.ref.digest))
+      const last = Math.ceil(size / MIB) - 1
+      if (last > 0) expect(await content.readPiece(blob.ref.digest, 0)).not.toBeNull()
+      expect(await content.readPiece(blob.ref.digest, last)).toBeNull()
+      expect([...files.damaged().keys()]).toContain(blob.ref.digest)
+      expect(await content.ref(blob.ref.digest)).toBeNull()
+    }
+    const large = newTestBlob(2.5 * MIB)
+    ;(await files.put(inChunks(large.bytes), { maxBytes: 10 * MIB }))[Symbol.dispose]()
+    flip(files.path(large.ref.digest))
+    expect(await createObjectContent(files).ref(large.ref.digest)).toBeNull()
+    expect([...files.damaged().keys()]).toContain(large.ref.digest)
   } finally {
     rmSync(root, { recursive: true, force: true })
   }

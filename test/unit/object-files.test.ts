@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from "node:crypto"
-import { mkdtemp, readdir, rm, stat, utimes, writeFile } from "node:fs/promises"
+import { mkdtemp, readdir, readFile, readlink, rm, stat, utimes, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { buffer } from "node:stream/consumers"
@@ -13,9 +13,12 @@ import { parseRange } from "../../coordinator/artifacts/open.ts"
 
 let root = ""
 let files: ObjectFiles
+/** Blobs that were said to be damaged. */
+let told: Digest[] = []
 beforeEach(async () => {
   root = await mkdtemp(join(tmpdir(), "computalot-files-"))
-  files = await openObjectFiles(root, systemRandom)
+  told = []
+  files = await openObjectFiles(root, systemRandom, (digest) => told.push(digest))
 })
 afterEach(() => rm(root, { recursive: true, force: true }))
 
@@ -197,4 +200,79 @@ test("GAP-49: a file name loses its path and cannot break a header", () => {
       expect(contentDisposition(filenameFromHeader(text))).toMatch(/^[\x20-\x7e]*$/)
     }),
   )
+})
+
+/** Other bytes where the blob lies. */
+async function damage(digest: Digest, change: (bytes: Buffer) => Buffer): Promise<void> {
+  const path = files.path(digest)
+  await writeFile(path, change(await readFile(path)))
+}
+const flip = (bytes: Buffer): Buffer =>
+  Buffer.from(bytes.map((byte, index) => (index === bytes.length >> 1 ? byte ^ 1 : byte)))
+const cut = (bytes: Buffer): Buffer => bytes.subarray(0, bytes.length >> 1)
+
+test.each([
+  ["flipped in one bit", flip],
+  ["cut short", cut],
+])("a small blob %s is refused before its first byte, whole, in part and in memory", async (_how, change) => {
+  using blob = await files.put(pieces("hello world"), UNLIMITED)
+  expect((await files.read(blob.digest, 11))?.toString()).toBe("hello world")
+  expect(await files.read(blob.digest, 10)).toBeNull()
+  await damage(blob.digest, change)
+  await expect(files.open(blob.digest)).rejects.toMatchObject({
+    status: 500,
+    message: expect.stringContaining("damaged") as string,
+  })
+  await expect(files.open(blob.digest, { start: 0, end: 2 })).rejects.toMatchObject({ status: 500 })
+  expect(await files.read(blob.digest, 11)).toBeNull()
+  expect(await files.size(blob.digest)).toBeNull()
+  expect(told).toEqual([blob.digest])
+  expect([...files.damaged().keys()]).toEqual([blob.digest])
+})
+
+test.each([
+  ["flipped in one bit", flip],
+  ["cut short", cut],
+])("the stream of a large blob %s breaks before its end, and a part of it is refused", async (_how, change) => {
+  const bytes = randomBytes(2 ** 21 + 5)
+  using blob = await files.put(pieces(bytes), UNLIMITED)
+  expect((await buffer(await files.open(blob.digest))).equals(bytes)).toBe(true)
+  expect((await buffer(await files.open(blob.digest, { start: 7, end: 9 }))).equals(bytes.subarray(7, 10))).toBe(true)
+  await damage(blob.digest, change)
+  let received = 0
+  const reading = (async () => {
+    for await (const piece of await files.open(blob.digest)) received += (piece as Buffer).length
+  })()
+  await expect(reading).rejects.toThrow("damaged")
+  expect(received).toBeLessThan(change(bytes).length)
+  await expect(files.open(blob.digest, { start: 7, end: 9 })).rejects.toThrow("damaged")
+  expect(told).toEqual([blob.digest])
+})
+
+test("put again, a damaged blob is whole again; one that was cut short heals before anybody noticed", async () => {
+  using blob = await files.put(pieces("hello world"), UNLIMITED)
+  for (const [change, noticed] of [
+    [cut, false],
+    [flip, true],
+  ] as const) {
+    await damage(blob.digest, change)
+    if (noticed) expect(await files.read(blob.digest, 11)).toBeNull()
+    using _again = await files.put(pieces("hello world"), UNLIMITED)
+    expect((await files.read(blob.digest, 11))?.toString()).toBe("hello world")
+    expect(files.damaged().size).toBe(0)
+  }
+})
+
+test("a reader that leaves at once leaves no file open", async () => {
+  using blob = await files.put(pieces(randomBytes(2 ** 20)), UNLIMITED)
+  const openFiles = async (): Promise<number> =>
+    (
+      await Promise.all((await readdir("/proc/self/fd")).map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => "")))
+    ).filter((path) => path.startsWith(root)).length
+  for (const range of [undefined, { start: 0, end: 5 }]) {
+    const reading = await files.open(blob.digest, range)
+    expect(await openFiles()).toBe(1)
+    reading.destroy()
+    await expect.poll(openFiles).toBe(0)
+  }
 })
