@@ -54,6 +54,7 @@ import { createQueueReasons } from "./scheduler/queue-reason.ts"
 import { createReadyQueue } from "./scheduler/ready-queue.ts"
 import { createRuntimeSpecs } from "./scheduler/runtime-specs.ts"
 import { restoreClaims } from "./scheduler/restore-claims.ts"
+import { createStuckSweep } from "./scheduler/stuck-sweep.ts"
 import { stageBlob } from "./store/blobs.ts"
 import { OlderCopy, recordLaterEpoch, startEpoch } from "./store/meta.ts"
 import { openStore } from "./store/open-store.ts"
@@ -298,6 +299,8 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     }),
   )
   opening.use(everyMinute())
+  const stuck = createStuckSweep({ store, clock, log, members, known, jobLife })
+  opening.use(every(clock, config.stuckSweepMs, () => background.run("sweep of stuck jobs", () => stuck.sweep())))
   mountRoutes()
   app.open({
     store,
@@ -427,7 +430,6 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       background.run("sweep", async () => {
         const now = clock.now()
         await fleet.storeSeen()
-        await jobLife.recount()
         await sweepArtifacts({ store, files }, now)
         await sweepRevisions({ store }, now)
         await sweepStaged({ store, liveClaims }, now)

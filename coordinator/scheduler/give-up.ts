@@ -22,10 +22,13 @@ import {
   taskByKey,
 } from "../store/tasks.ts"
 
+/** What of an attempt matters here; `died`: its agent came back without it. */
+export type LostAttempt = Pick<HeldAttempt, "claim" | "task" | "job" | "index" | "number"> & { died?: boolean }
+
 /** Contact with the node of these attempts is lost: clients are told, and nothing else changes yet (architecture §5.5). */
 export async function recordContactLost(
   tx: Tx,
-  attempts: readonly HeldAttempt[],
+  attempts: readonly LostAttempt[],
   since: Instant,
   at: Instant,
 ): Promise<void> {
@@ -46,7 +49,7 @@ export async function recordContactLost(
  * Waiting is over: these tasks may be granted again. Their numbers stay live until a grant spends them. Answers which were
  * marked; the others ended meanwhile.
  */
-export async function markClaimable(tx: Tx, attempts: readonly HeldAttempt[], at: Instant): Promise<Set<ClaimNumber>> {
+export async function markClaimable(tx: Tx, attempts: readonly LostAttempt[], at: Instant): Promise<Set<ClaimNumber>> {
   const marked = new Set<ClaimNumber>()
   for (const attempt of attempts) {
     const task = await taskByKey(tx, attempt.task)
@@ -54,7 +57,7 @@ export async function markClaimable(tx: Tx, attempts: readonly HeldAttempt[], at
     if (task.state === "lost") marked.add(attempt.claim)
     if (task.state !== "granted" && task.state !== "running") continue
     await recordContactLost(tx, [attempt], at, at)
-    if (attempt.died) await storeDeath(tx, attempt.claim)
+    if (attempt.died === true) await storeDeath(tx, attempt.claim)
     await moveTask(tx, attempt.task, [task.state], "lost")
     if (task.state === "granted") await addToJob(tx, attempt.job, { granted: -1, running: 1 })
     marked.add(attempt.claim)

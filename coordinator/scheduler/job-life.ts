@@ -46,6 +46,8 @@ export interface JobLife {
   }): Promise<{ queuedBefore: number; cancelledJobs: number }>
   /** Puts right what memory believes of waiting tasks: rows decide, and a hint that was lost must not strand a job (L-005). */
   recount(): Promise<void>
+  /** Goes on with a job where its rows say it is. One that is being worked on already is fine. */
+  takeUp(job: number): Promise<void>
   /** Takes up every job that an earlier start left unfinished. Once, before a door opens. */
   resume(): Promise<void>
 }
@@ -249,14 +251,20 @@ export function createJobLife(parts: JobLifeParts): JobLife {
       }
       parts.wake()
     },
-    async resume() {
-      for (const job of await store.read(unfinishedJobs)) {
-        if (isOver(job.status)) sweep(job.seq)
-        else if (job.status === "finishing") finish([job.seq])
-        else if (job.status === "planning") plan(job)
-        else await resumeRunning(job)
-      }
+    async takeUp(seq) {
+      const job = await store.read((view) => jobBySeq(view, seq))
+      if (job && job.outcome === null) await goOn(job)
     },
+    async resume() {
+      for (const job of await store.read(unfinishedJobs)) await goOn(job)
+    },
+  }
+
+  async function goOn(job: JobRow): Promise<void> {
+    if (isOver(job.status)) sweep(job.seq)
+    else if (job.status === "finishing") finish([job.seq])
+    else if (job.status === "planning") plan(job)
+    else await resumeRunning(job)
   }
 
   async function resumeRunning(job: JobRow): Promise<void> {

@@ -8,7 +8,8 @@ export interface AsideReads extends AsyncDisposable {
   read<Answer, Args extends readonly unknown[]>(read: AsideRead<Answer, Args>, args: Args): Promise<Answer>
 }
 
-export function createAsideReads(file: string, clock: Clock): AsideReads {
+/** @param onDamage called when a read finds the file damaged */
+export function createAsideReads(file: string, clock: Clock, onDamage: (error: unknown) => void): AsideReads {
   const threads = createThreads<AsideOrder, AsideAnswer>({
     source: threadSource("./aside-worker.ts", import.meta.url),
     workerData: file,
@@ -28,7 +29,11 @@ export function createAsideReads(file: string, clock: Clock): AsideReads {
   return {
     async read({ module, name }, args) {
       const answer = await threads.run({ module, name, args })
-      if (!answer.ok) throw new Error(`the read ${name} failed: ${answer.message}`)
+      if (!answer.ok) {
+        const error = new Error(`the read ${name} failed: ${answer.message}`)
+        if (answer.isDamage) onDamage(error)
+        throw error
+      }
       return answer.value as never
     },
     [Symbol.asyncDispose]: () => threads[Symbol.asyncDispose](),
@@ -41,7 +46,7 @@ export interface AsideOrder {
   args: readonly unknown[]
 }
 
-export type AsideAnswer = { ok: true; value: unknown } | { ok: false; message: string }
+export type AsideAnswer = { ok: true; value: unknown } | { ok: false; message: string; isDamage: boolean }
 
 const MOST_WAITING = 16
 /** Ten million charges take some two seconds. */

@@ -78,7 +78,7 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     onFatal: options.onFatal,
   })
   const reads = new SnapshotReads(new Connection(reader, onDamage), clock, strict)
-  const aside = options.asideInline === true ? null : createAsideReads(file, clock)
+  const aside = options.asideInline === true ? null : createAsideReads(file, clock, onDamage)
   const opened = cleanup.move()
   return {
     async write(act) {

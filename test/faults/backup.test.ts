@@ -96,7 +96,7 @@ test("a backup taken while jobs are submitted, run and end restores to rows and 
   expect(Number(copy.prepare("SELECT count(*) AS jobs FROM jobs").get()?.["jobs"])).toBeGreaterThan(0)
   copy.close()
   await using store = await openTestStore({ dataDir: target })
-  const audit = await store.read(auditMoney)
+  const audit = await auditMoney(store)
   expect(audit.checks.filter(({ ok }) => !ok)).toEqual([])
   for (const job of jobs) await client.call("PUT", `/api/v1/jobs/${job}/cancel`)
 })
