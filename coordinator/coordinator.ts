@@ -21,7 +21,7 @@ import { creditSignup } from "./billing/ledger.ts"
 import { DEFAULT_PRICES, readPrices } from "./billing/pricing.ts"
 import type { CoordinatorConfig } from "./config.ts"
 import { createJobWatch } from "./events/watch.ts"
-import { createFleet, fleetFacts } from "./fleet/fleet.ts"
+import { createFleet, fleetFacts, hasLiveWorker } from "./fleet/fleet.ts"
 import { heartbeatIntervalMs } from "./fleet/liveness.ts"
 import { createMembers } from "./fleet/members.ts"
 import { createHttpApp } from "./http/app.ts"
@@ -51,6 +51,7 @@ import { createOffers } from "./scheduler/offers.ts"
 import { createPace } from "./scheduler/pace.ts"
 import { createPrepare } from "./scheduler/prepare.ts"
 import { createQueueReasons } from "./scheduler/queue-reason.ts"
+import { createQueueTimeout } from "./scheduler/queue-timeout.ts"
 import { createReadyQueue } from "./scheduler/ready-queue.ts"
 import { createRuntimeSpecs } from "./scheduler/runtime-specs.ts"
 import { restoreClaims } from "./scheduler/restore-claims.ts"
@@ -85,6 +86,8 @@ export interface Coordinator extends AsyncDisposable {
 /** Content served to nodes as the last resort: two first copies of a blob at once, peers for the rest. */
 const CONTENT_LIMITS = { streams: 64, sends: 4, copiesPerBlob: 2 }
 const SWEEP_MS = 60_000
+/** How often the times of waiting jobs are looked at. */
+const QUEUE_LOOK_MS = 30_000
 
 /** Builds every part once, in the order in which they need one another, and opens the doors last. */
 export async function startCoordinator(parts: CoordinatorParts): Promise<Coordinator> {
@@ -301,6 +304,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   opening.use(everyMinute())
   const stuck = createStuckSweep({ store, clock, log, members, known, jobLife })
   opening.use(every(clock, config.stuckSweepMs, () => background.run("sweep of stuck jobs", () => stuck.sweep())))
+  opening.use(await watchQueueTimes())
   mountRoutes()
   app.open({
     store,
@@ -436,6 +440,21 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
         await freeReleasedBlobs({ store, files })
       })
     })
+  }
+
+  async function watchQueueTimes(): Promise<Disposable> {
+    const intervalMs = Math.min(QUEUE_LOOK_MS, (config.queueTimeoutMs ?? Number.POSITIVE_INFINITY) / 4)
+    const queueTimeout = createQueueTimeout({
+      store,
+      clock,
+      known,
+      queueTimeoutMs: config.queueTimeoutMs,
+      intervalMs,
+      hasCapacity: () => hasLiveWorker(members),
+      cancel: (job, reason) => jobLife.cancelWaiting(job, reason),
+    })
+    await queueTimeout.load()
+    return every(clock, intervalMs, () => background.run("queue timeouts", () => queueTimeout.look()))
   }
 
   async function liveClaims(

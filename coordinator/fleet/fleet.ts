@@ -220,6 +220,17 @@ export function fleetFacts(members: Members, policy: PlacementPolicy) {
   }
 }
 
+/** Is there a worker with contact that takes work? What waits without one waits for the fleet, not for its turn (GAP-63). */
+export function hasLiveWorker(members: Members): boolean {
+  return [...members.all()].some(
+    (member) =>
+      member.state === "active" &&
+      member.facts?.roles.includes("worker") &&
+      member.standing?.draining === false &&
+      members.contact(member) === "connected",
+  )
+}
+
 function factsOnly({ roles, capacity, runtime, isolation, enforces, network, addresses, boot_id }: Hello): object {
   return { roles, capacity, runtime, isolation, enforces, network, addresses, boot_id }
 }

@@ -4,7 +4,7 @@ import type { AccountId, ClaimNumber, JobId } from "../../protocol/domain/ids.ts
 import { chargeAttempts, settleHold, type Charge } from "../billing/holds.ts"
 import { billedMilliseconds, costOf, withoutContactMs } from "../billing/pricing.ts"
 import { appendEvent } from "../events/event-log.ts"
-import { endJobEarly, jobById, jobBySeq, type JobRow } from "../store/jobs.ts"
+import { endJobEarly, jobById, jobBySeq, jobCounts, type JobRow } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
 import { cancelTasks, endAttempt, indexOfTask, liveAttemptsOfJob, type LiveAttemptRow } from "../store/tasks.ts"
 import { jobFacts, rateOfJob, type JobFacts } from "./job-facts.ts"
@@ -33,6 +33,16 @@ export async function endEarly(
 ): Promise<EarlyEnd | null> {
   const at = parts.clock.now()
   return await parts.store.write((tx) => endEarlyIn(tx, parts, seq, end, at))
+}
+
+/** Cancels a job of which nothing was handed to a node; null when something was, or when it is over. */
+export async function cancelWaiting(parts: EndEarlyParts, seq: number, reason: string): Promise<EarlyEnd | null> {
+  const at = parts.clock.now()
+  return await parts.store.write(async (tx) => {
+    const counts = await jobCounts(tx, seq)
+    if (counts?.status !== "queued" || counts.granted > 0) return null
+    return await endEarlyIn(tx, parts, seq, { status: "cancelled", error: reason }, at)
+  })
 }
 
 async function endEarlyIn(

@@ -5,7 +5,7 @@ import { isTerminal, type JobStatus } from "../../protocol/domain/statuses.ts"
 import type { ObjectFiles } from "../artifacts/object-files.ts"
 import type { JobWatch } from "../events/watch.ts"
 import type { Background } from "../jobs/background.ts"
-import { cancelJob, endEarly, sweepTasks, type EndEarlyParts } from "../jobs/end-early.ts"
+import { cancelJob, cancelWaiting, endEarly, sweepTasks, type EndEarlyParts } from "../jobs/end-early.ts"
 import { expandJob } from "../jobs/expand.ts"
 import { failWaitingTasks } from "../jobs/fail-waiting.ts"
 import { finishJob } from "../jobs/finish.ts"
@@ -44,6 +44,8 @@ export interface JobLife {
     reason: string | null
     tag: string | null
   }): Promise<{ queuedBefore: number; cancelledJobs: number }>
+  /** It waited too long: cancelled, unless something of it was handed to a node by then (L-006). */
+  cancelWaiting(job: number, reason: string): Promise<void>
   /** Puts right what memory believes of waiting tasks: rows decide, and a hint that was lost must not strand a job (L-005). */
   recount(): Promise<void>
   /** Goes on with a job where its rows say it is. One that is being worked on already is fine. */
@@ -237,6 +239,10 @@ export function createJobLife(parts: JobLifeParts): JobLife {
         over(ended.job, ended.spent, error)
       }
       return { queuedBefore: total, cancelledJobs }
+    },
+    async cancelWaiting(seq, reason) {
+      const ended = await cancelWaiting(parts, seq, reason)
+      if (ended) over(ended.job, ended.spent, reason)
     },
     async recount() {
       for (const { seq } of known.all()) {

@@ -29,6 +29,22 @@ export async function activeJobs(view: View, afterSeq: number, limit: number): P
   )
 }
 
+/** A page of the jobs that have been queued since before then and of which nothing was handed to a node, by seq. */
+export async function jobsInQueue(
+  view: View,
+  queuedBefore: Instant,
+  afterSeq: number,
+  limit: number,
+): Promise<{ seq: number; queuedAt: Instant }[]> {
+  return view.all(
+    `SELECT seq, queued_at AS queuedAt FROM jobs
+     WHERE ${IS_ACTIVE} AND status = 'queued' AND granted = 0 AND queued_at <= ? AND seq > ? ORDER BY seq LIMIT ?`,
+    queuedBefore,
+    afterSeq,
+    limit,
+  )
+}
+
 /** Makes the sums over the tasks of a job that is queued or running again from its rows. */
 export async function recountJob(tx: Tx, seq: number): Promise<void> {
   const rows = await tx.all<{ state: string; tasks: number }>(

@@ -303,3 +303,17 @@ test("architecture §5.4: a job of higher priority gets the slot that others sta
   await node.report(next)
   await expect.poll(() => statusOf(job)).toBe("completed")
 })
+
+// ── waiting too long ────────────────────────────────────────────────────────────────────────────────────────────────
+
+test("L-006: a job that fits no machine is cancelled at the limit once a worker takes work, and not before", async () => {
+  await using short = await startTestCoordinator({ COMPUTALOT_QUEUE_TIMEOUT_S: "1" })
+  const job = await short.submit({ requirements: { cpu: 64 } })
+  const draining = await startWorker(short)
+  await draining.claim({ draining: true })
+  await setTimeout(2_500)
+  expect(await short.job(job)).toMatchObject({ status: "queued" })
+  await startWorker(short)
+  await expect.poll(async () => (await short.job(job))["status"]).toBe("cancelled")
+  expect((await short.job(job))["error"]).toContain("no machine started it")
+})

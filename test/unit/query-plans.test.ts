@@ -9,7 +9,7 @@ import { jobOnWire } from "../../coordinator/jobs/read/job-object.ts"
 import { readJobBySeq } from "../../coordinator/jobs/read/read-job.ts"
 import { pageOfIndexes, taskRows } from "../../coordinator/jobs/read/tasks.ts"
 import { countActiveJobs, unfinishedJobs } from "../../coordinator/store/jobs.ts"
-import { activeJobs, tasksWithNodes } from "../../coordinator/store/stuck-jobs.ts"
+import { activeJobs, jobsInQueue, tasksWithNodes } from "../../coordinator/store/stuck-jobs.ts"
 import { countTasks, liveAttempts } from "../../coordinator/store/tasks.ts"
 import { fundedAccount } from "../support/accounts.ts"
 import { startJobRig } from "../support/job-rig.ts"
@@ -84,6 +84,7 @@ test("architecture §4: no statement of a job's life reads a growing table whole
     await liveAttempts(view, null)
     await countTasks(view, job.seq, ["queued", "lost"])
     await activeJobs(view, 0, 500)
+    await jobsInQueue(view, systemClock.now(), 0, 500)
     await tasksWithNodes(view, job.seq)
   })
 
