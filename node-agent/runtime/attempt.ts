@@ -51,7 +51,9 @@ export function runningAttempt(
     if (refused) return { ...usage(end), exitCode: null, signal: null, ...refused }
     const failed = end.cause === "program" && end.exit_code !== 0
     const full = failed && end.oom_kills === 0 && ((await signs.diskFull?.().catch(() => false)) ?? false)
-    return explainEnd(end, record, { diskFull: full, stopReason: readReason(attemptDir) })
+    // Asked only where somebody stopped it: most attempts end by themselves, and have no such file.
+    const stopReason = end.cause === "stopped" ? readReason(attemptDir) : "cancelled"
+    return explainEnd(end, record, { diskFull: full, stopReason })
   })
   return {
     done,
