@@ -4,6 +4,7 @@ import type { PeerId } from "../domain/ids.ts"
 import { createFrameDecoder, encodeFrame } from "../wire/frames.ts"
 import type { StreamProtocol } from "../wire/stream-protocol.ts"
 import type { MeshStream } from "./mesh.ts"
+import { saveWindowUpdates } from "./window-updates.ts"
 
 /**
  * Frames over a libp2p stream. libp2p's own ways of waiting are not used, because they lose memory or hang: `onDrain()`
@@ -11,6 +12,7 @@ import type { MeshStream } from "./mesh.ts"
  * buffers for ever. Here unsent frames wait in a queue of our own, and received ones pause the stream.
  */
 export function wrapStream(stream: Stream, peer: PeerId, protocol: StreamProtocol, clock: Clock): MeshStream {
+  saveWindowUpdates(stream)
   const ended = new AbortController()
   let failure: Error | null = null
 
