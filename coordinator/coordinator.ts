@@ -41,7 +41,7 @@ import { submitJob } from "./jobs/submit.ts"
 import { openControlDoor } from "./mesh/control-door.ts"
 import { sweepRevisions } from "./projects/revisions.ts"
 import { createTarballScanner } from "./projects/tarball.ts"
-import { createBuilds, requeueBuilds } from "./scheduler/builds.ts"
+import { createBuilds } from "./scheduler/builds.ts"
 import { createClaims } from "./scheduler/claims.ts"
 import { createContactWatch } from "./scheduler/contact.ts"
 import { createDispatch } from "./scheduler/dispatch.ts"
@@ -280,7 +280,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     wake()
   })
 
-  await requeueBuilds(store, clock.now())
+  await builds.restore()
   await restoreClaims({ store, clock, members, known, claimLifetimeMs: timing.claimLifetimeMs }, () => jobLife.resume())
   const door = opening.use(
     openControlDoor({

@@ -1,5 +1,5 @@
 import type { Instant } from "../../protocol/base/clock.ts"
-import { digest as asDigest, type NodeId, type RevisionId } from "../../protocol/domain/ids.ts"
+import { digest as asDigest, type ClaimNumber, type NodeId, type RevisionId } from "../../protocol/domain/ids.ts"
 import type { ImageRecord } from "../../protocol/domain/image.ts"
 import { addBlobReference } from "../store/blobs.ts"
 import {
@@ -25,9 +25,12 @@ interface Recorded {
 }
 
 /** A builder took the build. False when it is no longer queued: then the builder is not to start. */
-export async function recordBuildStarted(tx: Tx, { revision, node, id, at }: Recorded): Promise<boolean> {
+export async function recordBuildStarted(
+  tx: Tx,
+  { revision, node, claim, id, at }: Recorded & { claim: ClaimNumber },
+): Promise<boolean> {
   const from = { build: "queued", builder: null } as const
-  if (!(await changeBuild(tx, revision, from, { build: "building", builder: node }, at))) return false
+  if (!(await changeBuild(tx, revision, from, { build: "building", builder: node, claim }, at))) return false
   await describe(tx, { revision, id, at }, "build", {
     status: "running",
     phase: "build",

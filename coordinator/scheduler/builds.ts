@@ -3,26 +3,32 @@ import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { randomText, type Random } from "../../protocol/base/random.ts"
 import { claimNumber, digest, type ClaimNumber, type NodeId, type RevisionId } from "../../protocol/domain/ids.ts"
-import { toWireRef } from "../../protocol/wire/content-source.ts"
+import { toWireRef, type ContentRef } from "../../protocol/wire/content-source.ts"
 import type { ItemVerdict, ToCoordinator } from "../../protocol/wire/control.ts"
 import type { ObjectContent } from "../artifacts/object-content.ts"
 import { keepStaged } from "../artifacts/stage.ts"
 import type { Member, Members } from "../fleet/members.ts"
 import { recordBuildFailed, recordBuildStarted, recordBuilt } from "../projects/record.ts"
 import { dropStagedBlobs } from "../store/blobs.ts"
+import { buildsUnderWay } from "../store/builds.ts"
 import { nextClaimNumbers } from "../store/meta.ts"
 import { changeBuild, revisionsToBuild, type Revision } from "../store/projects.ts"
 import type { Store } from "../store/store.ts"
-import type { RuntimeSpecs } from "./runtime-specs.ts"
+import type { KnownRevision, RuntimeSpecs } from "./runtime-specs.ts"
 
 /**
  * Has images built: one builder a revision, under a claim number of its own, so that a builder that returns late changes
  * nothing (architecture §6). A lost builder's build is queued again.
  */
 export interface Builds extends AsyncDisposable {
+  /**
+   * Takes the builds of an earlier start into memory: their builders go on, and report under the same numbers. Once, after the
+   * members were loaded and before a door opens.
+   */
+  restore(): Promise<void>
   /** Rows say that something is to be built, or no longer: look. */
   wake(): void
-  /** A builder connected: a new start of its agent has lost its builds. */
+  /** A builder connected: it is told its orders again; a new start of its agent has lost its builds. */
   hello(member: Member): Promise<void>
   built(member: Member, report: Extract<ToCoordinator, { type: "built" }>): Promise<ItemVerdict>
   /** Build numbers that may still upload. */
@@ -48,6 +54,8 @@ interface RunningBuild {
   revision: RevisionId
   node: NodeId
   bootId: string
+  /** When this program began to wait for it. */
+  sinceMs: number
 }
 
 /** A build without its builder for this long starts again elsewhere. */
@@ -111,24 +119,49 @@ export function createBuilds(parts: BuildsParts): Builds {
   const buildsOf = (node: NodeId): number => [...running.values()].filter((build) => build.node === node).length
 
   async function start(revision: Revision, builder: Member): Promise<void> {
-    await parts.specs.refresh(revision.id)
-    const known = parts.specs.known(revision.id)
-    const tarball = await parts.content.ref(revision.tarball.digest)
-    if (!known || !tarball) return log.error("a revision's tarball is missing", { revision: revision.id })
+    const described = await describe(revision.id)
+    if (!described) return
     const at = clock.now()
     const diagnostic = newDiagnosticId()
     const claim = await store.write(async (tx) => {
-      const started = await recordBuildStarted(tx, { revision: revision.id, node: builder.id, id: diagnostic, at })
-      return started ? await nextClaimNumbers(tx, 1, at * 1000) : null
+      const taken = await nextClaimNumbers(tx, 1, at * 1000)
+      const build = { revision: revision.id, node: builder.id, claim: taken, id: diagnostic, at }
+      return (await recordBuildStarted(tx, build)) ? taken : null
     })
     if (claim === null) return
-    const build = { claim, revision: revision.id, node: builder.id, bootId: builder.facts?.bootId ?? "" }
+    const build = {
+      claim,
+      revision: revision.id,
+      node: builder.id,
+      bootId: builder.facts?.bootId ?? "",
+      sinceMs: clock.monotonicMs(),
+    }
     running.set(claim, build)
+    order(build, builder, described)
+    log.info("build started", { revision: revision.id, node: builder.id, claim })
+  }
+
+  /** What a builder is told of a revision; null when its tarball is missing. */
+  async function describe(revision: RevisionId): Promise<{ known: KnownRevision; tarball: ContentRef } | null> {
+    await parts.specs.refresh(revision)
+    const known = parts.specs.known(revision)
+    const tarball = known && (await parts.content.ref(known.revision.tarball.digest))
+    if (known && tarball) return { known, tarball }
+    log.error("a revision's tarball is missing", { revision })
+    return null
+  }
+
+  /** The same order again changes nothing at its builder. */
+  function order(
+    { claim, revision }: RunningBuild,
+    builder: Member,
+    { known, tarball }: { known: KnownRevision; tarball: ContentRef },
+  ): void {
     const settings = known.manifest?.build
     builder.session?.send({
       type: "build",
       claim,
-      revision: revision.id,
+      revision,
       tarball: toWireRef(tarball),
       content_grant: parts.specs.contentGrant(builder, [tarball]),
       dockerfile: settings?.dockerfile ?? "Dockerfile",
@@ -137,7 +170,6 @@ export function createBuilds(parts: BuildsParts): Builds {
       args: settings?.args ?? {},
       timeout_ms: known.project.setupTimeoutSeconds * 1000,
     })
-    log.info("build started", { revision: revision.id, node: builder.id, claim })
   }
 
   /** A newer push made the rows of these builds something else than `building`: their builders stop. */
@@ -155,7 +187,7 @@ export function createBuilds(parts: BuildsParts): Builds {
     const nowMs = clock.monotonicMs()
     for (const build of running.values()) {
       const member = members.byNode(build.node)
-      const silentMs = nowMs - (member?.lastHeardMs ?? Number.NEGATIVE_INFINITY)
+      const silentMs = nowMs - Math.max(build.sinceMs, member?.lastHeardMs ?? Number.NEGATIVE_INFINITY)
       if (member?.session || silentMs < BUILDER_GONE_MS) continue
       await fail(build, "node", "the builder was lost", null)
     }
@@ -240,11 +272,28 @@ export function createBuilds(parts: BuildsParts): Builds {
 
   return {
     wake,
+    async restore() {
+      const at = clock.now()
+      for (const { revision, builder, claim, bootId } of await store.read(buildsUnderWay)) {
+        running.set(claim, { claim, revision, node: builder, bootId, sinceMs: clock.monotonicMs() })
+      }
+      const known = new Set([...running.values()].map(({ revision }) => revision))
+      // Those of a version that stored no numbers are queued again.
+      for (const { id, build, builder } of await store.read(revisionsToBuild)) {
+        if (build !== "building" || known.has(id)) continue
+        await store.write((tx) => changeBuild(tx, id, { build: "building", builder }, { build: "queued" }, at))
+      }
+    },
     async hello(member) {
       for (const build of running.values()) {
-        if (build.node === member.id && build.bootId !== member.facts?.bootId) {
+        if (build.node !== member.id) continue
+        if (build.bootId !== member.facts?.bootId) {
           await fail(build, "node", "the builder was restarted", null)
+          continue
         }
+        // The order may have been lost with its stream, or with a coordinator that had stored it and not sent it.
+        const described = await describe(build.revision)
+        if (described && running.has(build.claim)) order(build, member, described)
       }
       wake()
     },
@@ -256,15 +305,5 @@ export function createBuilds(parts: BuildsParts): Builds {
       watching[Symbol.dispose]()
       await looking
     },
-  }
-}
-
-/** Builds of an earlier start have no number any more: they are queued again. Once, before a door opens. */
-export async function requeueBuilds(store: Store, at: number): Promise<void> {
-  const revisions = await store.read(revisionsToBuild)
-  for (const { id, build, builder } of revisions) {
-    if (build === "building") {
-      await store.write((tx) => changeBuild(tx, id, { build: "building", builder }, { build: "queued" }, at))
-    }
   }
 }

@@ -6,6 +6,7 @@ import {
   nodeId,
   revisionId,
   type AccountId,
+  type ClaimNumber,
   type Digest,
   type NodeId,
   type RevisionId,
@@ -237,14 +238,15 @@ export async function changeBuild(
   tx: Tx,
   revision: RevisionId,
   from: { build: BuildState; builder: NodeId | null },
-  to: { build: BuildState; builder?: NodeId; image?: ImageRecord },
+  to: { build: BuildState; builder?: NodeId; claim?: ClaimNumber; image?: ImageRecord },
   at: Instant,
 ): Promise<boolean> {
   const { changes } = await tx.run(
-    `UPDATE revisions SET build = ?, builder = ?, image = ?, build_changed_at = ?
+    `UPDATE revisions SET build = ?, builder = ?, build_claim = ?, image = ?, build_changed_at = ?
      WHERE id = ? AND build = ? AND coalesce(builder, '') = ?`,
     to.build,
     to.builder ?? null,
+    to.claim ?? null,
     jsonOrNull(to.image ?? null),
     at,
     revision,
@@ -260,7 +262,7 @@ export async function changeBuild(
  */
 export async function cancelOlderBuilds(tx: Tx, project: number, active: RevisionId, at: Instant): Promise<void> {
   await tx.run(
-    `UPDATE revisions SET build = 'cancelled', builder = NULL, build_changed_at = ?
+    `UPDATE revisions SET build = 'cancelled', builder = NULL, build_claim = NULL, build_changed_at = ?
      WHERE project = ? AND id <> ? AND build IN ('queued', 'building') AND id NOT IN (${NEEDED_BY_JOBS})`,
     at,
     project,

@@ -8,7 +8,7 @@ import { gzipSync } from "node:zlib"
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { randomText, systemRandom } from "../../protocol/base/random.ts"
-import { accountId, nodeId, type NodeId, type RevisionId } from "../../protocol/domain/ids.ts"
+import { accountId, claimNumber, nodeId, type NodeId, type RevisionId } from "../../protocol/domain/ids.ts"
 import { openObjectFiles, type ObjectFiles } from "../../coordinator/artifacts/object-files.ts"
 import { freeReleasedBlobs } from "../../coordinator/artifacts/retention.ts"
 import { creditSignup } from "../../coordinator/billing/ledger.ts"
@@ -151,7 +151,7 @@ function replica(
 async function build(revision: RevisionId): Promise<void> {
   const builder = nodeId("node_builder")
   const started = facts(revision, builder)
-  expect(await store.write((tx) => recordBuildStarted(tx, started))).toBe(true)
+  expect(await store.write((tx) => recordBuildStarted(tx, { ...started, claim: claimNumber(1) }))).toBe(true)
   const image = { digest: "a".repeat(64), config: { env: {}, workdir: "/workspace", user: "" }, layers: [] }
   const done = { ...facts(revision, builder), image, logTail: "done" }
   expect(await store.write((tx) => recordBuilt(tx, done))).toBe(true)
@@ -438,7 +438,7 @@ describe("push", () => {
     const name = await project(CODE)
     const first = await activeOf(name)
     const started = facts(first, nodeId("node_builder"))
-    await store.write((tx) => recordBuildStarted(tx, started))
+    await store.write((tx) => recordBuildStarted(tx, { ...started, claim: claimNumber(1) }))
     changes = 0
     await push(name, [...CODE, { name: "x", content: "" }])
     expect(changes).toBe(1)
@@ -494,7 +494,7 @@ describe("readiness", () => {
       pending_init: true,
     })
     const [one] = workers("one")
-    await store.write((tx) => recordBuildStarted(tx, facts(revision, nodeId("node_b"))))
+    await store.write((tx) => recordBuildStarted(tx, { ...facts(revision, nodeId("node_b")), claim: claimNumber(1) }))
     expect(await statusOf(name)).toMatchObject({
       init_state: "published",
       progress_phase: "running",
@@ -681,7 +681,7 @@ describe("readiness", () => {
     const name = await project(CODE)
     const revision = await activeOf(name)
     const node = nodeId("node_abcdefgh12345678")
-    await store.write((tx) => recordBuildStarted(tx, facts(revision, node)))
+    await store.write((tx) => recordBuildStarted(tx, { ...facts(revision, node), claim: claimNumber(1) }))
     const secrets = `at /var/lib/node-data/builds/1/x on node_abcdefgh12345678 10.1.2.3:4001 sha256:${"c".repeat(64)} 12D3KooWGzBzTvVYQ9QDfTGC5dZ6Y8K2Yt4fD4Hq5M6hR7sX8vYz`
     const failure = {
       ...facts(revision, node),
@@ -770,14 +770,16 @@ describe("readiness", () => {
     const name = await project(CODE)
     const revision = await activeOf(name)
     const [builder, other] = [nodeId("node_1"), nodeId("node_2")]
-    await store.write((tx) => recordBuildStarted(tx, facts(revision, builder)))
+    await store.write((tx) => recordBuildStarted(tx, { ...facts(revision, builder), claim: claimNumber(1) }))
     const fails = (node: NodeId) => ({
       ...facts(revision, node),
       kind: "node" as const,
       message: "disk",
       logTail: null,
     })
-    expect(await store.write((tx) => recordBuildStarted(tx, facts(revision, other)))).toBe(false)
+    expect(
+      await store.write((tx) => recordBuildStarted(tx, { ...facts(revision, other), claim: claimNumber(1) })),
+    ).toBe(false)
     expect(await store.write((tx) => recordBuildFailed(tx, fails(other)))).toBe(false)
     expect(await store.write((tx) => recordBuildFailed(tx, fails(builder)))).toBe(true)
     await build(revision)

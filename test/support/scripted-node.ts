@@ -8,6 +8,7 @@ import { systemClock } from "../../protocol/base/clock.ts"
 import { silentLog } from "../../protocol/base/log.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
 import { nodeId, peerId } from "../../protocol/domain/ids.ts"
+import type { NodeRole } from "../../protocol/domain/statuses.ts"
 import { createMeshNode } from "../../protocol/mesh/create-mesh-node.ts"
 import { identityFromSeed, type Identity } from "../../protocol/mesh/identity.ts"
 import type { MeshNode, MeshStream } from "../../protocol/mesh/mesh.ts"
@@ -37,8 +38,8 @@ export interface TestCoordinator extends AsyncDisposable {
   /** As the project's owner. */
   as(method: string, path: string, body?: unknown): Promise<PlainReply>
   joinToken(options?: object): Promise<string>
-  /** A member that is connected to nothing yet. */
-  node(): Promise<ScriptedNode>
+  /** A member that is connected to nothing yet; a worker unless its roles are said. */
+  node(roles?: NodeRole[]): Promise<ScriptedNode>
   submit(body?: object): Promise<string>
   job(id: string): Promise<Record<string, unknown>>
   /** Why it said that its program must end. */
@@ -103,8 +104,8 @@ export async function startTestCoordinator(environment: Record<string, string> =
     async joinToken(options = { max_uses: 100 }) {
       return String((await rig.call("POST", "/admin/nodes/tokens", options)).get("token"))
     },
-    async node() {
-      const node = await scriptedNode(rig)
+    async node(roles = ["worker"]) {
+      const node = await scriptedNode(rig, roles)
       nodes.push(node)
       return node
     },
@@ -188,9 +189,9 @@ export function signEnrolmentOnWire(identity: Identity, token: string): { public
   return { public_key: publicKey, signature }
 }
 
-async function scriptedNode(rig: TestCoordinator): Promise<ScriptedNode> {
+async function scriptedNode(rig: TestCoordinator, roles: NodeRole[]): Promise<ScriptedNode> {
   const identity = await identityFromSeed(systemRandom.bytes(32))
-  const enrolled = await enrol(rig, identity, await rig.joinToken())
+  const enrolled = await enrol(rig, identity, await rig.joinToken({ max_uses: 1, roles }))
   if (enrolled.status !== 201) throw new Error(`enrol: ${enrolled.status} ${enrolled.text}`)
   const coordinatorPeer = peerId(rig.coordinator.peerId)
   const certificate = String(enrolled.get("certificate"))

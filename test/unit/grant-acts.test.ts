@@ -5,9 +5,7 @@ import { failWaitingTasks } from "../../coordinator/jobs/fail-waiting.ts"
 import { affordableMs } from "../../coordinator/scheduler/dispatch.ts"
 import { markClaimable, recordContactReturned, returnAttempt } from "../../coordinator/scheduler/give-up.ts"
 import { grantTasks } from "../../coordinator/scheduler/grant.ts"
-import { requeueBuilds } from "../../coordinator/scheduler/builds.ts"
 import { costOf } from "../../coordinator/billing/pricing.ts"
-import { changeBuild, findProject, findRevision } from "../../coordinator/store/projects.ts"
 import { countTasks } from "../../coordinator/store/tasks.ts"
 import { findHold } from "../../coordinator/store/holds.ts"
 import { fundedAccount } from "../support/accounts.ts"
@@ -225,18 +223,6 @@ test("GAP-21: a project that is not the account's is not found", async () => {
   const body = { ...LEAST_JOB, project: "other" }
   const request = { account, user: null, body, bodyText: JSON.stringify(body) }
   await expect(rig.submit(request)).rejects.toMatchObject({ code: "not_found" })
-})
-
-test("builds of an earlier start are queued again, others stay", async () => {
-  const project = await rig.store.read((view) => findProject(view, account, "p"))
-  const revision = project?.activeRevision
-  if (!revision) throw new Error("it was pushed")
-  const from = { build: "queued", builder: null } as const
-  await rig.store.write((tx) => changeBuild(tx, revision, from, { build: "building", builder: rig.node }, 1))
-  await requeueBuilds(rig.store, 2)
-  expect(await rig.store.read((view) => findRevision(view, revision))).toMatchObject({ build: "queued", builder: null })
-  await requeueBuilds(rig.store, 3)
-  expect(await rig.store.read((view) => findRevision(view, revision))).toMatchObject({ build: "queued" })
 })
 
 test("a budget buys the most milliseconds whose price is within it", () => {

@@ -1,0 +1,74 @@
+import { afterEach, beforeEach, expect, test } from "vitest"
+import { sha256Hex } from "../../protocol/base/digest.ts"
+import type { BuildOrder } from "../../protocol/wire/control.ts"
+import { startTestCoordinator, type ScriptedNode, type TestCoordinator } from "../support/scripted-node.ts"
+
+/** Builds through a restart of the coordinator: the rows say who builds what, under which number (architecture §4, §6). */
+
+let rig: TestCoordinator
+beforeEach(async () => {
+  rig = await startTestCoordinator()
+})
+afterEach(async () => rig[Symbol.asyncDispose]())
+
+const BUILDER = { roles: ["worker" as const, "builder" as const], runtime: "bubblewrap" as const }
+const orders = (node: ScriptedNode): BuildOrder[] => node.heard.filter((message) => message.type === "build")
+
+async function startBuilder(): Promise<{ node: ScriptedNode; order: BuildOrder }> {
+  const node = await rig.node(["worker", "builder"])
+  await node.connect(BUILDER)
+  await node.claim()
+  await expect.poll(() => orders(node).length).toBe(1)
+  const [order] = orders(node)
+  if (!order) throw new Error("it was ordered")
+  return { node, order }
+}
+
+const upload = (node: ScriptedNode, claim: number, bytes: string) =>
+  rig.call("PUT", `/nodes/blobs/${sha256Hex(bytes)}?claim=${claim}`, bytes, node.transferToken)
+
+test("a build goes on through a restart: its builder uploads and reports under the same number, and is told no other", async () => {
+  const { node, order } = await startBuilder()
+  await rig.restart()
+  await node.connect(BUILDER)
+  await node.claim()
+  expect((await upload(node, order.claim, "a layer")).status).toBe(200)
+  await node.say({
+    type: "built",
+    claim: order.claim,
+    outcome: { ok: false, kind: "project", message: "the Dockerfile is wrong" },
+    log_tail: "",
+  })
+  await expect.poll(() => node.verdicts()).toMatchObject([{ claim: order.claim, kind: "build", verdict: "stored" }])
+  expect(orders(node).map(({ claim }) => claim)).toEqual([order.claim])
+})
+
+test("an order that was lost with its stream, or stored and never sent, is told again under its number", async () => {
+  const { node, order } = await startBuilder()
+  node.breakStream()
+  await node.connect(BUILDER)
+  await expect.poll(() => orders(node)).toMatchObject([{ claim: order.claim, revision: order.revision }])
+  await rig.restart()
+  await node.connect(BUILDER)
+  await expect.poll(() => orders(node)).toMatchObject([{ claim: order.claim, revision: order.revision }])
+})
+
+test("a builder whose agent was started anew meanwhile has lost the build: it is ordered again, under another number", async () => {
+  const { node, order } = await startBuilder()
+  await rig.restart()
+  await node.connect({ ...BUILDER, boot_id: "boot-2" })
+  await node.claim()
+  await expect.poll(() => orders(node).length).toBe(1)
+  expect(orders(node)[0]?.claim).toBeGreaterThan(order.claim)
+  expect(orders(node)[0]?.revision).toBe(order.revision)
+  expect((await upload(node, order.claim, "a layer")).status).toBe(410)
+})
+
+test("a build whose number nobody stored is ordered again", async () => {
+  const { node, order } = await startBuilder()
+  await rig.restart({ takeOver: false, lose: "UPDATE revisions SET build_claim = NULL" })
+  await node.connect(BUILDER)
+  await node.claim()
+  await expect.poll(() => orders(node).length).toBe(1)
+  expect(orders(node)[0]?.claim).toBeGreaterThan(order.claim)
+})
