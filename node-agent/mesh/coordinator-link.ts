@@ -217,4 +217,5 @@ class SilenceWatch implements Disposable {
 }
 
 const FIRST_REDIAL_MS = 250
-const LONGEST_REDIAL_MS = 5_000
+/** A coordinator that was away for long finds its fleet again within a second or two; how many come at once, `spreadMs` bounds. */
+const LONGEST_REDIAL_MS = 1_000
