@@ -69,6 +69,7 @@ export function createBuilds(parts: BuildsParts): Builds {
   const { store, clock, log, members } = parts
   const running = new Map<number, RunningBuild>()
   const tries = new Map<string, number>()
+  const toldMissing = new Set<string>()
   let looking: Promise<void> | null = null
   let again = false
   let stopped = false
@@ -146,8 +147,13 @@ export function createBuilds(parts: BuildsParts): Builds {
     await parts.specs.refresh(revision)
     const known = parts.specs.known(revision)
     const tarball = known && (await parts.content.ref(known.revision.tarball.digest))
-    if (known && tarball) return { known, tarball }
-    log.error("a revision's tarball is missing", { revision })
+    if (known && tarball) {
+      toldMissing.delete(revision)
+      return { known, tarball }
+    }
+    // It waits until the bytes are back: the operator's copy, or a push of the same files.
+    if (!toldMissing.has(revision)) log.error("a revision's tarball is missing", { revision })
+    toldMissing.add(revision)
     return null
   }
 

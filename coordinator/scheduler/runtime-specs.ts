@@ -94,7 +94,8 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
   async function runtime(id: string, member: Member): Promise<RuntimeSpec> {
     const one = present(known.get(id), "a revision that is run or prepared")
     const { project, revision, manifest } = one
-    const tarball = present(await parts.content.ref(revision.tarball.digest), "the tarball of a revision")
+    // Nodes that have the revision ready never fetch it: missing bytes (after a restore, say) stop only those that would.
+    const tarball = (await parts.content.ref(revision.tarball.digest)) ?? { ...revision.tarball, pieceListDigest: null }
     const validation = manifest?.validation
     return {
       revision: id,

@@ -1,7 +1,9 @@
+import { rmSync } from "node:fs"
+import { join } from "node:path"
 import { afterEach, beforeEach, expect, test } from "vitest"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import type { BuildOrder } from "../../protocol/wire/control.ts"
-import { startTestCoordinator, type ScriptedNode, type TestCoordinator } from "../support/scripted-node.ts"
+import { startTestCoordinator, startWorker, type ScriptedNode, type TestCoordinator } from "../support/scripted-node.ts"
 
 /** Builds through a restart of the coordinator: the rows say who builds what, under which number (architecture §4, §6). */
 
@@ -71,4 +73,25 @@ test("a build whose number nobody stored is ordered again", async () => {
   await node.claim()
   await expect.poll(() => orders(node).length).toBe(1)
   expect(orders(node)[0]?.claim).toBeGreaterThan(order.claim)
+})
+
+test("without a revision's tarball nodes that have it ready go on, its build waits, and a push of the same files mends it", async () => {
+  rmSync(join(rig.dataDir, "blobs"), { recursive: true })
+  await rig.restart()
+  const worker = await startWorker(rig)
+  const job = await rig.submit({ payload: {} })
+  const claim = await worker.next()
+  await worker.report(claim)
+  await expect.poll(async () => (await rig.job(job))["status"]).toBe("completed")
+  expect(worker.streamEnded).toBe(false)
+
+  const builder = await rig.node(["worker", "builder"])
+  await builder.connect(BUILDER)
+  await builder.claim()
+  const storage = await rig.call("GET", "/admin/storage")
+  expect(storage.json).toMatchObject({ ok: false, missing_count: 2 })
+  expect(orders(builder)).toEqual([])
+  expect((await rig.push()).status).toBe(200)
+  await expect.poll(() => orders(builder).length).toBe(1)
+  expect((await rig.call("GET", "/admin/storage")).json).toMatchObject({ ok: true })
 })

@@ -40,6 +40,8 @@ export interface TestCoordinator extends AsyncDisposable {
   joinToken(options?: object): Promise<string>
   /** A member that is connected to nothing yet; a worker unless its roles are said. */
   node(roles?: NodeRole[]): Promise<ScriptedNode>
+  /** Pushes the project's files again. */
+  push(): Promise<PlainReply>
   submit(body?: object): Promise<string>
   job(id: string): Promise<Record<string, unknown>>
   /** Why it said that its program must end. */
@@ -109,6 +111,7 @@ export async function startTestCoordinator(environment: Record<string, string> =
       nodes.push(node)
       return node
     },
+    push: async () => rig.as("POST", "/projects/p/push", await tarballOf(PROJECT)),
     async submit(body = {}) {
       const job = {
         type: "structured_runner",
@@ -140,7 +143,7 @@ export async function startTestCoordinator(environment: Record<string, string> =
   const issued = await rig.call("POST", `/admin/users/${String(user.get("user", "id"))}/keys`, {})
   const key = String(issued.get("token"))
   await rig.call("POST", "/projects", { name: "p", remote_dir: "/root/p" }, key)
-  const pushed = await rig.call("POST", "/projects/p/push", await tarballOf(PROJECT), key)
+  const pushed = await rig.push()
   if (pushed.status !== 200) throw new Error(`push: ${pushed.status} ${pushed.text}`)
   return rig
 }
