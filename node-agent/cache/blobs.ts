@@ -56,7 +56,9 @@ export interface Blobs extends ContentSource, AsyncDisposable {
   pin(digest: Digest, holder: string): void
   /** Gives one pin back. Without one nothing happens. */
   unpin(digest: Digest, holder: string): void
-  /** Gives all pins of `holder` back. */
+  /** Has everything else evicted before this blob, also when it is not here yet. Sparing twice is sparing once. */
+  spare(digest: Digest, holder: string): void
+  /** Gives back all that `holder` pins or spares. */
   unpinAll(holder: string): void
   usage(): { bytes: number; quotaBytes: number; blobs: number }
 }
@@ -109,6 +111,7 @@ export async function openBlobs(parts: BlobsParts): Promise<Blobs> {
     entries.set(list.digest, { ...newEntry(list, whole, lastUsedAt), checked: false, have: whole ? allOf(list) : null })
   }
   const pins = new Map<Digest, Map<string, number>>()
+  const spared = new Map<Digest, Set<string>>()
   /** Evicted blobs whose files are still being deleted: nobody may write them anew before. */
   const leaving = new Map<Digest, Promise<void>>()
   /** Bytes promised to puts that are under way. */
@@ -133,6 +136,7 @@ export async function openBlobs(parts: BlobsParts): Promise<Blobs> {
       bytes: entry.blob.size,
       lastUsedAt: entry.lastUsedAt,
       kept: entry.writing || pins.has(entry.blob.digest),
+      spared: spared.has(entry.blob.digest),
     }))
   }
 
@@ -311,10 +315,16 @@ export async function openBlobs(parts: BlobsParts): Promise<Blobs> {
       if (holders.size === 0) pins.delete(blob)
     },
 
+    spare(blob, holder) {
+      spared.set(blob, (spared.get(blob) ?? new Set()).add(holder))
+    },
+
     unpinAll(holder) {
-      for (const [blob, holders] of pins) {
-        holders.delete(holder)
-        if (holders.size === 0) pins.delete(blob)
+      for (const held of [pins, spared]) {
+        for (const [blob, holders] of held) {
+          holders.delete(holder)
+          if (holders.size === 0) held.delete(blob)
+        }
       }
     },
 

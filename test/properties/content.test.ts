@@ -19,11 +19,14 @@ import {
 } from "../../protocol/wire/piece-set.ts"
 import { MIB, newTestBlob } from "../support/content.ts"
 
-const cached = fc.array(fc.record({ bytes: fc.nat(1000), lastUsedAt: fc.nat(50), kept: fc.boolean() }), {
-  maxLength: 30,
-})
+const cached = fc.array(
+  fc.record({ bytes: fc.nat(1000), lastUsedAt: fc.nat(50), kept: fc.boolean(), spared: fc.boolean() }),
+  {
+    maxLength: 30,
+  },
+)
 
-test("eviction makes exactly enough room, oldest first, and never touches what is kept", () => {
+test("eviction makes exactly enough room, oldest first, spared ones last, and never touches what is kept", () => {
   fc.assert(
     fc.property(cached, fc.nat(5000), fc.nat(10_000), (some, needed, quota) => {
       const blobs = some.map((blob, index) => ({ ...blob, digest: digest(index.toString(16).padStart(64, "0")) }))
@@ -37,8 +40,9 @@ test("eviction makes exactly enough room, oldest first, and never touches what i
       const stays = blobs.filter((blob) => !chosen.includes(blob.digest))
       expect(gone.some((blob) => blob.kept)).toBe(false)
       expect(sum(stays) + needed).toBeLessThanOrEqual(quota)
-      const newestGone = Math.max(-1, ...gone.map((blob) => blob.lastUsedAt))
-      for (const blob of stays) if (!blob.kept) expect(blob.lastUsedAt).toBeGreaterThanOrEqual(newestGone)
+      const goesAt = ({ spared, lastUsedAt }: (typeof blobs)[number]): number => (spared ? 100 : 0) + lastUsedAt
+      const lastGone = Math.max(-1, ...gone.map(goesAt))
+      for (const blob of stays) if (!blob.kept) expect(goesAt(blob)).toBeGreaterThanOrEqual(lastGone)
       const last = blobs.find((blob) => blob.digest === chosen.at(-1))
       if (last !== undefined) expect(sum(stays) + last.bytes + needed).toBeGreaterThan(quota)
     }),

@@ -105,7 +105,13 @@ export async function openLayerStore(parts: LayerStoreParts): Promise<LayerStore
   /** The quota is kept where it can be: layers in use are never taken away for it. */
   async function makeRoom(neededBytes: number): Promise<void> {
     const candidates = [...layers].map(([diffId, layer]) => {
-      return { digest: diffId, bytes: layer.bytes, lastUsedAt: layer.lastUsedAt, kept: layer.holders.size > 0 }
+      return {
+        digest: diffId,
+        bytes: layer.bytes,
+        lastUsedAt: layer.lastUsedAt,
+        kept: layer.holders.size > 0,
+        spared: false,
+      }
     })
     const chosen = chooseEvictions(candidates, neededBytes, parts.quotaBytes)
     if (chosen === null) {
