@@ -22,6 +22,8 @@ export interface ServeContentParts {
   clock: Clock
   log: Log
   limits: ServeLimits
+  /** Asked when a granted blob is not here: is it being made again? Then the asker is told to come back. */
+  remakes?: (blob: Digest) => boolean
   /** Told of every piece that was sent whole. */
   sent?: (piece: { to: PeerId; blob: Digest; bytes: number }) => void
 }
@@ -113,7 +115,10 @@ export function serveContent(mesh: Mesh, source: ContentSource, parts: ServeCont
   async function answer(stream: MeshStream, from: PeerId, blob: ContentRef, request: ContentRequest): Promise<void> {
     const here = await source.has(blob.digest)
     // A blob that was cut by another list has other pieces: for this grant it is not here.
-    if (here === null || here.pieceListDigest !== blob.pieceListDigest) return reply(stream, { type: "absent" })
+    if (here === null || here.pieceListDigest !== blob.pieceListDigest) {
+      const comes = here === null && parts.remakes?.(blob.digest) === true
+      return reply(stream, comes ? { type: "busy", retry_ms: BUSY_RETRY_MS } : { type: "absent" })
+    }
     switch (request.type) {
       case "open":
       case "have": {

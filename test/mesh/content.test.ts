@@ -10,7 +10,7 @@ import { present } from "../../protocol/base/assert.ts"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { silentLog } from "../../protocol/base/log.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
-import type { PeerId } from "../../protocol/domain/ids.ts"
+import type { Digest, PeerId } from "../../protocol/domain/ids.ts"
 import { serveContent, type ServeLimits } from "../../protocol/mesh/serve-content.ts"
 import { signContentGrant } from "../../protocol/wire/content-grant.ts"
 import type { ContentRef, ContentSource } from "../../protocol/wire/content-source.ts"
@@ -42,6 +42,7 @@ interface World extends AsyncDisposable {
     quotaBytes?: number
     directory?: string
     source?: (blobs: TestBlobs) => ContentSource
+    remakes?: (blobs: TestBlobs, blob: Digest) => boolean
   }): Promise<Peer>
   origin(limits?: Partial<ServeLimits>, blobs?: TestBlob[]): Promise<Peer>
   grant(node: PeerId, blobs: ContentRef[], expiresAt?: number): string
@@ -95,9 +96,10 @@ async function newWorld(): Promise<World> {
     mesh,
     grant,
     revoked,
-    async peer({ source, ...options } = {}) {
+    async peer({ source, remakes, ...options } = {}) {
       const peer = await newPeer(await mesh.member(), options)
-      if (source === undefined) shareContent(peer.node, peer.blobs, serving(peer))
+      const remaking = remakes && { remakes: (blob: Digest) => remakes(peer.blobs, blob) }
+      if (source === undefined) shareContent(peer.node, peer.blobs, { ...serving(peer), ...remaking })
       else serveContent(peer.node, source(peer.blobs), { ...serving(peer), limits: ORIGIN_LIMITS })
       return peer
     },
@@ -302,6 +304,29 @@ test("holders that nobody can reach do not keep the origin from helping", async 
   const fetcher = await world.peer()
   const fetched = await fetcher.fetch(blob.ref, { holders: [gone], origin })
   expect(fetched).toMatchObject({ bytesFromPeers: 0, bytesFromOrigin: 3 * MIB })
+})
+
+test("a blob that its holder makes again is waited for; without a grant nobody has it made", async () => {
+  await using world = await newWorld()
+  const blob = newTestBlob(3 * MIB)
+  const absent = newTestBlob(3 * MIB)
+  const asked: Digest[] = []
+  const holder = await world.peer({
+    remakes(blobs, wanted) {
+      asked.push(wanted)
+      if (wanted !== blob.ref.digest) return false
+      if (asked.length === 1) setTimeout(() => void blobs.put({ stream: inChunks(blob.bytes) }), 200)
+      return true
+    },
+  })
+  const fetcher = await world.peer()
+  const foreign = world.grant(fetcher.node.peerId, [absent.ref])
+  await expect(fetcher.fetch(blob.ref, { holders: [holder], grant: foreign })).rejects.toThrow("no source")
+  expect(asked).toEqual([])
+  expect(await fetcher.fetch(blob.ref, { holders: [holder] })).toMatchObject({ bytesFromPeers: 3 * MIB })
+  expect(fetcher.has(blob)).toBe(true)
+  await expect(fetcher.fetch(absent.ref, { holders: [holder] })).rejects.toMatchObject({ code: "unavailable" })
+  expect(asked).toContain(absent.ref.digest)
 })
 
 test("a blob that nobody has ends as unavailable", async () => {
