@@ -201,12 +201,15 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   const connected = (): boolean => link.connected
   const isRevoked = (node: NodeId): boolean => world.revoked.has(node)
   const membershipOf = (peer: PeerId): NodeId | null => mesh.membership(peer)?.nodeId ?? null
+  /** Opened last: it tries a build first. */
+  let builds: BuildOrders | null = null
   shareContent(mesh, blobs, {
     coordinatorPublicKey: coordinator.publicKey,
     revoked: (peer) => {
       const node = membershipOf(peer)
       return node !== null && isRevoked(node)
     },
+    remakes: (blob) => builds?.remakes(blob) ?? false,
     clock,
     log,
   })
@@ -304,7 +307,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     log,
   })
   const roles = rolesOf(member, coordinator.publicKey, config, log, clock)
-  const builds = roles.includes("builder") ? await openBuilds() : null
+  builds = roles.includes("builder") ? await openBuilds() : null
   if (builds === null && roles.includes("builder")) roles.splice(roles.indexOf("builder"), 1)
 
   async function openBuilds(): Promise<BuildOrders | null> {

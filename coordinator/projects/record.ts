@@ -39,8 +39,11 @@ export async function recordBuildStarted(
   return true
 }
 
+/** The project's own: a base is nowhere but on nodes (architecture §5.6). */
+export const ownLayers = ({ layers }: ImageRecord): ImageRecord["layers"] => layers.filter(({ base }) => !base)
+
 /**
- * The image is built. Its layers must lie here, pinned or staged, as the last resort (architecture §5.6): from now on they
+ * The image is built. Its own layers must lie here, pinned or staged, as the last resort (architecture §5.6): from now on they
  * stay as long as the revision. False when this node's build no longer counts: nothing changes.
  */
 export async function recordBuilt(
@@ -60,9 +63,9 @@ export async function recordBuilt(
   return true
 }
 
-/** The layers of an image stay while this revision does. */
+/** The layers of an image stay while this revision does; those of its base are not here. */
 export async function keepImage(tx: Tx, revision: RevisionId, image: ImageRecord): Promise<void> {
-  for (const { blob } of image.layers) {
+  for (const { blob } of ownLayers(image)) {
     if (blob !== null) await addBlobReference(tx, asDigest(blob.digest), { kind: "image", owner: revision })
   }
 }
@@ -90,19 +93,37 @@ export async function recordBuildFailed(
   return true
 }
 
+/**
+ * Nobody has a layer of the built image any more: the tarball is built again (architecture §5.6). False when this image of
+ * this builder's is not the revision's any more.
+ */
+export async function recordImageLost(
+  tx: Tx,
+  { revision, node, id, at }: Omit<Recorded, "node"> & { node: NodeId | null },
+): Promise<boolean> {
+  if (!(await changeBuild(tx, revision, { build: "built", builder: node }, { build: "queued" }, at))) return false
+  await describe(tx, { revision, id, at }, "build", {
+    status: "info",
+    phase: "build",
+    message: "No connected machine has all layers of the image any more: it is built again.",
+  })
+  return true
+}
+
 /** A failed build may be tried again: an owner asked for it. False when it had not failed. */
 export function retryFailedBuild(tx: Tx, revision: RevisionId, at: Instant): Promise<boolean> {
   return changeBuild(tx, revision, { build: "failed", builder: null }, { build: "queued" }, at)
 }
 
 /**
- * How far a node is with preparing a revision; `removed` when it dropped it. A word about another than the active revision
+ * How far a node is with preparing a revision; `removed` when it dropped it, `unable` when it cannot have it by its own
+ * fault, which is no replica either. A word about another than the active revision
  * changes nothing and answers false.
  */
 export async function recordReplica(
   tx: Tx,
   report: Recorded & {
-    state: "initializing" | "ready" | "failed" | "removed"
+    state: "initializing" | "ready" | "failed" | "unable" | "removed"
     message: string | null
     logTail: string | null
   },
@@ -114,12 +135,14 @@ export async function recordReplica(
     await deleteReplica(tx, project.id, node)
     return true
   }
-  await putReplica(tx, project.id, { node, revision, state, changedAt: at })
+  if (state === "unable") await deleteReplica(tx, project.id, node)
+  else await putReplica(tx, project.id, { node, revision, state, changedAt: at })
   if (state === "ready") await setLastReady(tx, project.id, at)
   const texts = {
     initializing: { status: "running", message: "The runtime is being prepared." },
     ready: { status: "ready", message: "The runtime is ready." },
     failed: { status: "failed", message: "Preparing the runtime failed." },
+    unable: { status: "failed", message: "A machine could not prepare the runtime." },
   } as const
   await describe(tx, { revision, id, at }, node, {
     status: texts[state].status,
@@ -128,6 +151,9 @@ export async function recordReplica(
     logTail: report.logTail,
     ...(state === "failed" && {
       recommendedAction: "Correct what the log shows (validation, files, dependencies), then push again.",
+    }),
+    ...(state === "unable" && {
+      recommendedAction: "Nothing to correct in the project: it is tried again, and on every machine that connects.",
     }),
   })
   return true

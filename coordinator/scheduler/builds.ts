@@ -2,14 +2,22 @@ import { every, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { randomText, type Random } from "../../protocol/base/random.ts"
-import { claimNumber, digest, type ClaimNumber, type NodeId, type RevisionId } from "../../protocol/domain/ids.ts"
+import {
+  claimNumber,
+  digest,
+  revisionId,
+  type ClaimNumber,
+  type Digest,
+  type NodeId,
+  type RevisionId,
+} from "../../protocol/domain/ids.ts"
 import { toWireRef, type ContentRef } from "../../protocol/wire/content-source.ts"
 import type { ItemVerdict, ToCoordinator } from "../../protocol/wire/control.ts"
 import type { ObjectContent } from "../artifacts/object-content.ts"
 import { keepStaged } from "../artifacts/stage.ts"
 import type { Member, Members } from "../fleet/members.ts"
-import { recordBuildFailed, recordBuildStarted, recordBuilt } from "../projects/record.ts"
-import { dropStagedBlobs } from "../store/blobs.ts"
+import { ownLayers, recordBuildFailed, recordBuildStarted, recordBuilt, recordImageLost } from "../projects/record.ts"
+import { dropStagedBlobs, stagedSize } from "../store/blobs.ts"
 import { buildsUnderWay } from "../store/builds.ts"
 import { nextClaimNumbers } from "../store/meta.ts"
 import { changeBuild, revisionsToBuild, type Revision } from "../store/projects.ts"
@@ -31,6 +39,12 @@ export interface Builds extends AsyncDisposable {
   /** A builder connected: it is told its orders again; a new start of its agent has lost its builds. */
   hello(member: Member): Promise<void>
   built(member: Member, report: Extract<ToCoordinator, { type: "built" }>): Promise<ItemVerdict>
+  /**
+   * A node found nobody who could give it this blob of the revision's image. Where no connected node runs the revision and the
+   * builder is gone or has nothing to give either, the tarball is built again (architecture §5.6). Said too often, or of
+   * another blob, it changes nothing.
+   */
+  lost(revision: string, blob: Digest): Promise<void>
   /** Build numbers that may still upload. */
   liveClaims(): ClaimNumber[]
   isLive(claim: number, node: NodeId): boolean
@@ -60,6 +74,8 @@ interface RunningBuild {
 
 /** A build without its builder for this long starts again elsewhere. */
 const BUILDER_GONE_MS = 60_000
+/** A node that cannot reach a builder that others reach must not keep it building. */
+const REBUILT_AT_MOST_EVERY_MS = 10 * 60_000
 /** A builder takes one build at a time: it has the machine's other work beside it. */
 const BUILDS_PER_NODE = 1
 /** Builders that failed by themselves on one revision, before it is told to have failed. */
@@ -70,6 +86,8 @@ export function createBuilds(parts: BuildsParts): Builds {
   const running = new Map<number, RunningBuild>()
   const tries = new Map<string, number>()
   const toldMissing = new Set<string>()
+  const rebuiltAtMs = new Map<string, number>()
+  const openedMs = clock.monotonicMs()
   let looking: Promise<void> | null = null
   let again = false
   let stopped = false
@@ -251,11 +269,10 @@ export function createBuilds(parts: BuildsParts): Builds {
     }
     const at = clock.now()
     const id = newDiagnosticId()
+    const own = ownLayers(outcome.image).flatMap(({ blob }) => (blob ? [digest(blob.digest)] : []))
     const recorded = await store.write(async (tx) => {
-      // Layers of a base image are not uploaded: nodes have them, or get them from one another.
-      for (const { blob } of outcome.image.layers) {
-        if (blob) await keepStaged(tx, build.claim, digest(blob.digest), { kind: "image", owner: build.revision })
-      }
+      for (const layer of own) if ((await stagedSize(tx, build.claim, layer)) === null) return "incomplete"
+      for (const layer of own) await keepStaged(tx, build.claim, layer, { kind: "image", owner: build.revision })
       await dropStagedBlobs(tx, build.claim)
       return await recordBuilt(tx, {
         revision: build.revision,
@@ -266,6 +283,15 @@ export function createBuilds(parts: BuildsParts): Builds {
         logTail: report.log_tail,
       })
     })
+    if (recorded === "incomplete") {
+      const again = await fail(
+        build,
+        "node",
+        "the builder did not upload a layer of the project's own",
+        report.log_tail,
+      )
+      return answer(again ? "stored" : "spent")
+    }
     running.delete(report.claim)
     tries.delete(build.revision)
     if (!recorded) return answer("spent", "a newer push replaced this revision")
@@ -274,6 +300,32 @@ export function createBuilds(parts: BuildsParts): Builds {
     parts.built(build.revision)
     wake()
     return answer("stored")
+  }
+
+  async function lost(id: string, blob: Digest): Promise<void> {
+    const revision = parts.specs.known(id)?.revision
+    const isIts = revision?.image?.layers.some((layer) => layer.blob?.digest === blob) === true
+    if (!revision || !isIts || revision.build !== "built") return
+    const nowMs = clock.monotonicMs()
+    if (nowMs - (rebuiltAtMs.get(id) ?? Number.NEGATIVE_INFINITY) < REBUILT_AT_MOST_EVERY_MS) return
+    const connected = [...members.all()].filter(({ session }) => session !== null)
+    if (connected.some(({ standing }) => standing?.warm.has(id)) || !connected.some(canBuild)) return
+    if (mayReturn(revision.builder, nowMs)) return
+    const at = clock.now()
+    const { id: owner, builder: node } = revision
+    const diagnostic = newDiagnosticId()
+    if (!(await store.write((tx) => recordImageLost(tx, { revision: owner, node, id: diagnostic, at })))) return
+    rebuiltAtMs.set(id, nowMs)
+    log.warn("a layer is on no connected node: the image is built again", { revision: id, blob })
+    await parts.specs.refresh(revisionId(id))
+    wake()
+  }
+
+  /** A builder that restarts has its blobs; one that is connected was asked for them. */
+  function mayReturn(builder: NodeId | null, nowMs: number): boolean {
+    const member = builder === null ? undefined : members.byNode(builder)
+    if (!member || member.session || member.state === "revoked") return false
+    return nowMs - (member.lastHeardMs ?? openedMs) < BUILDER_GONE_MS
   }
 
   return {
@@ -290,6 +342,7 @@ export function createBuilds(parts: BuildsParts): Builds {
         await store.write((tx) => changeBuild(tx, id, { build: "building", builder }, { build: "queued" }, at))
       }
     },
+    lost,
     async hello(member) {
       for (const build of running.values()) {
         if (build.node !== member.id) continue

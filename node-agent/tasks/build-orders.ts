@@ -5,14 +5,14 @@ import { sleep, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import type { Random } from "../../protocol/base/random.ts"
-import { claimNumber, digest, type ClaimNumber } from "../../protocol/domain/ids.ts"
-import type { ImageRecord } from "../../protocol/domain/image.ts"
+import { ComputalotError } from "../../protocol/domain/errors.ts"
+import { claimNumber, type ClaimNumber, type Digest } from "../../protocol/domain/ids.ts"
 import { fromWireRef } from "../../protocol/wire/content-source.ts"
 import { lastThatFits, type BuildOrder, type ItemVerdict, type ToCoordinator } from "../../protocol/wire/control.ts"
 import type { Blobs } from "../cache/blobs.ts"
 import type { ContentHolder } from "../mesh/content-stream.ts"
 import type { FetchContent } from "../mesh/fetch-content.ts"
-import { BuildFailure, type ImageBuilder } from "../runtime/images/build.ts"
+import { BuildFailure, type ImageBuilder, type LayerBlob } from "../runtime/images/build.ts"
 import { TreeRefused, unpackTree } from "../runtime/project-tree.ts"
 import type { StoredEnd } from "../outbox/outbox.ts"
 import { UploadRefused } from "./deliver.ts"
@@ -24,6 +24,11 @@ export interface BuildOrders extends AsyncDisposable {
   /** A new connection: ends without an answer are sent again. */
   welcome(): void
   verdicts(items: readonly ItemVerdict[]): void
+  /**
+   * A member with leave for this blob asks for it, and it is not in the cache. True while it is being made again; it is not
+   * where it is no layer that was built here, or could not be made a moment ago.
+   */
+  remakes(blob: Digest): boolean
 }
 
 export interface BuildOrdersParts {
@@ -40,6 +45,11 @@ export interface BuildOrdersParts {
   log: Log
 }
 
+/** A blob that could not be made again is not tried again within this. */
+const REMAKE_RESTS_MS = 60_000
+/** For the spared blobs of bases: as long as this agent builds. */
+const BASES = "bases"
+
 type Built = Extract<ToCoordinator, { type: "built" }>
 
 export async function openBuildOrders(parts: BuildOrdersParts): Promise<BuildOrders> {
@@ -48,6 +58,8 @@ export async function openBuildOrders(parts: BuildOrdersParts): Promise<BuildOrd
   const running = new Map<number, AbortController>()
   const ends = new Map<number, Built>()
   const work = new Set<Promise<void>>()
+  const remaking = new Set<Digest>()
+  const notRemadeAtMs = new Map<Digest, number>()
   await rm(parts.directory, { recursive: true, force: true })
   await mkdir(parts.directory, { recursive: true, mode: 0o700 })
 
@@ -65,11 +77,11 @@ export async function openBuildOrders(parts: BuildOrdersParts): Promise<BuildOrd
         timeoutMs: order.timeout_ms,
         signal,
       })
-      const image = await shareLayers(order, built.image, built.layerBlobs, holder, signal)
+      await shareLayers(order, built.layerBlobs, holder, signal)
       return {
         type: "built",
         claim: order.claim,
-        outcome: { ok: true, image },
+        outcome: { ok: true, image: built.image },
         log_tail: lastThatFits(built.logTail, LOG_TAIL_BYTES),
       }
     } finally {
@@ -89,28 +101,56 @@ export async function openBuildOrders(parts: BuildOrdersParts): Promise<BuildOrd
   }
 
   /**
-   * Every layer blob goes into the cache, where other nodes fetch it; those that the image names as its own also go to the
-   * coordinator, so that a last resort exists before the revision counts as built (architecture §5.6).
+   * Every layer blob goes into the cache, where other nodes fetch it; the project's own also go to the coordinator, so that a
+   * last resort exists before the revision counts as built (architecture §5.6).
    */
   async function shareLayers(
     order: BuildOrder,
-    image: ImageRecord,
-    blobs: readonly { diffId: string; path: string; digest: string; size: number }[],
+    blobs: readonly LayerBlob[],
     holder: string,
     signal: AbortSignal,
-  ): Promise<ImageRecord> {
-    const refs = new Map<string, { digest: string; size: number; piece_list: string | null }>()
+  ): Promise<void> {
     for (const blob of blobs) {
-      const stored = await parts.blobs.put({ file: blob.path }, { holder, signal })
-      refs.set(blob.diffId, { digest: stored.digest, size: stored.size, piece_list: stored.pieceListDigest })
+      if (blob.base) await shareBase(blob, holder, signal)
+      else await cache(blob, holder, signal)
     }
-    const layers = image.layers.map((layer) => ({ ...layer, blob: refs.get(layer.diff_id) ?? layer.blob }))
-    for (const { blob } of layers) {
-      if (blob === null) continue
-      const file = await parts.blobs.open(digest(blob.digest), holder)
-      if (file !== null) await uploadUntilTaken(claimNumber(order.claim), { digest: blob.digest, ...file }, signal)
+    for (const { base, digest } of blobs) {
+      if (base) continue
+      const file = await parts.blobs.open(digest, holder)
+      if (file !== null) await uploadUntilTaken(claimNumber(order.claim), { digest, ...file }, signal)
     }
-    return { ...image, layers }
+  }
+
+  /** Without room for it the image is still built: nodes that have the base need no blob, and it is made again when asked for. */
+  async function shareBase(blob: LayerBlob, holder: string, signal: AbortSignal): Promise<void> {
+    parts.blobs.spare(blob.digest, BASES)
+    try {
+      await cache(blob, holder, signal)
+    } catch (error) {
+      if (!(error instanceof ComputalotError && error.code === "storage_full")) throw error
+      log.warn("the cache has no room for a base layer", { blob: blob.digest, bytes: blob.size })
+    }
+  }
+
+  /** What an earlier build put there is neither copied nor hashed again. */
+  async function cache(blob: LayerBlob, holder: string, signal: AbortSignal): Promise<void> {
+    if (parts.blobs.find(blob.digest) !== null) return parts.blobs.pin(blob.digest, holder)
+    const stored = await parts.blobs.put({ file: blob.path }, { holder, signal })
+    if (stored.digest === blob.digest) return
+    throw await damaged(blob.digest)
+  }
+
+  async function remake(blob: Digest): Promise<void> {
+    const path = await parts.builder.remake(blob)
+    if (path === null) throw new Error("what it was made of is not here any more, or gives other bytes")
+    const stored = await parts.blobs.put({ file: path }, { signal: closing.signal })
+    if (stored.digest !== blob) throw await damaged(blob)
+    log.info("blob made again", { blob, bytes: stored.size })
+  }
+
+  async function damaged(blob: Digest): Promise<Error> {
+    await parts.builder.dropBlob(blob)
+    return new Error(`the layer blob ${blob} was damaged on this node's disk; it is packed again`)
   }
 
   async function uploadUntilTaken(
@@ -172,6 +212,27 @@ export async function openBuildOrders(parts: BuildOrdersParts): Promise<BuildOrd
     },
     verdicts(items) {
       for (const { claim } of items) ends.delete(claim)
+    },
+    remakes(blob) {
+      if (remaking.has(blob)) return true
+      const restsSinceMs = notRemadeAtMs.get(blob) ?? Number.NEGATIVE_INFINITY
+      const rests = clock.monotonicMs() - restsSinceMs < REMAKE_RESTS_MS
+      if (rests || closing.signal.aborted || !parts.builder.makes(blob)) return false
+      remaking.add(blob)
+      const done = remake(blob)
+        .then(
+          () => void notRemadeAtMs.delete(blob),
+          (error: unknown) => {
+            notRemadeAtMs.set(blob, clock.monotonicMs())
+            log.warn("a blob could not be made again", { blob, error: errorText(error) })
+          },
+        )
+        .finally(() => {
+          remaking.delete(blob)
+          work.delete(done)
+        })
+      work.add(done)
+      return true
     },
     async [Symbol.asyncDispose]() {
       closing.abort(new Error("the agent stops"))

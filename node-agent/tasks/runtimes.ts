@@ -4,14 +4,14 @@ import { dirname, join } from "node:path"
 import type { Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
-import { peerId } from "../../protocol/domain/ids.ts"
+import { digest, peerId, type Digest } from "../../protocol/domain/ids.ts"
 import { fromWireRef, type ContentRef } from "../../protocol/wire/content-source.ts"
 import type { RuntimeSpec, ToCoordinator } from "../../protocol/wire/control.ts"
 import type { Blobs } from "../cache/blobs.ts"
 import type { ContentHolder } from "../mesh/content-stream.ts"
 import type { FetchContent } from "../mesh/fetch-content.ts"
 import { viewImage } from "../runtime/image-view.ts"
-import type { ImageStore, ReadyImage } from "../runtime/images/images.ts"
+import { ImageUnavailable, type ImageStore, type ReadyImage } from "../runtime/images/images.ts"
 import { LayerRefused, type LayerStore } from "../runtime/images/layer-store.ts"
 import { listSmallTree, treeBytes, TreeRefused, unpackTree } from "../runtime/project-tree.ts"
 import { validateRuntime, type ValidateParts } from "./validate.ts"
@@ -47,10 +47,13 @@ export class RuntimeFailure extends Error {
   /** `project`: would fail on every node. `validation`: its checks fail here. `node`: this node cannot have it now. */
   readonly kind: "project" | "validation" | "node"
   readonly logTail: string
+  /** The blob that nobody could give, where that is why. */
+  readonly missing: Digest | null
   constructor(kind: RuntimeFailure["kind"], message: string, logTail = "", cause?: unknown) {
     super(message, cause === undefined ? undefined : { cause })
     this.kind = kind
     this.logTail = logTail
+    this.missing = cause instanceof ImageUnavailable ? cause.missing : null
   }
 }
 
@@ -125,6 +128,7 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
       entry.failure = asFailure(error)
       entry.image?.[Symbol.dispose]()
       entry.image = null
+      parts.blobs.unpinAll(entry.key)
       log.warn("runtime failed", { revision: spec.revision, kind: entry.failure.kind, error: errorText(error) })
       say(entry)
     })
@@ -189,15 +193,23 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
       throw new RuntimeFailure("node", "this node runs pushed trees, not images")
     }
     makeRoomForLayers(spec.image)
+    spareBases(entry, spec.image)
     entry.image = await parts.images.store.ready(spec.image, {
       signal,
-      async fetchLayer({ blob }) {
+      async fetchLayer({ base, blob }) {
         const ref: ContentRef = { digest: blob.digest, size: blob.size, pieceListDigest: blob.pieceList }
-        return await holdBlob(spec, ref, signal)
+        return await holdBlob(spec, ref, base ? null : parts.origin(), signal)
       },
     })
     await mkdir(folderOf(entry), { recursive: true })
     return await imageFiles(entry, entry.image)
+  }
+
+  /** Base layers are nowhere but on nodes: while the revision is here, what else the cache holds goes before their blobs. */
+  function spareBases(entry: Entry, image: NonNullable<RuntimeSpec["image"]>): void {
+    for (const { base, blob } of image.layers) {
+      if (base && blob !== null) parts.blobs.spare(digest(blob.digest), entry.key)
+    }
   }
 
   async function imageFiles(entry: Entry, image: ReadyImage): Promise<RuntimeFiles> {
@@ -239,6 +251,7 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
   async function holdBlob(
     spec: RuntimeSpec,
     blob: ContentRef,
+    origin: ContentHolder | null,
     signal: AbortSignal,
   ): Promise<{ path: string; release(): void }> {
     const holder = `runtime-${spec.revision}-${++uses}`
@@ -248,7 +261,7 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
       const named = spec.holders.map(({ peer_id, addresses }) => ({ peer: peerId(peer_id), addresses }))
       await parts.fetch.fetchBlob(blob, {
         holders: [...named, ...parts.holdersOf(spec.revision)],
-        origin: parts.origin(),
+        origin,
         grant: spec.content_grant,
         signal,
       })
@@ -267,7 +280,7 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
     signal: AbortSignal,
     use: (path: string) => Promise<void>,
   ): Promise<void> {
-    const held = await holdBlob(spec, blob, signal)
+    const held = await holdBlob(spec, blob, parts.origin(), signal)
     try {
       await use(held.path)
     } finally {
@@ -310,6 +323,7 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
   async function drop(entry: Entry): Promise<void> {
     entries.delete(entry.key)
     entry.image?.[Symbol.dispose]()
+    parts.blobs.unpinAll(entry.key)
     log.info("runtime dropped", { revision: entry.spec.revision })
     parts.send({ type: "replica", revision: entry.spec.revision, state: "removed", message: null, log_tail: null })
     parts.changed()
@@ -320,21 +334,23 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
     await rm(leaving, { recursive: true, force: true })
   }
 
-  /** This node's own trouble is no verdict about the revision: then there is just no replica here. */
-  function say(entry: Entry): void {
+  /** This node's own trouble is no verdict about the revision: then there is just no replica here, and the reason. */
+  function say({ spec, state, failure }: Entry): void {
     parts.send({
       type: "replica",
-      revision: entry.spec.revision,
-      state: entry.failure?.kind === "node" ? "removed" : entry.state,
-      message: entry.failure?.message.slice(0, 2000) ?? null,
-      log_tail: entry.failure === null ? null : entry.failure.logTail.slice(-16_000),
+      revision: spec.revision,
+      state: failure?.kind === "node" ? "unable" : state,
+      message: failure && (failure.kind === "node" ? withoutPaths(failure.message) : failure.message).slice(0, 2000),
+      log_tail: failure === null ? null : failure.logTail.slice(-16_000),
+      ...(failure?.missing != null && { missing: failure.missing }),
     })
   }
 
   function wanted(spec: RuntimeSpec, failureRestsMs: number): Entry {
     const known = entries.get(keyOf(spec))
     if (known === undefined) return start(spec)
-    const rested = clock.monotonicMs() - known.failedAtMs > failureRestsMs
+    // Other blobs may be had where the former could not.
+    const rested = clock.monotonicMs() - known.failedAtMs > failureRestsMs || blobsOf(known.spec) !== blobsOf(spec)
     return known.state === "failed" && rested ? start(spec) : known
   }
 
@@ -420,6 +436,7 @@ export function createRuntimes(parts: RuntimesParts): Runtimes {
       if (parts.images === null) return null
       const fetchLayer = (): Promise<never> => Promise.reject(new Error("it is not on this node any more"))
       entry.image = await parts.images.store.ready(spec.image, { fetchLayer })
+      spareBases(entry, spec.image)
       entry.files = await imageFiles(entry, entry.image)
       return entry
     } catch {
@@ -454,6 +471,11 @@ function keyOf(spec: RuntimeSpec): string {
   return spec.image === null ? revision : `${revision}-${spec.image.digest.slice(0, 16)}`
 }
 
+/** Of what bytes the image is made: a revision that was built again may have the same image in other blobs. */
+function blobsOf({ image }: RuntimeSpec): string {
+  return image?.layers.map(({ blob }) => blob?.digest ?? "").join() ?? ""
+}
+
 function workdirOf(spec: RuntimeSpec): string | null {
   const ofImage = spec.image?.config.workdir ?? ""
   return spec.workdir ?? (ofImage === "" || ofImage === "/" ? spec.remote_dir : ofImage)
@@ -463,6 +485,11 @@ function asFailure(error: unknown): RuntimeFailure {
   if (error instanceof RuntimeFailure) return error
   const kind = error instanceof LayerRefused || error instanceof TreeRefused ? "project" : "node"
   return new RuntimeFailure(kind, errorText(error), "", error)
+}
+
+/** Clients read why a node was unable: where its files lie is its operator's business, and stands in its log. */
+function withoutPaths(text: string): string {
+  return text.replaceAll(/(?<![\w.])(?:\/[\w.@+~-]+){2,}/g, "[path]")
 }
 
 function untilAborted(promise: Promise<void>, signal: AbortSignal): Promise<void> {

@@ -23,7 +23,9 @@ export const imageRecord = z.object({
         diff_id: digest,
         /** Of the plain tar, in bytes. */
         unpacked_bytes: z.int().nonnegative(),
-        /** The zstd blob; null for layers of a base image, which every node finds in its own bases directory. */
+        /** Of a base image of the builder's: only nodes have the blob, and whoever has the base itself does not fetch it. */
+        base: z.boolean().default(false),
+        /** The zstd blob; null in records of builders that did not make it of bases: only bases directories have the layer. */
         blob: z.object({ digest, size: z.int().nonnegative(), piece_list: digest.nullable() }).nullable(),
       }),
     )

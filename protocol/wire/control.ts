@@ -164,9 +164,13 @@ const report = z.object({ type: z.literal("report"), items: z.array(resultItem).
 const replica = z.object({
   type: z.literal("replica"),
   revision: z.string().max(64),
-  state: z.enum(["initializing", "ready", "failed", "removed"]),
+  /** `failed`: by the revision's doing; `unable`: by this node's, which says nothing about the revision. */
+  state: z.enum(["initializing", "ready", "failed", "unable", "removed"]),
+  /** Why, of `failed` and `unable`; clients read it. */
   message: z.string().max(2000).nullable(),
   log_tail: z.string().max(16_384).nullable(),
+  /** Of `unable`: the blob of the image that nobody could give. */
+  missing: digest.optional(),
 })
 
 /** The end of a build. Answered with a verdict after COMMIT, like a result. */

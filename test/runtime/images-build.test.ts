@@ -1,11 +1,13 @@
 import { execFileSync } from "node:child_process"
-import { readdirSync, readFileSync } from "node:fs"
-import { mkdir, readFile, symlink, writeFile } from "node:fs/promises"
+import { createHash } from "node:crypto"
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs"
+import { cp, mkdir, readFile, rm, symlink, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { mkdtempSync, rmSync } from "node:fs"
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest"
 import { silentLog } from "../../protocol/base/log.ts"
+import { digest } from "../../protocol/domain/ids.ts"
 import { boundBuilds } from "../../node-agent/runtime/bound-builds.ts"
 import {
   createImageBuilder,
@@ -82,23 +84,61 @@ describe.skipIf(skipped)("builds", () => {
 
   const NOTHING = { processes: [], mounts: [], cgroups: "", work: [] }
 
-  test("a Dockerfile without RUN becomes an image whose base is named only and whose code is one small layer", async () => {
+  test("a Dockerfile without RUN becomes an image whose base is told from its code, which is one small layer", async () => {
     const files = { Dockerfile: "FROM python:3.11-slim\nWORKDIR /workspace\nCOPY . .\n", "main.py": "print(1)\n" }
     const { image, layerBlobs } = await build(files)
     expect(image.config.workdir).toBe("/workspace")
     expect(image.config.env["PATH"]).toContain("/usr/local/bin")
-    expect(image.layers[0]?.blob).toBeNull()
+    expect(image.layers.map(({ base }) => base)).toEqual([true, ...image.layers.slice(1).map(() => false)])
     expect(image.layers[0]?.unpacked_bytes).toBeGreaterThan(100_000_000)
-    expect(layerBlobs.length).toBe(image.layers.length - 1)
-    expect(layerBlobs.reduce((sum, blob) => sum + blob.size, 0)).toBeLessThan(2_000)
+    expect(image.layers[0]?.blob?.size).toBeGreaterThan(10_000_000)
+    expect(layerBlobs.map(({ base, digest }) => [base, digest])).toEqual(
+      image.layers.map(({ base, blob }) => [base, blob?.digest]),
+    )
+    expect(layerBlobs.filter(({ base }) => !base).reduce((sum, blob) => sum + blob.size, 0)).toBeLessThan(2_000)
 
     const again = await build(files)
     expect(again.image).toEqual({ ...image, digest: again.image.digest, layers: again.image.layers })
+    const packedAt = statSync(layerBlobs[0]?.path ?? "").ctimeMs
     const changed = await build({ ...files, "main.py": "print(2)\n" })
     expect(changed.image.digest).not.toBe(image.digest)
     expect(changed.layerBlobs.at(-1)?.size).toBeLessThan(1_000)
+    // A base is packed once, whatever is built on it.
+    expect(statSync(changed.layerBlobs[0]?.path ?? "").ctimeMs).toBe(packedAt)
     expect(leftovers()).toEqual(NOTHING)
   })
+
+  test(
+    "architecture §5.6: the blob of a base that was trimmed is made again with the same bytes, or not at all",
+    { timeout: 180_000 },
+    async () => {
+      const bases = join(await scratchDirectory(), "bases")
+      await cp(basesDirectory, bases, { recursive: true })
+      const parts = { directory: join(shared, "trimmed"), basesDirectory: bases, maxStorageBytes: 1000, log: silentLog }
+      const small = await createImageBuilder(parts)
+      onTestFinished(() => small[Symbol.asyncDispose]())
+      const onBase = await small.build({
+        treeDirectory: await tree({ Dockerfile: "FROM python:3.11-slim\nWORKDIR /x\n" }),
+        timeoutMs: 60_000,
+      })
+      const base = onBase.layerBlobs[0]
+      if (base === undefined) throw new Error("the image has layers")
+      expect(small.makes(base.digest)).toBe(true)
+      expect(await small.remake(base.digest)).toBe(base.path)
+      const foreign = digest("0".repeat(64))
+      expect([small.makes(foreign), await small.remake(foreign)]).toEqual([false, null])
+      // What is built without the base is all that the quota has room for.
+      await small.build({ treeDirectory: await tree({ Dockerfile: "FROM scratch\nCOPY . /\n" }), timeoutMs: 60_000 })
+      expect(existsSync(base.path)).toBe(false)
+      const [one, other] = await Promise.all([small.remake(base.digest), small.remake(base.digest)])
+      expect([one, other]).toEqual([base.path, base.path])
+      expect(createHash("sha256").update(readFileSync(base.path)).digest("hex")).toBe(base.digest)
+
+      await small.dropBlob(base.digest)
+      await rm(join(bases, "bases.json"))
+      expect(await small.remake(base.digest)).toBeNull()
+    },
+  )
 
   test("RUN happens in gVisor with the operator's indexes, and neither they nor their files stay in the image", async ({
     skip,

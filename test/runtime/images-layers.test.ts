@@ -1,11 +1,13 @@
 import { execFileSync } from "node:child_process"
+import { createHash } from "node:crypto"
 import { existsSync, lstatSync, readdirSync, readFileSync, statSync } from "node:fs"
-import { mkdir, writeFile } from "node:fs/promises"
+import { mkdir, readFile, writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import { expect, onTestFinished, test } from "vitest"
+import { ComputalotError } from "../../protocol/domain/errors.ts"
 import { digest } from "../../protocol/domain/ids.ts"
 import { imageDigest, type ImageRecord } from "../../protocol/domain/image.ts"
-import { createImageStore, ImageUnavailable } from "../../node-agent/runtime/images/images.ts"
+import { createImageStore, ImageUnavailable, type FetchedLayer } from "../../node-agent/runtime/images/images.ts"
 import { LayerRefused } from "../../node-agent/runtime/images/layer-store.ts"
 import { blobOf, layerOf, layerStore, missingTools, scratchDirectory, type Entry } from "../support/images.ts"
 
@@ -190,7 +192,7 @@ test.skipIf(skipped)(
     const image: ImageRecord = {
       digest: imageDigest(config, [one.diffId, two.diffId]),
       config,
-      layers: [one, two].map(({ diffId }) => ({ diff_id: diffId, unpacked_bytes: 1, blob })),
+      layers: [one, two].map(({ diffId }) => ({ diff_id: diffId, unpacked_bytes: 1, base: false, blob })),
     }
     const fetched: string[] = []
     const fetchLayer = (layer: { diffId: string }): Promise<{ path: string }> => {
@@ -217,3 +219,64 @@ test.skipIf(skipped)(
     await images.ready(image, { fetchLayer })
   },
 )
+
+test.skipIf(skipped)(
+  "architecture §5.6: a layer of the node's own bases is not fetched, another one is, and one that nobody gives is named",
+  async () => {
+    const work = await scratchDirectory()
+    const basesDirectory = join(work, "bases")
+    const one = await layerOf(work, [{ name: "one", content: "1" }])
+    const two = await layerOf(work, [{ name: "two", content: "2" }])
+    const broken = await layerOf(work, [{ name: "three", content: "3" }])
+    await writeLayout(join(basesDirectory, "own"), [one, broken])
+    await writeFile(join(basesDirectory, "bases.json"), JSON.stringify({ own: "own" }))
+    // The layout names it still, and it holds something else.
+    await writeFile(join(basesDirectory, "own/blobs/sha256", broken.diffId), await readFile(two.path))
+    const layers = await layerStore(join(work, "layers"))
+    const images = createImageStore({ layers, basesDirectory })
+    const config = { env: {}, workdir: "/", user: "" }
+    const blob = { digest: "e".repeat(64), size: 41_000_000, piece_list: "f".repeat(64) }
+    const diffIds = [one, two, broken].map(({ diffId }) => diffId)
+    const image: ImageRecord = {
+      digest: imageDigest(config, diffIds),
+      config,
+      layers: diffIds.map((diffId) => ({ diff_id: diffId, unpacked_bytes: 1, base: true, blob })),
+    }
+    const nobody = () =>
+      Promise.reject(new ComputalotError("unavailable", `no source could give blob ${blob.digest} in ${work}`))
+    const refused = await images.ready(image, { fetchLayer: nobody }).catch((error: unknown) => error)
+    expect(refused).toMatchObject({ name: "ImageUnavailable", missing: blob.digest })
+    expect(String(refused)).toMatch(/base layer of the image \(41 MB\) is not in this node's bases directory/)
+    expect(String(refused)).not.toContain(work)
+
+    const fetched: FetchedLayer[] = []
+    await images.ready(image, {
+      fetchLayer(layer) {
+        fetched.push(layer)
+        return Promise.resolve({ path: layer.diffId === two.diffId ? two.path : broken.path })
+      },
+    })
+    // The broken one is taken from another node, not held against the project.
+    expect(fetched.map(({ diffId, base }) => [diffId, base])).toEqual([
+      [two.diffId, true],
+      [broken.diffId, true],
+    ])
+  },
+)
+
+/** An OCI layout of these layers, each under its diff_id as if that were the digest of its blob. */
+async function writeLayout(directory: string, layers: readonly { diffId: string; path: string }[]): Promise<void> {
+  const blobs = join(directory, "blobs/sha256")
+  await mkdir(blobs, { recursive: true })
+  for (const { diffId, path } of layers) await writeFile(join(blobs, diffId), await readFile(path))
+  const put = async (value: object): Promise<{ digest: string; size: number }> => {
+    const text = JSON.stringify(value)
+    const name = createHash("sha256").update(text).digest("hex")
+    await writeFile(join(blobs, name), text)
+    return { digest: `sha256:${name}`, size: text.length }
+  }
+  const named = layers.map(({ diffId }) => `sha256:${diffId}`)
+  const config = await put({ rootfs: { diff_ids: named } })
+  const manifest = await put({ config, layers: named.map((digest) => ({ digest, size: 1 })) })
+  await writeFile(join(directory, "index.json"), JSON.stringify({ manifests: [manifest] }))
+}

@@ -14,10 +14,11 @@ import { createAttemptRunner } from "../../node-agent/tasks/run-attempt.ts"
 import { createRuntimes, type Runtimes } from "../../node-agent/tasks/runtimes.ts"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { silentLog } from "../../protocol/base/log.ts"
-import { claimNumber, digest } from "../../protocol/domain/ids.ts"
+import { ComputalotError } from "../../protocol/domain/errors.ts"
+import { claimNumber, digest, peerId } from "../../protocol/domain/ids.ts"
 import { imageDigest } from "../../protocol/domain/image.ts"
 import { toWireRef } from "../../protocol/wire/content-source.ts"
-import type { ResultItem, RuntimeSpec, TaskSpec } from "../../protocol/wire/control.ts"
+import type { ResultItem, RuntimeSpec, TaskSpec, ToCoordinator } from "../../protocol/wire/control.ts"
 import { taskSpec } from "../support/agent.ts"
 import { openTestBlobs, type TestBlobs } from "../support/content.ts"
 import { layerOf, makeBases, missingTools } from "../support/images.ts"
@@ -113,6 +114,7 @@ describe.skipIf(skipped)("attempts in an image", () => {
         layers: diffIds.map((diff_id) => ({
           diff_id,
           unpacked_bytes: 1024 ** 2,
+          base: diff_id !== code.diffId,
           blob: diff_id === code.diffId ? toWireRef(blob) : null,
         })),
       },
@@ -195,6 +197,61 @@ print(os.environ["COMPUTALOT_TASK_RESULT"])
       const writes = "f = open('/tmp/large', 'wb')\nfor i in range(200): f.write(b'x' * 10**6)\nf.flush()"
       expect((await run(writes)).item).toMatchObject({ failure_kind: "disk_full" })
     }
+  })
+
+  test("architecture §5.6: a node that nobody gives the base says which blob is missing; other blobs are tried at once", async ({
+    skip,
+  }) => {
+    if (!works) skip()
+    const said: ToCoordinator[] = []
+    const asked: { blob: string; origin: unknown }[] = []
+    const directory = join(home, "without-bases")
+    const layers = await openLayerStore({ directory, quotaBytes: 2 ** 31, clock: systemClock, log: silentLog })
+    await using lacking = createRuntimes({
+      directory: join(home, "lacking"),
+      blobs,
+      fetch: {
+        fetchBlob(blob, { origin }) {
+          if (blob.digest.startsWith("c")) return Promise.reject(new Error(`EACCES: no access, open '${home}/blobs'`))
+          asked.push({ blob: blob.digest, origin })
+          return Promise.reject(new ComputalotError("unavailable", `no source could give blob ${blob.digest}`))
+        },
+      },
+      images: { layers, store: createImageStore({ layers, basesDirectory: directory }) },
+      validate: { driver, attemptsDir, network: "none", machineEnv: {} },
+      origin: () => ({ peer: peerId("12D3KooWOrigin"), addresses: [] }),
+      holdersOf: () => [],
+      send: (message) => said.push(message),
+      changed: () => {},
+      treeQuotaBytes: 1024 ** 3,
+      clock: systemClock,
+      log: silentLog,
+    })
+    const inBlob = (name: string): RuntimeSpec => {
+      const blob = { digest: name.repeat(64), size: 41_000_000, piece_list: "f".repeat(64) }
+      const made = runtime.image?.layers.map((layer) => (layer.base ? { ...layer, blob } : layer)) ?? []
+      return { ...runtime, image: runtime.image && { ...runtime.image, layers: made } }
+    }
+    const ready = (spec: RuntimeSpec) => lacking.ready(spec, AbortSignal.timeout(30_000))
+    await expect(ready(inBlob("a"))).rejects.toThrow("base layer of the image (41 MB)")
+    expect(said.at(-1)).toMatchObject({
+      type: "replica",
+      state: "unable",
+      message: expect.stringContaining("no connected node could give it") as string,
+      missing: "a".repeat(64),
+    })
+    await expect(ready(inBlob("a"))).rejects.toThrow("base layer")
+    await expect(ready(inBlob("b"))).rejects.toThrow("base layer")
+    // The coordinator is never asked for a base.
+    expect(asked).toEqual([
+      { blob: "a".repeat(64), origin: null },
+      { blob: "b".repeat(64), origin: null },
+    ])
+    // What else goes wrong here is told without this machine's paths.
+    await expect(ready(inBlob("c"))).rejects.toThrow(home)
+    expect(said.at(-1)).toMatchObject({ state: "unable", message: "EACCES: no access, open '[path]'" })
+    expect(said.at(-1)).not.toHaveProperty("missing")
+    await layers[Symbol.asyncDispose]()
   })
 
   test("GAP-45: a result that leads out of the sandbox is no result", async ({ skip }) => {

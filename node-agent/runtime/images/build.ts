@@ -1,31 +1,17 @@
-import {
-  copyFile,
-  mkdir,
-  readdir,
-  readFile,
-  realpath,
-  rename,
-  rm,
-  stat,
-  statfs,
-  utimes,
-  writeFile,
-} from "node:fs/promises"
+import { copyFile, mkdir, readFile, realpath, rm, stat, statfs, writeFile } from "node:fs/promises"
 import { geteuid } from "node:process"
 import { dirname, join, resolve } from "node:path"
-import { fileURLToPath } from "node:url"
-import { z } from "zod"
 import { present } from "../../../protocol/base/assert.ts"
 import { errorText } from "../../../protocol/base/error-text.ts"
 import type { Log } from "../../../protocol/base/log.ts"
-import { DIGEST_PATTERN, digest, type Digest } from "../../../protocol/domain/ids.ts"
+import type { Digest } from "../../../protocol/domain/ids.ts"
 import { imageDigest, type ImageRecord } from "../../../protocol/domain/image.ts"
 import { readBases, type Base, type Bases } from "./bases.ts"
 import { UNBOUNDED, type BuildBounds } from "./build-bounds.ts"
 import { openBuildah, type BuildWork } from "./buildah.ts"
 import { checkDockerfile } from "./dockerfile-policy.ts"
 import { readLayout, type LayoutImage } from "./oci.ts"
-import type { PackedLayer, PackOrder } from "./pack-layers.ts"
+import { openPackedLayers } from "./packed-layers.ts"
 import { CA_BUNDLE, shimScript, type PackageSettings } from "./run-shim.ts"
 import { runTool, type ToolEnd } from "./run-tool.ts"
 
@@ -38,6 +24,15 @@ export interface ImageBuilder extends AsyncDisposable {
    * process, mount or container behind.
    */
   build(request: BuildRequest): Promise<BuiltImage>
+  /** Is this the blob of a layer that this builder packed? Then `remake` may have it. */
+  makes(blob: Digest): boolean
+  /**
+   * The file of such a blob, packed again from its base where it was trimmed. Null when it can not be had any more: the bases
+   * directory changed, or this program packs in other bytes.
+   */
+  remake(blob: Digest): Promise<string | null>
+  /** The file of this blob is not what it was: it is packed again when it is wanted. */
+  dropBlob(blob: Digest): Promise<void>
 }
 
 export interface BuilderProbe {
@@ -72,6 +67,8 @@ export interface BuiltImage {
 
 export interface LayerBlob {
   diffId: Digest
+  /** Of a base in the bases directory. */
+  base: boolean
   path: string
   digest: Digest
   size: number
@@ -118,10 +115,7 @@ export interface BuilderParts {
 /** Opens the builder and removes what a killed agent's builds left. */
 export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuilder> {
   const buildah = await openBuildah(parts.directory)
-  const packed = join(parts.directory, "packed")
-  await mkdir(packed, { recursive: true, mode: 0o700 })
-  const blobPath = (diffId: string): string => join(packed, `${diffId}.zst`)
-  const factsPath = (diffId: string): string => join(packed, `${diffId}${FACTS}`)
+  const packed = await openPackedLayers(join(parts.directory, "packed"))
   const closing = new AbortController()
   let line: Promise<unknown> = Promise.resolve()
   let probed: Promise<BuilderProbe> | null = null
@@ -262,33 +256,24 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
     const reference = `localhost/computalot-base:${base.image.manifestDigest}`
     const known = await work.buildah(["inspect", "--type", "image", reference])
     if (known.exitCode === 0) return reference
-    await measure(base)
     const taken = await work.importImage(base.path, reference, { signal: closing.signal })
     if (taken.exitCode !== 0) throw new Error(`base ${base.name}: ${lastLine(taken.output)}`)
     return reference
   }
 
-  /** Reads the base's layers once: how large they are, and that they are what the layout says. */
-  async function measure(base: Base): Promise<void> {
-    const known = await readPacked(packed)
-    const unknown = base.image.layers.filter(({ diffId }) => !known.has(diffId))
-    const measured = await pack(
-      unknown.map(({ path }) => ({ from: path, to: null })),
-      closing.signal,
-    )
-    for (const [at, { diffId }] of unknown.entries()) {
-      const facts = present(measured[at], "a measured layer")
-      if (facts.diffId !== diffId) throw new Error(`base ${base.name}: its layer ${diffId} has other content`)
-      await keepFacts(facts)
-    }
+  /** Beside the build, which takes longer; once for every base. Whoever needs the blobs hears of what fails. */
+  function startPacking(base: Base): void {
+    packed.pack(base.image.layers, closing.signal).catch(() => {})
   }
 
   async function resolveBases(work: BuildWork, names: readonly string[], bases: Bases): Promise<Map<string, string>> {
     const references = new Map<string, string>()
     for (const name of names) {
       const base = bases.find(name)
-      if (base !== null) references.set(name, await takeBase(work, base))
-      else if (parts.pullBases === true) references.set(name, await pullBase(work, name))
+      if (base !== null) {
+        startPacking(base)
+        references.set(name, await takeBase(work, base))
+      } else if (parts.pullBases === true) references.set(name, await pullBase(work, name))
       else throw new BuildFailure("missing_base", missingBase(name, bases))
     }
     return references
@@ -347,44 +332,45 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
 
   /** The record of the image just built; layers not seen before are packed into blobs. */
   async function describe(work: BuildWork, bases: Bases, signal: AbortSignal): Promise<Omit<BuiltImage, "logTail">> {
-    const known = await readPacked(packed)
-    const isBase = (diffId: string): boolean => bases.layer(digest(diffId)) !== null
-    for (const [diffId, facts] of known) if (facts.blob === null && !isBase(diffId)) known.delete(diffId)
-    const { image } = await exported(work, new Set(known.keys()), signal)
+    const ofBases = bases.all().flatMap((base) => base.image.layers.map(({ diffId }) => diffId))
+    const { image } = await exported(work, new Set([...packed.all(), ...ofBases]), signal)
     if (image.layers.length > MOST_LAYERS) {
       throw new BuildFailure("step_failed", `the image has ${image.layers.length} layers; ${MOST_LAYERS} are possible`)
     }
-    const fresh = new Map(
-      image.layers.filter(({ diffId }) => !known.has(diffId)).map(({ diffId, path }) => [diffId, path]),
+    const isBase = (diffId: Digest): boolean => bases.layer(diffId) !== null
+    await packed.pack(
+      image.layers.flatMap(({ diffId }) => bases.layer(diffId) ?? []),
+      closing.signal,
     )
-    const orders = [...fresh].map(([diffId, from]) => ({ from, to: isBase(diffId) ? null : blobPath(diffId) }))
-    for (const facts of await pack(orders, signal)) known.set(facts.diffId, await keepFacts(facts))
+    await packed
+      .pack(
+        image.layers.filter(({ diffId }) => !isBase(diffId)),
+        signal,
+      )
+      .catch((error: unknown) => {
+        if (signal.aborted) throw new BuildFailure("cancelled", "the build was cancelled")
+        throw error
+      })
     const layers = image.layers.map(({ diffId }) => {
-      const { unpackedBytes, blob } = present(known.get(diffId), "the layer as exported")
-      return { diffId, unpackedBytes, blob: isBase(diffId) ? null : blob }
+      return { base: isBase(diffId), ...present(packed.find(diffId), "a layer that was packed just now") }
     })
     const diffIds = layers.map(({ diffId }) => diffId)
-    await touch(diffIds.map(factsPath))
+    await packed.trim(parts.maxStorageBytes ?? DEFAULT_STORAGE_BYTES, diffIds, isBase)
     return {
       image: {
         digest: imageDigest(image.config, diffIds),
         config: image.config,
-        layers: layers.map(({ diffId, unpackedBytes, blob }) => ({
+        layers: layers.map(({ diffId, base, unpackedBytes, blob }) => ({
           diff_id: diffId,
           unpacked_bytes: unpackedBytes,
-          blob: blob && { digest: blob.digest, size: blob.size, piece_list: blob.pieceList },
+          base,
+          blob: { digest: blob.digest, size: blob.size, piece_list: blob.pieceList },
         })),
       },
-      layerBlobs: layers.flatMap(({ diffId, blob }) =>
-        blob === null ? [] : [{ diffId, path: blobPath(diffId), digest: digest(blob.digest), size: blob.size }],
-      ),
+      layerBlobs: layers.map(({ diffId, base, blob }) => {
+        return { diffId, base, path: packed.path(diffId), digest: blob.digest, size: blob.size }
+      }),
     }
-  }
-
-  async function keepFacts(facts: PackedLayer): Promise<PackedLayer> {
-    await writeFile(`${factsPath(facts.diffId)}.new`, JSON.stringify(facts))
-    await rename(`${factsPath(facts.diffId)}.new`, factsPath(facts.diffId))
-    return facts
   }
 
   /**
@@ -416,11 +402,25 @@ export async function createImageBuilder(parts: BuilderParts): Promise<ImageBuil
           throw new BuildFailure("cancelled", "the build was cancelled")
         const built = await buildInTurn(request)
         await buildah.trim(parts.maxStorageBytes ?? DEFAULT_STORAGE_BYTES)
-        await trimPacked(packed, parts.maxStorageBytes ?? DEFAULT_STORAGE_BYTES, built.image)
         parts.log.info("image built", { image: built.image.digest, layers: built.image.layers.length })
         return built
       })
     },
+
+    makes: (blob) => packed.layerOf(blob) !== null,
+
+    async remake(blob) {
+      const diffId = packed.layerOf(blob)
+      if (diffId === null) return null
+      if (packed.find(diffId) === null) {
+        const layer = (await readBases(parts.basesDirectory)).layer(diffId)
+        if (layer === null) return null
+        await packed.pack([layer], closing.signal)
+      }
+      return packed.layerOf(blob) === diffId ? packed.path(diffId) : null
+    },
+
+    dropBlob: (blob) => packed.drop(blob),
 
     async [Symbol.asyncDispose]() {
       closing.abort()
@@ -440,7 +440,6 @@ const DEFAULT_STORAGE_BYTES = 20 * 2 ** 30
 /** Below this a build is stopped: the agent's own files must not meet a full disk. */
 const LEAST_FREE_BYTES = 2 ** 30
 const DISK_WATCH_MS = 1_000
-const FACTS = ".layer.json"
 
 async function readContext(request: BuildRequest): Promise<{ context: string; dockerfile: string }> {
   const tree = await realpath(request.treeDirectory)
@@ -496,61 +495,6 @@ function watchDisk(path: string): { signal: AbortSignal; stop(): void } {
     )
   }, DISK_WATCH_MS)
   return { signal: low.signal, stop: () => clearInterval(timer) }
-}
-
-const packedSchema = z.array(
-  z.object({
-    diffId: z.string().regex(DIGEST_PATTERN).transform(digest),
-    unpackedBytes: z.int().nonnegative(),
-    blob: z.object({ digest: z.string(), size: z.int(), pieceList: z.string().nullable() }).nullable(),
-  }),
-)
-
-async function pack(orders: readonly PackOrder[], signal: AbortSignal): Promise<PackedLayer[]> {
-  if (orders.length === 0) return []
-  const end = await runTool([process.execPath, PACK_PROGRAM, JSON.stringify(orders)], { signal })
-  if (end.ended === "aborted") throw new BuildFailure("cancelled", "the build was cancelled")
-  if (end.exitCode !== 0) throw new Error(`layers could not be packed: ${end.output.slice(-2000)}`)
-  return packedSchema.parse(JSON.parse(end.output))
-}
-
-/** The compiled agent runs the compiled program. */
-const PACK_PROGRAM = fileURLToPath(
-  new URL(import.meta.url.endsWith(".ts") ? "./pack-layers.ts" : "./pack-layers.js", import.meta.url),
-)
-
-/** What earlier builds packed, by diff_id. */
-async function readPacked(directory: string): Promise<Map<string, PackedLayer>> {
-  const known = new Map<string, PackedLayer>()
-  for (const name of await readdir(directory)) {
-    if (!name.endsWith(FACTS)) continue
-    const [facts] = packedSchema.parse([JSON.parse(await readFile(join(directory, name), "utf8"))])
-    if (facts !== undefined) known.set(facts.diffId, facts)
-  }
-  return known
-}
-
-async function touch(paths: readonly string[]): Promise<void> {
-  const now = new Date()
-  for (const path of paths) await utimes(path, now, now)
-}
-
-/** Deletes the blobs of layers that no build used for longest, until the rest fits. Those of `latest` stay. */
-async function trimPacked(directory: string, maxBytes: number, latest: ImageRecord): Promise<void> {
-  const kept = new Set(latest.layers.map((layer) => layer.diff_id))
-  const packed: { diffId: string; bytes: number; usedAt: number }[] = []
-  for (const { diffId, blob } of (await readPacked(directory)).values()) {
-    const { mtimeMs } = await stat(join(directory, `${diffId}${FACTS}`))
-    packed.push({ diffId, bytes: blob?.size ?? 0, usedAt: mtimeMs })
-  }
-  let excess = packed.reduce((sum, { bytes }) => sum + bytes, 0) - maxBytes
-  for (const { diffId, bytes } of packed.toSorted((a, b) => a.usedAt - b.usedAt)) {
-    if (excess <= 0) return
-    if (kept.has(diffId) || bytes === 0) continue
-    await rm(join(directory, `${diffId}${FACTS}`))
-    await rm(join(directory, `${diffId}.zst`), { force: true })
-    excess -= bytes
-  }
 }
 
 function isRoot(): boolean {

@@ -23,8 +23,8 @@ async function main(): Promise<void> {
 export interface PackOrder {
   /** A layer: tar, gzip or zstd. */
   from: string
-  /** Where the zstd blob shall lie; null: only look at the layer. */
-  to: string | null
+  /** Where the zstd blob shall lie. */
+  to: string
 }
 
 export interface PackedLayer {
@@ -32,18 +32,13 @@ export interface PackedLayer {
   diffId: Digest
   /** Of the plain tar. */
   unpackedBytes: number
-  blob: { digest: string; size: number; pieceList: string | null } | null
+  blob: { digest: Digest; size: number; pieceList: Digest | null }
 }
 
 async function packLayer({ from, to }: PackOrder): Promise<PackedLayer> {
   const { size } = await stat(from)
   const allowed = { blobBytes: size, maxBytes: Infinity, maxRatio: Infinity }
   const { tar, finished } = await plainTar(createReadStream(from, { highWaterMark: READ_BYTES }), allowed)
-  if (to === null) {
-    tar.resume()
-    const { diffId, bytes } = await finished
-    return { diffId: digest(diffId), unpackedBytes: bytes, blob: null }
-  }
   const whole = createHash("sha256")
   const written = `${to}.new`
   await pipeline(tar, createZstdCompress({ params: ZSTD_3 }), tee(whole), createWriteStream(written))
