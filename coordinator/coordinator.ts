@@ -1,6 +1,7 @@
 import { mkdir } from "node:fs/promises"
 import { join } from "node:path"
 import { every, type Clock } from "../protocol/base/clock.ts"
+import { errorText } from "../protocol/base/error-text.ts"
 import type { Log } from "../protocol/base/log.ts"
 import type { Random } from "../protocol/base/random.ts"
 import { claimNumber, digest, type ClaimNumber, type NodeId } from "../protocol/domain/ids.ts"
@@ -21,9 +22,9 @@ import { creditSignup } from "./billing/ledger.ts"
 import { DEFAULT_PRICES, readPrices } from "./billing/pricing.ts"
 import type { CoordinatorConfig } from "./config.ts"
 import { createJobWatch } from "./events/watch.ts"
-import { createFleet, fleetFacts, hasLiveWorker } from "./fleet/fleet.ts"
+import { createFleet, fleetFacts, hasLiveWorker, liveWorkers, type ReplicaNews } from "./fleet/fleet.ts"
 import { heartbeatIntervalMs } from "./fleet/liveness.ts"
-import { createMembers } from "./fleet/members.ts"
+import { createMembers, type Member } from "./fleet/members.ts"
 import { createHttpApp } from "./http/app.ts"
 import { mountAccount } from "./http/routes/account.ts"
 import { mountAdmin } from "./http/routes/admin.ts"
@@ -39,6 +40,7 @@ import { createKnownJobs } from "./jobs/job-facts.ts"
 import { createPlans } from "./jobs/plans.ts"
 import { submitJob } from "./jobs/submit.ts"
 import { openControlDoor } from "./mesh/control-door.ts"
+import type { FleetFacts } from "./projects/readiness.ts"
 import { sweepRevisions } from "./projects/revisions.ts"
 import { createTarballScanner } from "./projects/tarball.ts"
 import { createBuilds } from "./scheduler/builds.ts"
@@ -53,7 +55,7 @@ import { createPrepare } from "./scheduler/prepare.ts"
 import { createQueueReasons } from "./scheduler/queue-reason.ts"
 import { createQueueTimeout } from "./scheduler/queue-timeout.ts"
 import { createReadyQueue } from "./scheduler/ready-queue.ts"
-import { createRuntimeSpecs } from "./scheduler/runtime-specs.ts"
+import { createRuntimeSpecs, REST_MS, type FailedSetup } from "./scheduler/runtime-specs.ts"
 import { restoreClaims } from "./scheduler/restore-claims.ts"
 import { createStuckSweep } from "./scheduler/stuck-sweep.ts"
 import { stageBlob } from "./store/blobs.ts"
@@ -134,6 +136,8 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const enrolment = { store, clock, random, key: identity, certificateTtlMs: config.certificateTtlMs }
   const specs = createRuntimeSpecs({ store, clock, key: identity, content, members })
   const prepare = createPrepare({ store, clock, log, members, specs, policy, waiting: tasksWaiting })
+  let lastUnableMs = 0
+  let retrying = false
   const fleet = createFleet({ ...enrolment, members, replicaChanged })
   await fleet.load()
 
@@ -318,11 +322,13 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   wake()
   const opened = opening.move()
 
-  function replicaChanged(revision: string, member: Parameters<typeof specs.failedOn>[1], state: string): void {
-    if (state === "unable") specs.restOn(revision, member)
-    if (state === "failed") {
-      specs.failedOn(revision, member)
-      if (cannotPrepare(revision)) jobLife.setupFailed(revision, "preparing the runtime failed", "")
+  function replicaChanged(revision: string, member: Member, news: ReplicaNews): void {
+    if (news.state === "ready") specs.readyOn(revision, member)
+    if (news.state === "unable") unable(revision, member, news)
+    if (news.state === "failed") {
+      specs.failedOn(revision, member, news)
+      const failure = cannotPrepare(revision)
+      if (failure) jobLife.setupFailed(revision, failure.message, failure.logTail)
     }
     wake()
   }
@@ -330,6 +336,33 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   /** Whatever was written from here on might be decided otherwise elsewhere. */
   async function superseded(later: number): Promise<void> {
     await store.write((tx) => recordLaterEpoch(tx, later)).finally(() => parts.onFatal(new OlderCopy(epoch, later)))
+  }
+
+  /** One timer, however often nodes say that they are unable. */
+  function retryIn(ms: number): void {
+    retrying = true
+    clock.after(ms, () => {
+      retrying = false
+      prepare.wake()
+      wake()
+      const restsMs = lastUnableMs + REST_MS - clock.monotonicMs()
+      if (restsMs > 0) retryIn(restsMs)
+    })
+  }
+
+  function unable(
+    revision: string,
+    member: Member,
+    { message, missing }: Extract<ReplicaNews, { state: "unable" }>,
+  ): void {
+    specs.restOn(revision, member, message)
+    prepare.unable(member, revision)
+    lastUnableMs = clock.monotonicMs()
+    if (!retrying) retryIn(REST_MS)
+    if (missing === null) return
+    builds.lost(revision, missing).catch((error: unknown) => {
+      log.error("a lost image could not be queued", { revision, error: errorText(error) })
+    })
   }
 
   /** By revision. */
@@ -343,10 +376,17 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   }
 
   /** It failed on every live node that could run it, or on three: the project is at fault (rulings, Failed set-up). */
-  function cannotPrepare(revision: string): boolean {
+  function cannotPrepare(revision: string): FailedSetup | null {
     const failures = specs.failures(revision)
     const { workers } = fleetFacts(members, policy)
-    return failures >= SETUP_FAILURES || (workers > 0 && failures >= workers)
+    if (failures < SETUP_FAILURES && (workers === 0 || failures < workers)) return null
+    const failure = specs.failure(revision)
+    return failure && { ...failure, message: `preparing the runtime failed: ${failure.message}` }
+  }
+
+  function projectFleet(): FleetFacts {
+    const facts = fleetFacts(members, policy)
+    return { ...facts, trouble: (revision) => specs.trouble(revision, liveWorkers(members, policy))?.message ?? null }
   }
 
   function mountRoutes(): void {
@@ -357,7 +397,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       files,
       scanner,
       quoteTtlMs: config.quoteTtlMs,
-      fleet: () => fleetFacts(members, policy),
+      fleet: projectFleet,
       changed: () => {
         builds.wake()
         prepare.wake()

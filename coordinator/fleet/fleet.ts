@@ -1,11 +1,12 @@
 import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import { jittered, type Random } from "../../protocol/base/random.ts"
 import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
-import { revisionId, type NodeId, type PeerId } from "../../protocol/domain/ids.ts"
+import { digest, revisionId, type Digest, type NodeId, type PeerId } from "../../protocol/domain/ids.ts"
 import { CERTIFICATE_GRACE_MS, CERTIFICATE_SKEW_MS, type Membership } from "../../protocol/wire/certificate.ts"
 import type { Hello, ToCoordinator } from "../../protocol/wire/control.ts"
 import { randomText } from "../../protocol/base/random.ts"
 import { recordNodeGone, recordReplica, recordRuntimeNote } from "../projects/record.ts"
+import { sanitise } from "../projects/sanitise.ts"
 import {
   allNodes,
   nodeById,
@@ -62,16 +63,22 @@ export interface FleetParts extends EnrolmentParts {
   random: Random
   members: Members
   /** Replicas changed: prepared runtimes may serve waiting work, or a set-up failed. */
-  replicaChanged: (
-    revision: string,
-    member: Member,
-    /** `unable`: the node itself could not prepare it, by no fault of the project. */
-    state: "initializing" | "ready" | "failed" | "removed" | "unable",
-  ) => void
+  replicaChanged: (revision: string, member: Member, news: ReplicaNews) => void
 }
 
 /** Members that lack the coordinator believe an ended certificate for so long, by clocks that go wrong both ways. */
 const BELIEVED_AFTER_END_MS = CERTIFICATE_GRACE_MS + 2 * CERTIFICATE_SKEW_MS
+/** What a node said of a revision, fit for clients to read. */
+export type ReplicaNews =
+  | { state: "initializing" | "ready" | "removed" }
+  | { state: "failed"; message: string; logTail: string }
+  /** The node itself could not prepare it, by no fault of the project; nobody could give it the blob `missing`. */
+  | { state: "unable"; message: string; missing: Digest | null }
+
+/** Characters of a reason: it stands in sentences. */
+const LONGEST_REASON = 400
+const LONGEST_LOG_TAIL = 8000
+
 /** Addresses told to a joining node. */
 const PEERS_TOLD = 8
 
@@ -137,8 +144,9 @@ export function createFleet(parts: FleetParts): Fleet {
         if (recorded && needsNote) await recordRuntimeNote(tx, { revision, id: ids[1], at })
         return recorded
       })
-      if (report.state === "removed" && report.message !== null) parts.replicaChanged(report.revision, member, "unable")
-      else if (counts) parts.replicaChanged(report.revision, member, report.state)
+      // Jobs may wait for an earlier revision too: what a node can or cannot run counts for them.
+      if (counts || report.state === "unable" || report.state === "ready")
+        parts.replicaChanged(report.revision, member, newsOf(report))
     },
     memberCount: () => [...members.all()].filter(({ session }) => session !== null).length,
     peersFor(member) {
@@ -207,10 +215,8 @@ async function readmitted(
 
 /** What projects need to know of the fleet at this moment (readiness). */
 export function fleetFacts(members: Members, policy: PlacementPolicy) {
-  const live = [...members.all()].filter(
-    ({ session, facts, state }) => session !== null && facts !== null && state === "active",
-  )
-  const workers = live.filter(({ facts }) => facts !== null && mayRunProjects(facts, policy))
+  const live = liveMembers(members)
+  const workers = liveWorkers(members, policy)
   const liveIds = new Set<NodeId>(live.map(({ id }) => id))
   return {
     isLive: (node: NodeId) => liveIds.has(node),
@@ -229,6 +235,30 @@ export function hasLiveWorker(members: Members): boolean {
       member.standing?.draining === false &&
       members.contact(member) === "connected",
   )
+}
+
+/** Connected members that may run project work. */
+export function liveWorkers(members: Members, policy: PlacementPolicy): Member[] {
+  return liveMembers(members).filter(({ facts }) => facts !== null && mayRunProjects(facts, policy))
+}
+
+function liveMembers(members: Members): Member[] {
+  return [...members.all()].filter(
+    ({ session, facts, state }) => session !== null && facts !== null && state === "active",
+  )
+}
+
+function newsOf({ state, message, log_tail, missing }: Extract<ToCoordinator, { type: "replica" }>): ReplicaNews {
+  const reason = sanitise(message ?? "", LONGEST_REASON)
+  if (state === "unable") {
+    const why = reason === "" ? "a machine could not prepare it" : reason
+    return { state, message: why, missing: missing === undefined ? null : digest(missing) }
+  }
+  if (state === "failed") {
+    const why = reason === "" ? "preparing it failed" : reason
+    return { state, message: why, logTail: sanitise(log_tail ?? "", LONGEST_LOG_TAIL) }
+  }
+  return { state }
 }
 
 function factsOnly({ roles, capacity, runtime, isolation, enforces, network, addresses, boot_id }: Hello): object {

@@ -1,5 +1,5 @@
 import type { Instant } from "../../protocol/base/clock.ts"
-import type { Digest, NodeId } from "../../protocol/domain/ids.ts"
+import type { Digest, NodeId, RevisionId } from "../../protocol/domain/ids.ts"
 import type { Diagnostic, InitRequest, Project, Replica, Revision } from "../store/projects.ts"
 
 type InitState = "not_initialized" | "published" | "initializing" | "ready" | "refreshing" | "attention_required"
@@ -14,6 +14,8 @@ export interface FleetFacts {
   /** Those of them that take the tarball itself and need no image (process runtime). */
   workersWithoutImage: number
   builders: number
+  /** Why no live worker can prepare this revision; null while one may, while it is being built, and without workers. */
+  trouble: (revision: RevisionId) => string | null
 }
 
 interface Load {
@@ -215,7 +217,7 @@ function guidance(
       }
     case "initializing":
       return {
-        statusMessage: "Workers are preparing the active revision.",
+        statusMessage: `Workers are preparing the active revision${troubled(revision, fleet, "; so far none could")}.`,
         nextAction: "Submit jobs now, or wait until ready_for_jobs is true.",
       }
     case "attention_required":
@@ -241,9 +243,17 @@ function publishedMessage(
   if (revision?.build === "queued" && fleet.workersWithoutImage === 0) {
     return "The revision is published; its image waits for a builder, and none is connected."
   }
+  const trouble = troubled(revision, fleet, "no connected worker could prepare it, and it is tried again")
+  if (trouble !== "") return `The revision is published; ${trouble}.`
   if (activity.requestOpen) return "The revision is published; preparation waits for a worker, and none is connected."
   if (counts.stale > 0) return "The revision is published; what was prepared before is out of date."
   return "The revision is published."
+}
+
+/** What goes wrong on every worker, after the words; nothing where nothing does. */
+function troubled(revision: Revision | null, fleet: FleetFacts, words: string): string {
+  const reason = revision === null ? null : fleet.trouble(revision.id)
+  return reason === null ? "" : `${words}: ${reason.replace(/\.$/, "")}`
 }
 
 function latest(...instants: (Instant | null)[]): Instant | null {

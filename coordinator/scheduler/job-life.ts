@@ -65,8 +65,8 @@ export interface JobLifeParts extends EndEarlyParts {
   pace: Pace
   watch: JobWatch
   specs: RuntimeSpecs
-  /** Has preparing the revision failed on so many nodes that the project is at fault? */
-  cannotPrepare: (revision: string) => boolean
+  /** What preparing the revision left to read, once it failed on so many nodes that the project is at fault. */
+  cannotPrepare: (revision: string) => { message: string; logTail: string } | null
   wake: () => void
   /** Spent numbers: their nodes stop. */
   spend: (claims: readonly ClaimNumber[], reason: string) => void
@@ -116,7 +116,8 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     const one = parts.specs.known(facts.revision)
     if (!one) return failWaiting(facts.seq, "the project or its revision was deleted", "")
     if (one.revision.build === "failed") return failWaiting(facts.seq, "the image could not be built", "")
-    if (parts.cannotPrepare(facts.revision)) failWaiting(facts.seq, "preparing the runtime failed", "")
+    const failure = parts.cannotPrepare(facts.revision)
+    if (failure) failWaiting(facts.seq, failure.message, failure.logTail)
   }
 
   function failWaiting(seq: number, message: string, preflight: string): void {

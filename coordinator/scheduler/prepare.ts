@@ -19,6 +19,8 @@ export interface Prepare {
    * what a node says too often, or of revisions that nothing waits for, changes nothing.
    */
   want(member: Member, revisions: readonly string[]): Promise<void>
+  /** The node could not prepare it, by its own fault: it may be asked again once it has rested. */
+  unable(member: Member, revision: string): void
 }
 
 export interface PrepareParts {
@@ -63,7 +65,8 @@ export function createPrepare(parts: PrepareParts): Prepare {
     const most = request.maxNodes ?? Number.POSITIVE_INFINITY
     for (const member of members.all()) {
       if (counted.size >= most) return
-      if (counted.has(member.id) || failed.has(member.id) || !mayPrepare(member, request.revision)) continue
+      if (counted.has(member.id) || failed.has(member.id)) continue
+      if (!mayPrepare(member, request.revision) || specs.rests(request.revision, member)) continue
       counted.add(member.id)
       await ask(member, request.revision)
     }
@@ -122,6 +125,11 @@ export function createPrepare(parts: PrepareParts): Prepare {
           log.error("a wanted revision could not be sent", { revision, error: errorText(error) })
         })
       }
+    },
+    unable({ session }, revision) {
+      if (!session) return
+      asked.get(session)?.delete(revision)
+      wanting.get(revision)?.delete(session)
     },
     wake() {
       if (looking) {

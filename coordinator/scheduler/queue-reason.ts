@@ -7,7 +7,7 @@ import type { Member, MemberFacts, Members, Standing } from "../fleet/members.ts
 import type { QueueReason, QueueReasons } from "../jobs/read/read-job.ts"
 import type { KeptNodes } from "./kept-nodes.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
-import type { RuntimeSpecs } from "./runtime-specs.ts"
+import type { RuntimeSpecs, Trouble } from "./runtime-specs.ts"
 
 /** How far the runtime of the job's revision is. */
 type RuntimeState =
@@ -15,7 +15,7 @@ type RuntimeState =
   /** `noBuilder`: no machine that could build it is connected. */
   | { state: "building"; noBuilder: boolean }
   /** The last attempt failed and another one is coming. */
-  | { state: "failed"; message: string }
+  | ({ state: "failed" } & Trouble)
 
 /** A node with contact that takes work. */
 export interface QueueNode extends NodeFacts {
@@ -65,7 +65,9 @@ export function queueReason(facts: QueueFacts): QueueReason {
       return because(
         "runtime_failed",
         `the project's runtime could not be made and is tried again: ${runtime.message}`,
-        "Read the project's status/details; correct what it names and push again.",
+        runtime.fault === "project"
+          ? "Read the project's status/details; correct what it names and push again."
+          : "Nothing to correct in the project: it is tried again, and on every machine that connects.",
       )
     case "building":
       return because(
@@ -164,7 +166,7 @@ interface QueueReasonParts {
   members: Members
   queue: Pick<ReadyQueue, "isFirst" | "isBlocked">
   kept: Pick<KeptNodes, "jobOn" | "isWaitingFor">
-  specs: Pick<RuntimeSpecs, "known" | "canRun" | "failures">
+  specs: Pick<RuntimeSpecs, "canRun" | "trouble">
   policy: PlacementPolicy
   clock: Clock
 }
@@ -179,7 +181,7 @@ export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
         nodes: live.map((member) => (isForOther(member) ? withoutRoom(asNode(member)) : asNode(member))),
         requirements: submission.requirements,
         policy: parts.policy,
-        runtime: runtimeOf(parts.specs, head.revision, live),
+        runtime: runtimeOf(parts, head.revision, live),
         higherWaits: !parts.queue.isFirst(head.seq, parts.clock.now()),
         budgetShort: parts.queue.isBlocked(head.seq),
         kept: parts.kept.isWaitingFor(head.seq) ? "for_it" : live.some(isForOther) ? "for_others" : null,
@@ -219,10 +221,10 @@ function withoutRoom(node: QueueNode): QueueNode {
   return { ...node, used: { ...rest, gpus: new Set(gpus.map(({ uuid }) => uuid)) } }
 }
 
-function runtimeOf(specs: QueueReasonParts["specs"], revision: string, live: readonly LiveMember[]): RuntimeState {
-  if (live.some((member) => specs.canRun(revision, member))) return { state: "ready" }
-  if (specs.known(revision)?.revision.image && specs.failures(revision) > 0) {
-    return { state: "failed", message: "preparing it failed on every machine that tried" }
-  }
+function runtimeOf({ specs, policy }: QueueReasonParts, revision: string, live: readonly LiveMember[]): RuntimeState {
+  const workers = live.filter((member) => mayRunProjects(asNode(member), policy))
+  const trouble = specs.trouble(revision, workers)
+  if (trouble !== null) return { state: "failed", ...trouble }
+  if (workers.some((member) => specs.canRun(revision, member))) return { state: "ready" }
   return { state: "building", noBuilder: !live.some((member) => asNode(member).roles.includes("builder")) }
 }

@@ -1,6 +1,6 @@
 import { present } from "../../protocol/base/assert.ts"
 import type { Clock } from "../../protocol/base/clock.ts"
-import type { RevisionId } from "../../protocol/domain/ids.ts"
+import type { NodeId, RevisionId } from "../../protocol/domain/ids.ts"
 import type { Manifest } from "../../protocol/domain/manifest.ts"
 import { fromWireRef, toWireRef, type ContentRef } from "../../protocol/wire/content-source.ts"
 import { signContentGrant } from "../../protocol/wire/content-grant.ts"
@@ -26,10 +26,31 @@ export interface RuntimeSpecs extends Runtimes {
   /** Leave for this node to fetch exactly these blobs. */
   contentGrant(member: Member, blobs: ContentRef[]): string
   /** This node failed to prepare the revision: its work goes elsewhere. */
-  failedOn(revision: string, member: Member): void
-  /** This node could not prepare the revision, by its own fault: it is left alone with it for a while. */
-  restOn(revision: string, member: Member): void
+  failedOn(revision: string, member: Member, reason: FailedSetup): void
+  /** This node could not prepare the revision, by its own fault: it is left alone with it for `REST_MS`. */
+  restOn(revision: string, member: Member, message: string): void
+  /** Is it left alone with the revision for now? */
+  rests(revision: string, member: Member): boolean
+  /** It is ready there: what went wrong before is forgotten. */
+  readyOn(revision: string, member: Member): void
+  /** Of how many nodes. */
   failures(revision: string): number
+  /** The latest failure; null without one. */
+  failure(revision: string): FailedSetup | null
+  /** Why none of these members can prepare the revision; null while one may, while it is being built, and without members. */
+  trouble(revision: string, members: Iterable<Member>): Trouble | null
+}
+
+/** What a failed set-up left to read. */
+export interface FailedSetup {
+  message: string
+  logTail: string
+}
+
+export interface Trouble {
+  /** `machine`: the nodes' own, nothing of the project's. */
+  fault: "project" | "machine"
+  message: string
 }
 
 export interface KnownRevision {
@@ -48,18 +69,20 @@ export interface RuntimeSpecParts {
 
 /** A grant of content outlives the transfer it is for; nodes ask again with a newer one. */
 const CONTENT_GRANT_MS = 2 * 3_600_000
-/** A node that could not prepare a revision (a base image is missing there, say) is not asked again before. */
-const REST_MS = 30_000
+/** A node that could not prepare a revision (nobody gives it a base layer, say) is not asked again before. */
+export const REST_MS = 30_000
 /** Holders named to a node: more help little. */
 const HOLDERS_NAMED = 8
 /** Of each: what nodes say of themselves must not fill the frame of another. */
 const ADDRESSES_TOLD = 4
+/** Beside the one that built it. */
+const BUILDERS_NAMED = 4
 
 export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
   const known = new Map<string, KnownRevision>()
-  const failed = new Map<string, Set<string>>()
-  const resting = new Map<string, number>()
-  const granted = new Map<string, { text: string; until: number; image: boolean }>()
+  const failed = new Map<string, Map<NodeId, FailedSetup>>()
+  const unable = new Map<string, Map<NodeId, { message: string; restsUntilMs: number }>>()
+  const granted = new Map<string, { text: string; until: number; blobs: string }>()
 
   async function refresh(id: RevisionId): Promise<void> {
     const found = await parts.store.read(async (view) => {
@@ -67,8 +90,13 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
       const project = revision && (await findProjectById(view, revision.project))
       return revision && project ? { revision, project } : null
     })
+    const before = known.get(id)
     if (found) known.set(id, { ...found, manifest: effectiveManifest(found) })
     else known.delete(id)
+    if (found && before && blobNames(found.revision) === blobNames(before.revision)) return
+    // It was built again: what nodes said is about another image.
+    failed.delete(id)
+    unable.delete(id)
   }
 
   function contentGrant(member: Member, blobs: ContentRef[]): string {
@@ -84,10 +112,11 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
     const key = `${revision.id}/${member.id}`
     const before = granted.get(key)
     const now = parts.clock.now()
-    if (before && before.until > now && before.image === (revision.image !== null)) return before.text
+    const names = blobNames(revision)
+    if (before && before.until > now && before.blobs === names) return before.text
     const layers = (revision.image?.layers ?? []).flatMap(({ blob }) => (blob ? [fromWireRef(blob)] : []))
     const text = contentGrant(member, [tarball, ...layers])
-    granted.set(key, { text, until: now + CONTENT_GRANT_MS / 2, image: revision.image !== null })
+    granted.set(key, { text, until: now + CONTENT_GRANT_MS / 2, blobs: names })
     return text
   }
 
@@ -126,23 +155,35 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
       if (other === member || !other.session || !other.facts || !other.standing?.warm.has(revision)) continue
       holders.push({ peer_id: other.peer, addresses: other.facts.addresses.slice(0, ADDRESSES_TOLD) })
     }
-    const builder = known.get(revision)?.revision.builder
-    const built = builder ? parts.members.byNode(builder) : undefined
-    if (built?.session && built.facts && built !== member && !holders.some(({ peer_id }) => peer_id === built.peer)) {
-      holders.push({ peer_id: built.peer, addresses: built.facts.addresses.slice(0, ADDRESSES_TOLD) })
+    for (const other of buildersFor(revision)) {
+      if (other === member || !other.facts || holders.some(({ peer_id }) => peer_id === other.peer)) continue
+      holders.push({ peer_id: other.peer, addresses: other.facts.addresses.slice(0, ADDRESSES_TOLD) })
     }
     return holders
   }
 
+  /** Who built it; and others, who may have built on the same base: the same layers give the same blobs. */
+  function buildersFor(revision: string): Member[] {
+    const { image = null, builder = null } = known.get(revision)?.revision ?? {}
+    const connected = [...parts.members.all()].filter(({ session }) => session !== null)
+    const others = image?.layers.some(({ base }) => base)
+      ? connected.filter(({ id, facts }) => id !== builder && facts?.roles.includes("builder"))
+      : []
+    return [...connected.filter(({ id }) => id === builder), ...others.slice(0, BUILDERS_NAMED)]
+  }
+
+  const rests = (revision: string, member: Member): boolean =>
+    (unable.get(revision)?.get(member.id)?.restsUntilMs ?? 0) > parts.clock.monotonicMs()
+
   return {
     refresh,
+    rests,
     known: (revision) => known.get(revision),
     runtime,
     contentGrant,
     canRun(revision, member) {
       const one = known.get(revision)
-      if (!one || failed.get(revision)?.has(member.id)) return false
-      if ((resting.get(`${revision}/${member.id}`) ?? 0) > parts.clock.monotonicMs()) return false
+      if (!one || failed.get(revision)?.has(member.id) || rests(revision, member)) return false
       return member.facts?.runtime === "process" || one.revision.image !== null
     },
     async spec(job: JobFacts, member): Promise<TaskSpec> {
@@ -158,15 +199,39 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
         timeout_ms: job.timeoutSeconds * 1000,
       }
     },
-    failedOn(revision, member) {
-      const nodes = failed.get(revision) ?? new Set()
-      failed.set(revision, nodes.add(member.id))
+    failedOn(revision, member, reason) {
+      failed.set(revision, (failed.get(revision) ?? new Map<NodeId, FailedSetup>()).set(member.id, reason))
     },
-    restOn(revision, member) {
-      const nowMs = parts.clock.monotonicMs()
-      for (const [key, untilMs] of resting) if (untilMs <= nowMs) resting.delete(key)
-      resting.set(`${revision}/${member.id}`, nowMs + REST_MS)
+    restOn(revision, member, message) {
+      if (!known.has(revision)) return
+      const nodes = unable.get(revision) ?? new Map<NodeId, { message: string; restsUntilMs: number }>()
+      nodes.delete(member.id)
+      unable.set(revision, nodes.set(member.id, { message, restsUntilMs: parts.clock.monotonicMs() + REST_MS }))
+    },
+    readyOn(revision, member) {
+      failed.get(revision)?.delete(member.id)
+      unable.get(revision)?.delete(member.id)
     },
     failures: (revision) => failed.get(revision)?.size ?? 0,
+    failure: (revision) => [...(failed.get(revision)?.values() ?? [])].at(-1) ?? null,
+    trouble(revision, members) {
+      const isBuilt = known.get(revision)?.revision.build === "built"
+      let trouble: Trouble | null = null
+      for (const { id, facts } of members) {
+        if (!isBuilt && facts?.runtime !== "process") return null
+        const own = unable.get(revision)?.get(id)
+        const ours = failed.get(revision)?.get(id)
+        // A node that is tried again is no better off until it says so.
+        if (ours) trouble = { fault: "project", message: ours.message }
+        else if (own) trouble ??= { fault: "machine", message: own.message }
+        else return null
+      }
+      return trouble
+    },
   }
+}
+
+/** Which bytes the revision's image is made of. */
+function blobNames({ image }: Revision): string {
+  return image?.layers.map(({ blob }) => blob?.digest ?? "").join() ?? ""
 }

@@ -41,7 +41,7 @@ const run = promisify(execFile)
 const { alice, bob, carol, viewer, bootstrap } = TEST_TOKENS
 
 /** The fleet, as far as readiness looks at it. */
-const fleet = { live: new Set<NodeId>(), workersWithoutImage: 0, builders: 0 }
+const fleet = { live: new Set<NodeId>(), workersWithoutImage: 0, builders: 0, trouble: null as string | null }
 let changes = 0
 let aheadMs = 0
 const cancelled: unknown[] = []
@@ -62,6 +62,7 @@ beforeAll(async () => {
       workers: fleet.live.size,
       workersWithoutImage: fleet.workersWithoutImage,
       builders: fleet.builders,
+      trouble: () => fleet.trouble,
     }),
     changed: () => changes++,
     quoteTtlMs: 3_600_000,
@@ -93,6 +94,7 @@ beforeEach(() => {
   fleet.live = new Set()
   fleet.workersWithoutImage = 0
   fleet.builders = 0
+  fleet.trouble = null
   aheadMs = 0
 })
 
@@ -142,10 +144,11 @@ const facts = (revision: RevisionId, node: NodeId) => ({
 function replica(
   revision: RevisionId,
   node: NodeId,
-  state: "initializing" | "ready" | "failed" | "removed",
+  state: "initializing" | "ready" | "failed" | "unable" | "removed",
   logTail: string | null = null,
+  message: string | null = null,
 ) {
-  const report = { ...facts(revision, node), state, message: null, logTail }
+  const report = { ...facts(revision, node), state, message, logTail }
   return store.write((tx) => recordReplica(tx, report))
 }
 async function build(revision: RevisionId): Promise<void> {
@@ -750,6 +753,38 @@ describe("readiness", () => {
       stale_replicas: 1,
       ready_replicas: 0,
     })
+  })
+
+  test("PR-014: what every machine lacks is told, is no replica that failed, and goes when one can prepare it", async () => {
+    const [one] = workers("one")
+    const name = await project(CODE)
+    const revision = await activeOf(name)
+    await build(revision)
+    await replica(revision, one as NodeId, "initializing")
+    const why = "nobody gives layer /tmp/computalot-x/base of node_0123456789abcdef"
+    await replica(revision, one as NodeId, "unable", null, why)
+    fleet.trouble = "nobody gives a base layer."
+    expect(await statusOf(name)).toMatchObject({
+      init_state: "published",
+      total_replicas: 0,
+      progress_phase: "idle",
+      status_message: expect.stringContaining("and it is tried again: nobody gives a base layer.") as string,
+    })
+    const details = bodyOf(await call("GET", `/${name}/status/details`))
+    const entry = (details["diagnostics"] as Body[]).find(({ phase }) => phase === "prepare")
+    expect(entry).toMatchObject({ status: "failed", message: "nobody gives layer [path] of [node]" })
+    expect(entry?.["recommended_action"]).toContain("Nothing to correct")
+
+    // Carol can pay for the floor of an init; its message says the same.
+    const hers = await project(CODE, { token: carol })
+    fleet.workersWithoutImage = 1
+    expect((await call("POST", `/${hers}/init`, {}, carol)).status).toBe(200)
+    const asked = await statusOf(hers, carol)
+    expect(asked).toMatchObject({ init_state: "initializing" })
+    expect(asked["status_message"]).toContain("so far none could: nobody gives a base layer.")
+    fleet.trouble = null
+    expect((await statusOf(hers, carol))["status_message"]).toBe("Workers are preparing the active revision.")
+    expect((await statusOf(name))["status_message"]).toBe("The revision is published.")
   })
 
   test("rulings, Process runtime: a note says what is not executed; what a node dropped or took with it is not counted", async () => {

@@ -4,6 +4,7 @@ import { afterEach, beforeEach, expect, test } from "vitest"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import type { BuildOrder } from "../../protocol/wire/control.ts"
 import { startTestCoordinator, startWorker, type ScriptedNode, type TestCoordinator } from "../support/scripted-node.ts"
+import { openTestStore } from "../support/store.ts"
 
 /** Builds through a restart of the coordinator: the rows say who builds what, under which number (architecture §4, §6). */
 
@@ -68,7 +69,11 @@ test("a builder whose agent was started anew meanwhile has lost the build: it is
 
 test("a build whose number nobody stored is ordered again", async () => {
   const { node, order } = await startBuilder()
-  await rig.restart({ takeOver: false, lose: "UPDATE revisions SET build_claim = NULL" })
+  const between = async (): Promise<void> => {
+    await using store = await openTestStore({ dataDir: rig.dataDir })
+    await store.write((tx) => tx.run("UPDATE revisions SET build_claim = NULL"))
+  }
+  await rig.restart({ between })
   await node.connect(BUILDER)
   await node.claim()
   await expect.poll(() => orders(node).length).toBe(1)

@@ -221,7 +221,7 @@ test("a node that cannot prepare a revision by its own fault is not handed the s
   const claim = node.granted[0]?.claim ?? 0
   await node.say({ type: "accept", claims: [claim] })
   const revision = revisionOf(node)
-  await node.say({ type: "replica", revision, state: "removed", message: "the base image is not here", log_tail: null })
+  await node.say({ type: "replica", revision, state: "unable", message: "the base image is not here", log_tail: null })
   await node.say({ type: "give_back", items: [{ claim, reason: "the base image is not here" }] })
   await expect.poll(() => statusOf(job)).toBe("queued")
   const granted = node.granted.length

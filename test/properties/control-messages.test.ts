@@ -126,7 +126,7 @@ test("architecture §5.3: a message whose lists are as long as they may be fits 
       ...HELLO,
       capacity,
       addresses: Array.from({ length: 16 }, () => text(256)),
-      attempts: held.map((claim) => ({ claim, state: "accepted" })),
+      attempts: held.map((claim) => ({ claim, state: "accepted" as const })),
     },
     {
       type: "claim",

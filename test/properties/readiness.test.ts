@@ -18,6 +18,7 @@ const facts: fc.Arbitrary<ReadinessFacts> = fc
     live: fc.subarray(NODES),
     withoutImage: fc.boolean(),
     builders: fc.nat(1),
+    trouble: fc.constantFrom(null, "the base is nowhere"),
     request: fc.option(
       fc.record({
         kind: fc.constantFrom("init", "refresh"),
@@ -26,7 +27,7 @@ const facts: fc.Arbitrary<ReadinessFacts> = fc
       }),
     ),
   })
-  .map(({ pushed, build, states, live, withoutImage, builders, request }) => ({
+  .map(({ pushed, build, states, live, withoutImage, builders, trouble, request }) => ({
     project: { name: "p", lastReadyAt: null },
     revision: pushed
       ? {
@@ -54,6 +55,7 @@ const facts: fc.Arbitrary<ReadinessFacts> = fc
       workers: live.length,
       workersWithoutImage: withoutImage ? live.length : 0,
       builders,
+      trouble: () => trouble,
     },
     load: { queuedTasks: 0, activeJobs: 0, activeTasks: 0 },
     now: NOW,

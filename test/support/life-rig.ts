@@ -42,7 +42,7 @@ export async function startLifeRig(): Promise<JobRig & LifeRig> {
       content: createObjectContent(rig.files),
     }),
     runningMs: (claim) => members.attempt(claim)?.runningMs ?? null,
-    cannotPrepare: () => false,
+    cannotPrepare: () => null,
     wake: () => {},
     spend: (claims) => {
       for (const claim of claims) members.release(claim)

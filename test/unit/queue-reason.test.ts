@@ -57,8 +57,12 @@ test("a runtime that is not there is named before busy slots, and says when nobo
     "runtime_preparing",
     expect.stringContaining("no machine that builds"),
   ])
-  const failed = queueReason(facts({ nodes, runtime: { state: "failed", message: "pip said no" } }))
+  const failed = queueReason(facts({ nodes, runtime: { state: "failed", fault: "project", message: "pip said no" } }))
   expect([failed.code, failed.message]).toEqual(["runtime_failed", expect.stringContaining("pip said no")])
+  expect(failed.suggestion).toContain("push again")
+  const unable = queueReason(facts({ nodes, runtime: { state: "failed", fault: "machine", message: "no base layer" } }))
+  expect([unable.code, unable.message]).toEqual(["runtime_failed", expect.stringContaining("no base layer")])
+  expect(unable.suggestion).toContain("Nothing to correct in the project")
 })
 
 test("architecture §5.4: a job says when a machine is kept for it, and one that waits behind such a job says that", () => {
