@@ -159,7 +159,7 @@ async function endedSlowly(id: string): Promise<Json> {
   }
 }
 
-/** What the worker fetched came from the builder; the coordinator would have been the last resort. */
+/** What the worker fetched came from the builder; the coordinator would have been the last resort. The base it had itself. */
 function expectFromPeer(worker: FleetNode): void {
   const fetched = readFileSync(worker.logFile, "utf8")
     .split("\n")
@@ -167,6 +167,7 @@ function expectFromPeer(worker: FleetNode): void {
     .map((line) => JSON.parse(line) as { from_peers: number; from_origin: number })
   const [peers, origin] = fetched.reduce(([a, b], one) => [a + one.from_peers, b + one.from_origin], [0, 0])
   expect(peers).toBeGreaterThan(3_000_000)
+  expect(peers).toBeLessThan(10_000_000)
   expect(origin).toBeLessThan(100_000)
 }
 
