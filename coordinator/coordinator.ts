@@ -35,6 +35,7 @@ import { mountOps } from "./http/routes/ops.ts"
 import { mountProjects } from "./http/routes/projects.ts"
 import { mountStorage } from "./http/routes/storage.ts"
 import { startHttpServer } from "./http/server.ts"
+import { sweepCheckpoints } from "./jobs/checkpoints.ts"
 import { createBackground } from "./jobs/background.ts"
 import { createKnownJobs } from "./jobs/job-facts.ts"
 import { createPlans } from "./jobs/plans.ts"
@@ -44,6 +45,7 @@ import type { FleetFacts } from "./projects/readiness.ts"
 import { sweepRevisions } from "./projects/revisions.ts"
 import { createTarballScanner } from "./projects/tarball.ts"
 import { createBuilds } from "./scheduler/builds.ts"
+import { createCheckpoints } from "./scheduler/checkpoints.ts"
 import { createClaims } from "./scheduler/claims.ts"
 import { createContactWatch } from "./scheduler/contact.ts"
 import { createDispatch } from "./scheduler/dispatch.ts"
@@ -254,6 +256,17 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       failed: (revision, message, logTail) => jobLife.setupFailed(revision, message, logTail),
     }),
   )
+  const checkpoints = opening.use(
+    createCheckpoints({
+      ...reports,
+      log,
+      members,
+      known,
+      watch,
+      content,
+      contentGrant: (member, blobs) => specs.contentGrant(member, blobs),
+    }),
+  )
   const dispatch = opening.use(
     createDispatch({
       store,
@@ -269,6 +282,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       runtimes: specs,
       policy,
       claimLifetimeMs: timing.claimLifetimeMs,
+      resuming: (rows) => checkpoints.resuming(rows),
       spend: (spent, reason) => claims.spend(spent, reason),
       takeBack: (given) => claims.takeBack(given),
       askBack: (member, given) => claims.askBack(member, given),
@@ -285,6 +299,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   })
 
   await builds.restore()
+  await sweepCheckpoints(reports, clock.now())
   await restoreClaims({ store, clock, members, known, claimLifetimeMs: timing.claimLifetimeMs }, () => jobLife.resume())
   const door = opening.use(
     openControlDoor({
@@ -297,6 +312,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       members,
       fleet,
       claims,
+      checkpoints,
       builds,
       prepare,
       heartbeatMs,
@@ -443,6 +459,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       files,
       isLive,
       stage,
+      resume: (claim, node) => checkpoints.resume(claim, node),
       drain: (member) => claims.drain(member),
       cutOff: async (member) => {
         await claims.revoke(member)
@@ -474,6 +491,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       background.run("sweep", async () => {
         const now = clock.now()
         await fleet.storeSeen()
+        await sweepCheckpoints(reports, now)
         await sweepArtifacts({ store, files }, now)
         await sweepRevisions({ store }, now)
         await sweepStaged({ store, liveClaims }, now)

@@ -115,6 +115,8 @@ export interface HeldAttempt {
   contactLostMs: number | null
   /** One extension was given because time or the coordinator paused; no further one until its node was heard. */
   extended: boolean
+  /** Monotonic ms of its last durable checkpoint: what it did before is not at stake. */
+  checkpointedAtMs: number | null
   progress: string | null
   outputTail: string | null
   /** Wall time of the last progress or output. */

@@ -1,6 +1,7 @@
 import type { JsonObject } from "../../protocol/base/json-text.ts"
 import type { AccountId, HoldId, JobId } from "../../protocol/domain/ids.ts"
 import type { Requirements } from "../../protocol/domain/requirements.ts"
+import { DEFAULT_RESUME_KEY } from "../../protocol/domain/runner.ts"
 import type { Priority, ReliabilityMode } from "../../protocol/domain/statuses.ts"
 import type { Rate } from "../billing/pricing.ts"
 import { requirementsKey } from "../fleet/fit.ts"
@@ -28,6 +29,10 @@ export interface JobFacts {
   /** `meta.env`: the last layer of the tasks' environment. */
   env: Record<string, string>
   quality: ResultSchema
+  /** Are checkpoints kept (CK-001)? */
+  checkpoints: boolean
+  /** The payload's member in which a next attempt finds what an earlier one left; null: it starts anew (CK-003). */
+  resumeKey: string | null
   taskCount: number
   createdAt: number
   /** Work of one kind fits the same nodes: requirements and revision in one string. */
@@ -66,10 +71,17 @@ export function jobFacts(row: JobRow): JobFacts {
     maxRetries: submission.maxRetries,
     env: ((submission.meta as JsonObject | null)?.["env"] ?? {}) as Record<string, string>,
     quality: qualitySchema(submission),
+    checkpoints: submission.checkpointing?.enabled === true,
+    resumeKey: resumeKeyOf(submission),
     taskCount: row.taskCount,
     createdAt: row.createdAt,
     kind: `${requirementsKey(submission.requirements)}|${row.revision}`,
   }
+}
+
+export function resumeKeyOf({ checkpointing }: Submission): string | null {
+  if (!checkpointing?.enabled || !checkpointing.resumeFromLatest) return null
+  return checkpointing.payloadKey ?? DEFAULT_RESUME_KEY
 }
 
 /** The facts of jobs that are not over, read once each. */

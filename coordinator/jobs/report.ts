@@ -20,6 +20,7 @@ import { chargeAttempts, type Charge } from "../billing/holds.ts"
 import { billedMilliseconds, costOf, withoutContactMs } from "../billing/pricing.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { keepLateDigest } from "../store/attempt-contact.ts"
+import { putTaskProgress } from "../store/checkpoints.ts"
 import { dropStagedBlobs, stageBlob } from "../store/blobs.ts"
 import { addToJob, markJobFinishing, markJobRunning, type JobDelta } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
@@ -30,8 +31,10 @@ import {
   indexOfTask,
   putTaskResult,
   taskByKey,
+  type AttemptRow,
   type TaskRow,
 } from "../store/tasks.ts"
+import { objectIn, storeCheckpointIn } from "./checkpoints.ts"
 import { rateOfJob, type JobFacts } from "./job-facts.ts"
 import { isSuspect, scoreResult, type LeftResult, type Quality } from "./quality.ts"
 import { nextTask, type TaskFacts } from "./task-state.ts"
@@ -106,6 +109,7 @@ interface JudgedEnd extends ReportedEnd {
   spilledHere: boolean
   /** Ids are made outside the write, which may be run again. */
   artifactIds: ArtifactId[]
+  checkpointArtifact: ArtifactId
 }
 
 /** Everything that needs no write: the result's text, its quality, fresh ids. */
@@ -125,6 +129,7 @@ async function judge(parts: ReportParts, end: ReportedEnd, pins: DisposableStack
     spilled: spilled && spillOf(spilled, newArtifactId(parts.random)),
     spilledHere: isSpilled && uploaded === null,
     artifactIds: item.artifacts.map(() => newArtifactId(parts.random)),
+    checkpointArtifact: newArtifactId(parts.random),
   }
 }
 
@@ -253,6 +258,7 @@ async function storeEnd(
   const task = await taskByKey(tx, attempt.task)
   if (!task || !job) return { verdict: "spent", reason: "its job is over" }
 
+  await storeRemains(tx, attempt, end, job, batch)
   const published = await publishBlobs(tx, end, job, task, batch)
   if (published !== null) return { verdict: "refused", reason: published }
 
@@ -322,6 +328,21 @@ async function storeEnd(
   return { verdict: "stored", reason: null }
 }
 
+/** What the next attempt goes on from is there before this one has ended (rulings, Checkpoints). */
+async function storeRemains(
+  tx: Tx,
+  attempt: AttemptRow,
+  { item, progress, checkpointArtifact }: JudgedEnd,
+  job: JobFacts,
+  { at, artifactsExpireAt }: Batch,
+): Promise<void> {
+  const isKept = job.resumeKey !== null && progress !== null && objectIn(progress) !== null
+  if (isKept) await putTaskProgress(tx, attempt.task, attempt.claim, progress)
+  if (!item.checkpoint || item.checkpoint.claim !== item.claim) return
+  const write = { at, artifactExpiresAt: artifactsExpireAt, artifact: checkpointArtifact, atEnd: true }
+  await storeCheckpointIn(tx, attempt, item.checkpoint, job, write)
+}
+
 /** Makes what the attempt uploaded readable; else what is missing. A failed attempt's uploads are dropped. */
 async function publishBlobs(
   tx: Tx,
@@ -332,7 +353,7 @@ async function publishBlobs(
 ): Promise<string | null> {
   const claim = claimNumber(item.claim)
   const inResult = item.result !== null && "digest" in item.result ? item.result : null
-  if (item.artifacts.length === 0 && inResult === null && spilled === null) return null
+  if (item.artifacts.length === 0 && inResult === null && spilled === null && !item.checkpoint?.file) return null
   if (spilled && spilledHere) await stageBlob(tx, { claim, digest: spilled.digest, size: spilled.size, at: batch.at })
   if (item.failure_kind === null) {
     const artifacts: ReportedArtifact[] = item.artifacts.map((artifact, i) => ({

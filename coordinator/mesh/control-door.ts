@@ -13,6 +13,7 @@ import {
   encodeMessage,
   REVOKED_IN_FRAME,
   type Hello,
+  type ItemVerdict,
   type ToCoordinator,
   type ToNode,
 } from "../../protocol/wire/control.ts"
@@ -22,6 +23,7 @@ import { capacityFrom } from "../fleet/capacity.ts"
 import { newIntervalMs } from "../fleet/liveness.ts"
 import type { Member, Members, Session } from "../fleet/members.ts"
 import type { Fleet } from "../fleet/fleet.ts"
+import type { Checkpoints } from "../scheduler/checkpoints.ts"
 import type { Claims } from "../scheduler/claims.ts"
 import type { Builds } from "../scheduler/builds.ts"
 import type { Prepare } from "../scheduler/prepare.ts"
@@ -44,6 +46,7 @@ export interface ControlDoorParts {
   members: Members
   fleet: Fleet
   claims: Claims
+  checkpoints: Checkpoints
   builds: Builds
   prepare: Prepare
   claimLifetimeMs: number
@@ -236,9 +239,14 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
         return
       }
       case "progress":
-        return parts.claims.progress(member, message.items)
+        parts.claims.progress(member, message.items)
+        return parts.checkpoints.heard(member, message.items)
       case "report":
-        return await report(member, session, message.items)
+        return await storeBeside(member, session, () => parts.claims.report(member, message.items))
+      case "checkpoint":
+        return await storeBeside(member, session, async () => [await parts.checkpoints.store(member, message.item)])
+      case "fell_back":
+        return await parts.checkpoints.fellBack(member, message)
       case "replica":
         return await parts.fleet.replica(member, message)
       case "built": {
@@ -257,17 +265,12 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
     }
   }
 
-  /** Reports are stored side by side, two at most, so that one write's wait does not hold up heartbeats. */
-  async function report(
-    member: Member,
-    session: Session,
-    items: Extract<ToCoordinator, { type: "report" }>["items"],
-  ): Promise<void> {
+  /** Reports and checkpoints are stored side by side, two at most, so that one write's wait does not hold up heartbeats. */
+  async function storeBeside(member: Member, session: Session, store: () => Promise<ItemVerdict[]>): Promise<void> {
     const inWork = reporting.get(member) ?? new Set()
     while (inWork.size >= REPORTS_IN_WORK) await Promise.race(inWork)
     reporting.set(member, inWork)
-    const stored = parts.claims
-      .report(member, items)
+    const stored = store()
       .then((verdicts) => session.send({ type: "verdicts", items: verdicts }))
       .catch((error: unknown) => {
         // Nothing was stored and nothing is answered: after the next hello the node reports again.

@@ -98,10 +98,10 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
     return isAliveByAdverts(member.advert, member.lastHeardMs ?? 0, member.heartbeatMs, nowMs)
   }
 
-  /** The stake is frozen at last contact: preparation and run time up to then. */
+  /** The stake is frozen at last contact: preparation and run time up to then, since the last durable checkpoint. */
   function isOverdue(attempt: HeldAttempt, member: Member, nowMs: number): boolean {
     const lastHeardMs = member.lastHeardMs ?? nowMs
-    const stakeMs = Math.max(0, lastHeardMs - attempt.grantedAtMs)
+    const stakeMs = Math.max(0, lastHeardMs - (attempt.checkpointedAtMs ?? attempt.grantedAtMs))
     return nowMs - lastHeardMs >= patienceMs(stakeMs, timing.lostAfterMs, attempt.expiresAtMs - lastHeardMs)
   }
 

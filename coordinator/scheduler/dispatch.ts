@@ -19,6 +19,7 @@ import { rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
 import type { Plans } from "../jobs/plans.ts"
 import type { Store } from "../store/store.ts"
 import { choosePlaces, type Round } from "./choose-places.ts"
+import type { TaskKey } from "../store/tasks.ts"
 import { grantTasks, type GrantedTaskRow, type GrantOutcome, type Place, type Shortage } from "./grant.ts"
 import type { KeptNodes } from "./kept-nodes.ts"
 import type { Pace } from "./pace.ts"
@@ -56,6 +57,8 @@ export interface DispatchParts {
   runtimes: Runtimes
   policy: PlacementPolicy
   claimLifetimeMs: number
+  /** Which of these tasks have something of an earlier attempt to go on from. */
+  resuming: (rows: readonly GrantedTaskRow[]) => Promise<ReadonlySet<TaskKey>>
   /** These were granted and cannot be sent: they wait again, and it is no loss. */
   takeBack: (claims: readonly ClaimNumber[]) => Promise<void>
   /** Asks the node whether it has started these; those it has not are free again. */
@@ -254,6 +257,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       died: false,
       contactLostMs: null,
       extended: false,
+      checkpointedAtMs: null,
       progress: null,
       outputTail: null,
       feedbackAt: null,
@@ -277,6 +281,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
   async function sendTo(member: Member, rows: readonly GrantedTaskRow[]): Promise<void> {
     const specs = new Map<string, { spec: TaskSpec; bytes: number }>()
     const unsent: GrantedTaskRow[] = []
+    const resuming = await parts.resuming(rows)
     let frame = newFrame()
     for (const row of rows) {
       const job = parts.known.get(row.job)
@@ -297,7 +302,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         flush(member, frame)
         frame = newFrame()
       }
-      frame.add(known, row, payload)
+      frame.add(known, row, payload, resuming.has(row.task))
     }
     flush(member, frame)
     if (unsent.length > 0) await refuse(unsent)
@@ -353,7 +358,7 @@ interface GrantFrame {
   readonly specs: TaskSpec[]
   readonly tasks: GrantedTask[]
   hasRoomFor(spec: { spec: TaskSpec; bytes: number }, payload: string): boolean
-  add(spec: { spec: TaskSpec; bytes: number }, row: GrantedTaskRow, payload: string): void
+  add(spec: { spec: TaskSpec; bytes: number }, row: GrantedTaskRow, payload: string, resumes: boolean): void
 }
 
 /** Grants are cut to fit a frame; tasks of one job share one description in it. */
@@ -367,7 +372,7 @@ function newFrame(): GrantFrame {
     specs,
     tasks,
     hasRoomFor: (spec, payload) => tasks.length < BATCH_ITEMS && bytes + weight(spec, payload) <= BATCH_BYTES,
-    add(spec, row, payload) {
+    add(spec, row, payload, resumes) {
       bytes += weight(spec, payload)
       let position = specs.indexOf(spec.spec)
       if (position < 0) position = specs.push(spec.spec) - 1
@@ -380,6 +385,7 @@ function newFrame(): GrantFrame {
           ? { text: payload }
           : { digest: sha256Hex(payload), size: Buffer.byteLength(payload) },
         gpus: [...row.gpus],
+        ...(resumes && { resumes }),
       })
     },
   }

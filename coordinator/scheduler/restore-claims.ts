@@ -2,6 +2,7 @@ import type { Clock } from "../../protocol/base/clock.ts"
 import type { Members } from "../fleet/members.ts"
 import type { KnownJobs } from "../jobs/job-facts.ts"
 import { extendLiveClaims } from "../store/attempt-contact.ts"
+import { lastDurableAt } from "../store/checkpoints.ts"
 import { jobOfTask, indexOfTask, liveAttempts, taskByKey } from "../store/tasks.ts"
 import type { Store } from "../store/store.ts"
 
@@ -21,8 +22,17 @@ export async function restoreClaims(
   const live = await parts.store.read(async (view) => {
     const attempts = await liveAttempts(view, null)
     const lost = new Set<number>()
-    for (const { claim, task } of attempts) if ((await taskByKey(view, task))?.state === "lost") lost.add(claim)
-    return attempts.map((attempt) => ({ ...attempt, claimable: lost.has(attempt.claim) }))
+    const checkpointedAt = new Map<number, number>()
+    for (const { claim, task } of attempts) {
+      if ((await taskByKey(view, task))?.state === "lost") lost.add(claim)
+      const at = await lastDurableAt(view, task, claim)
+      if (at !== null) checkpointedAt.set(claim, at)
+    }
+    return attempts.map((attempt) => ({
+      ...attempt,
+      claimable: lost.has(attempt.claim),
+      checkpointedAt: checkpointedAt.get(attempt.claim) ?? null,
+    }))
   })
   for (const attempt of live) {
     const job = known.get(jobOfTask(attempt.task))
@@ -52,6 +62,8 @@ export async function restoreClaims(
       died: false,
       contactLostMs: attempt.contactLostAt === null ? null : nowMs - Math.max(0, now - attempt.contactLostAt),
       extended: true,
+      checkpointedAtMs:
+        attempt.checkpointedAt === null ? null : nowMs - Math.max(0, clock.now() - attempt.checkpointedAt),
       progress: null,
       outputTail: null,
       feedbackAt: null,

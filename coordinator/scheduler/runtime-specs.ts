@@ -197,6 +197,7 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
         memory_mb: job.requirements.memoryMb,
         storage_gb: job.requirements.storageGb,
         timeout_ms: job.timeoutSeconds * 1000,
+        ...(job.checkpoints && { checkpoints: true }),
       }
     },
     failedOn(revision, member, reason) {

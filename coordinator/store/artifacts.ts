@@ -105,6 +105,16 @@ export async function deleteArtifact(tx: Tx, id: ArtifactId): Promise<boolean> {
   return (await tx.run("DELETE FROM artifacts WHERE id = ?", id)).changes === 1
 }
 
+/** It lasts until then, if that is later than what was promised before. */
+export async function keepArtifactUntil(tx: Tx, id: ArtifactId, expiresAt: Instant): Promise<void> {
+  await tx.run("UPDATE artifacts SET expires_at = ? WHERE id = ? AND expires_at < ?", expiresAt, id, expiresAt)
+}
+
+/** What kept it longer is over. */
+export async function endArtifactAt(tx: Tx, id: ArtifactId, expiresAt: Instant): Promise<void> {
+  await tx.run("UPDATE artifacts SET expires_at = ? WHERE id = ?", expiresAt, id)
+}
+
 /** Removes up to `most` records whose time is over and answers which. */
 export async function deleteExpiredArtifacts(tx: Tx, at: Instant, most: number): Promise<ArtifactId[]> {
   const rows = await tx.all<{ id: string }>(

@@ -104,6 +104,12 @@ export async function dropStagedBlobs(tx: Tx, claim: ClaimNumber): Promise<void>
   for (const { digest } of dropped) await releaseBlob(tx, asDigest(digest))
 }
 
+/** The same for one blob, of a claim that goes on. */
+export async function dropStagedBlob(tx: Tx, claim: ClaimNumber, digest: Digest): Promise<void> {
+  await tx.run("DELETE FROM staged_blobs WHERE claim = ? AND digest = ?", claim, digest)
+  await releaseBlob(tx, digest)
+}
+
 /** Claims with uploads older than `before`, oldest first. */
 export async function claimsWithStagedBlobs(view: View, before: Instant, most: number): Promise<ClaimNumber[]> {
   const rows = await view.all<{ claim: number }>(

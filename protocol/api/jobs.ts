@@ -341,7 +341,10 @@ const jobFields = {
   callback_url: z.string().nullable(),
   requirements,
   reservation,
-  checkpointing: z.unknown(),
+  /** As submitted, defaults resolved; null where the submission says nothing of it. */
+  checkpointing: z
+    .object({ enabled: z.boolean(), resume_from_latest: z.boolean(), payload_key: z.string().optional() })
+    .nullable(),
   /** 0 to 100, or null where nothing tells. */
   progress: z.number().nullable(),
   task_counts: taskCounts,
@@ -353,6 +356,14 @@ const jobFields = {
 
 const liveFeedback = z.object({ output_tail: z.string(), updated_at: timestamp.nullable() })
 
+/** Where checkpointing is on (CK-007). A task is counted once. */
+export const checkpointSummary = z.object({
+  tasks_with_checkpoint: z.int(),
+  /** Those that could go on from it elsewhere. */
+  tasks_with_durable_checkpoint: z.int(),
+  latest: z.object({ task_id: z.string(), checkpoint: z.unknown(), created_at: timestamp }).nullable(),
+})
+
 /** A job in full (J-001, J-030, GAP-26). `warnings` stands in the answer to its submission only. */
 export const jobObject = z
   .object({
@@ -363,7 +374,7 @@ export const jobObject = z
     recommended_action: z.string().nullable(),
     summary,
     feedback_summary: z.object({ latest_progress: z.unknown(), live_feedback: liveFeedback.nullable() }).nullable(),
-    checkpoint_summary: z.unknown().optional(),
+    checkpoint_summary: checkpointSummary.optional(),
     warnings: z.array(submissionWarning).optional(),
   })
   .meta({ id: "Job" })

@@ -60,6 +60,39 @@ export const downloadNodePayload = endpoint({
   stream: "bytes",
 })
 
+const resumePoint = z.object({
+  claim: z.int(),
+  n: z.int(),
+  /** The checkpoint object and the other fields of its line, as JSON texts. */
+  checkpoint: z.string(),
+  line: z.string(),
+  file: z
+    .object({
+      digest: z.string().regex(DIGEST_PATTERN),
+      size: z.int().nonnegative(),
+      piece_list: z.string().nullable(),
+    })
+    .nullable(),
+  filename: z.string(),
+})
+export const nodeResume = endpoint({
+  id: "nodes-resume-get",
+  method: "GET",
+  path: "/api/v1/nodes/resumes/:claim",
+  access: "node",
+  summary: "A node asks what earlier attempts of a task it holds left to go on from, newest first.",
+  params: z.object({ claim: z.string().regex(/^\d{1,16}$/, "must be a claim number") }),
+  reply: z.object({
+    payload_key: z.string(),
+    /** The last progress line, as JSON text. */
+    progress: z.string().nullable(),
+    points: z.array(resumePoint).max(2),
+    /** Leave to fetch their files; null where none has one. */
+    content_grant: z.string().nullable(),
+  }),
+})
+export type NodeResume = z.output<typeof nodeResume.reply>
+
 export const adminCreateNodeToken = endpoint({
   id: "admin-node-tokens-create",
   method: "POST",
@@ -135,6 +168,7 @@ export const nodeEndpoints = [
   enrolNodeEndpoint,
   uploadNodeBlob,
   downloadNodePayload,
+  nodeResume,
   adminCreateNodeToken,
   adminListNodes,
   adminPutNode,

@@ -54,6 +54,11 @@ export function splitJsonObject(text: string): Map<string, string> | null {
   return members
 }
 
+/** A JSON object of these members, each value a JSON text: the way back from `splitJsonObject`. */
+export function joinJsonObject(members: Iterable<readonly [key: string, text: string]>): string {
+  return `{${[...members].map(([key, text]) => `${JSON.stringify(key)}:${text}`).join(",")}}`
+}
+
 /** The offset behind the closing quote of the JSON string that opens at `start`, in text known to be valid JSON. */
 export function endOfJsonString(text: string, start: number): number {
   let end = text.indexOf('"', start + 1)

@@ -37,5 +37,11 @@ export const OUTPUT_TAIL_BYTES = 10_240
 export const ERROR_TAIL_CHARACTERS = 1000
 /** The largest payload of one task, as UTF-8 JSON (GAP-32). */
 export const LARGEST_PAYLOAD_BYTES = 1024 * 1024
+/** A checkpoint object may be this large as JSON; a progress line is no longer either. */
+export const LARGEST_CHECKPOINT_STATE_BYTES = 64 * 1024
+/** The file of a checkpoint: as much as a node may upload in one piece (AR-003). */
+export const LARGEST_CHECKPOINT_BYTES = 2 * 1024 ** 3
+/** Where a next attempt finds what an earlier one left, unless the job names another key (CK-003). */
+export const DEFAULT_RESUME_KEY = "_resume"
 /** A result file may be this large; a larger one counts as unreadable, before anything of it is uploaded. */
 export const LARGEST_RESULT_BYTES = 64 * 1024 * 1024

@@ -2,6 +2,7 @@ import { z } from "zod"
 import type { StreamProtocol } from "./stream-protocol.ts"
 import { DIGEST_PATTERN } from "../domain/ids.ts"
 import { imageRecord } from "../domain/image.ts"
+import { LARGEST_CHECKPOINT_STATE_BYTES } from "../domain/runner.ts"
 import { ENFORCEABLE, FAILURE_KINDS, ISOLATIONS, NODE_ROLES } from "../domain/statuses.ts"
 
 /**
@@ -134,6 +135,24 @@ const artifactItem = z.object({
   content_type: z.string().max(255),
 })
 
+/**
+ * What a running program left to go on from. Its key is (claim, n), which grows within an attempt; `digest` tells a repeat
+ * from a contradiction. The bytes of its file are uploaded before it is sent.
+ */
+export const checkpointItem = z.object({
+  claim,
+  n: z.int().positive(),
+  digest,
+  /** The checkpoint object, as its own JSON text. */
+  state: z.string().max(LARGEST_CHECKPOINT_STATE_BYTES),
+  /** The other fields of the line that carried it, as a JSON object. */
+  line: z.string().max(LARGEST_CHECKPOINT_STATE_BYTES),
+  file: z.object({ digest, size: z.int().nonnegative(), filename: z.string().min(1).max(255) }).nullable(),
+  /** Why the file that it names is not published; null where it is, or where none is named. */
+  problem: z.object({ status: z.enum(["failed", "skipped"]), reason: z.string().max(500) }).nullable(),
+})
+export type CheckpointItem = z.infer<typeof checkpointItem>
+
 /** The one end of an attempt. Its key is the claim number; `digest` tells a repeat from a contradiction. */
 export const resultItem = z.object({
   claim,
@@ -155,10 +174,22 @@ export const resultItem = z.object({
   /** Why a result file was not usable (not JSON, too large); null when it was, or when there was none. */
   result_problem: z.string().max(500).nullable(),
   artifacts: z.array(artifactItem).max(1000),
+  /** The last checkpoint, where it was not answered by itself before the end: stored in the report's write. */
+  checkpoint: checkpointItem.nullable().optional(),
 })
 export type ResultItem = z.infer<typeof resultItem>
 
 const report = z.object({ type: z.literal("report"), items: z.array(resultItem).max(BATCH_ITEMS) })
+
+/** Answered with a verdict after COMMIT, like a result. */
+const checkpoint = z.object({ type: z.literal("checkpoint"), item: checkpointItem })
+
+/** The attempt could not read these checkpoints and goes on from an older one, or anew. For people; may be lost. */
+const fellBack = z.object({
+  type: z.literal("fell_back"),
+  claim,
+  unreadable: z.array(z.object({ claim, n: z.int().positive(), reason: z.string().max(300) })).max(2),
+})
 
 /** A revision's runtime on this node. */
 const replica = z.object({
@@ -205,6 +236,8 @@ export const toCoordinator = z.discriminatedUnion("type", [
   heartbeat,
   progress,
   report,
+  checkpoint,
+  fellBack,
   replica,
   built,
   takenBack,
@@ -290,6 +323,8 @@ const taskSpec = z.object({
   timeout_ms: z.number().positive(),
   /** Less than `timeout_ms` where the hold buys no more: reaching it is `budget_spent`. */
   budget_ms: z.number().nonnegative().optional(),
+  /** Checkpoints of these tasks are wanted. */
+  checkpoints: z.boolean().optional(),
 })
 export type TaskSpec = z.infer<typeof taskSpec>
 
@@ -301,6 +336,8 @@ const grantedTask = z.object({
   attempt: z.int().positive(),
   payload: textOrBlob,
   gpus: z.array(z.string()).max(64),
+  /** An earlier attempt left something to go on from: asked for by HTTP (`/api/v1/nodes/resumes`) before the start. */
+  resumes: z.boolean().optional(),
 })
 export type GrantedTask = z.infer<typeof grantedTask>
 
@@ -318,7 +355,9 @@ const verdicts = z.object({
     .array(
       z.object({
         claim,
-        kind: z.enum(["result", "build"]),
+        kind: z.enum(["result", "build", "checkpoint"]),
+        /** Of a checkpoint. */
+        n: z.int().positive().optional(),
         verdict: z.enum(["stored", "already", "spent", "refused"]),
         reason: z.string().max(500).nullable(),
       }),

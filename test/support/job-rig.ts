@@ -230,6 +230,7 @@ export async function startJobRig(
           died: false,
           contactLostMs: null,
           extended: false,
+          checkpointedAtMs: null,
           progress: null,
           outputTail: null,
           feedbackAt: null,

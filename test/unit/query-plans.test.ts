@@ -1,16 +1,23 @@
+import { Readable } from "node:stream"
 import { expect, test } from "vitest"
 import { systemClock } from "../../protocol/base/clock.ts"
+import { systemRandom } from "../../protocol/base/random.ts"
+import { claimNumber } from "../../protocol/domain/ids.ts"
 import { listHolds } from "../../coordinator/billing/holds.ts"
 import { listLedger, readBalance } from "../../coordinator/billing/ledger.ts"
+import { storeCheckpoint, sweepCheckpoints } from "../../coordinator/jobs/checkpoints.ts"
+import { jobFacts } from "../../coordinator/jobs/job-facts.ts"
 import { createAggregates } from "../../coordinator/jobs/read/aggregates.ts"
 import { findJobs, jobListRows } from "../../coordinator/jobs/read/list.ts"
 import { readLog } from "../../coordinator/jobs/read/events.ts"
 import { jobOnWire } from "../../coordinator/jobs/read/job-object.ts"
 import { readJobBySeq } from "../../coordinator/jobs/read/read-job.ts"
 import { pageOfIndexes, taskRows } from "../../coordinator/jobs/read/tasks.ts"
+import { stageBlob } from "../../coordinator/store/blobs.ts"
 import { countActiveJobs, unfinishedJobs } from "../../coordinator/store/jobs.ts"
+import { lastDurableAt, putTaskProgress, tasksWithRemains } from "../../coordinator/store/checkpoints.ts"
 import { activeJobs, jobsInQueue, tasksWithNodes } from "../../coordinator/store/stuck-jobs.ts"
-import { countTasks, liveAttempts } from "../../coordinator/store/tasks.ts"
+import { countTasks, liveAttempts, taskKey } from "../../coordinator/store/tasks.ts"
 import { fundedAccount } from "../support/accounts.ts"
 import { startJobRig } from "../support/job-rig.ts"
 import { fillWithHistory, watchStatements, wholeReads, type Statements } from "../support/watched-store.ts"
@@ -41,6 +48,34 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   await rig.lose(lost)
   for (const claim of [...(await rig.grant(job, 2)), ...rest]) await rig.report(claim)
   await rig.finish(await rig.row(job))
+  const left = await rig.queued(account, { checkpointing: { enabled: true, resume_from_latest: true } })
+  const [leaving = claimNumber(0)] = await rig.grant(left, 1)
+  await rig.start([leaving])
+  const keeping = { ...rig, random: systemRandom, artifactTtlMs: 60_000 }
+  for (const n of [1, 2, 3, 4]) {
+    using blob = await rig.files.put(Readable.from([Buffer.from(String(n))]), { maxBytes: 9 })
+    const { digest, size } = blob
+    await rig.store.write((tx) => stageBlob(tx, { claim: leaving, digest, size, at: 0 }))
+    const facts = {
+      claim: leaving,
+      n,
+      digest,
+      state: "{}",
+      line: "{}",
+      file: { digest, size, filename: "f" },
+      problem: null,
+    }
+    expect(await storeCheckpoint(keeping, rig.node, facts, jobFacts(left))).toMatchObject({ verdict: "stored" })
+  }
+  const key = taskKey(left.seq, 0)
+  await rig.store.write((tx) => putTaskProgress(tx, key, leaving, "{}"))
+  await rig.store.read(async (view) => {
+    expect((await tasksWithRemains(view, [key])).size).toBe(1)
+    expect(await lastDurableAt(view, key, leaving)).not.toBe(null)
+  })
+  await sweepCheckpoints(keeping, rig.clock.now())
+  await rig.cancel(left)
+  await sweepCheckpoints(keeping, rig.clock.now())
   const cancelled = await rig.queued(account, { fan_out: { chunks: 10, total: 10 } })
   await rig.start(await rig.grant(cancelled, 3))
   await rig.cancel(cancelled, account, "no longer needed")
@@ -51,8 +86,11 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   const memory = { ...rig, queueReasons: { job: unused, contactLost: unused } }
   const parts = { ...memory, aggregates: createAggregates(memory) }
   const read = await readJobBySeq(rig.store, job.seq)
-  if (!read) throw new Error("the job is there")
+  const resuming = await readJobBySeq(rig.store, left.seq)
+  if (!read || !resuming) throw new Error("the jobs are there")
   await jobOnWire(parts, read)
+  await jobOnWire(parts, resuming)
+  for await (const row of taskRows(parts, resuming, [0])) expect(row.checkpoint).not.toBe(null)
   const { indexes } = await pageOfIndexes(parts, read, ["completed"], { limit: 10, offset: 5 })
   for await (const row of taskRows(parts, read, indexes)) expect(row.status).toBe("completed")
   await readLog(rig.store, job.seq, 0, 50)

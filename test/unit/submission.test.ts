@@ -244,9 +244,6 @@ test("what a later version brings is refused by name, never accepted and ignored
     ["reservation.mode guaranteed", { reservation: { mode: "guaranteed", parallelism: 2 } }],
     ["execution_policy sealed", { execution_policy: "sealed" }],
     ["placement_policy dedicated", { placement_policy: "dedicated" }],
-    ["checkpointing", { checkpointing: { enabled: true, resume_from_latest: true } }],
-    ["checkpointing", { checkpointing: { enabled: true } }],
-    ["checkpointing", { checkpointing: { resume_from_latest: true } }],
     ["state", { state: { publish: { best: { path: "results.0.score" } } } }],
     ["payload._artifacts", { payload: { _artifacts: { download: { x: "art_1" } } } }],
     ["payload._shared", { payload: { _shared: { resolve: { x: { key: "x" } } } } }],
@@ -271,6 +268,30 @@ test("defaults of what a later version brings are accepted", () => {
     payload: { _artifacts: {}, _shared: null },
   })
   expect(warnings).toEqual([])
+})
+
+test("J-017, CK-001, CK-003: checkpointing is off unless enabled, and resumes only where it is asked to", () => {
+  const parsed = (checkpointing: unknown) => parseSubmission({ ...least, checkpointing })
+  expect(parsed(undefined).submission).not.toHaveProperty("checkpointing")
+  expect(parsed(null).submission).not.toHaveProperty("checkpointing")
+  expect(parsed({}).submission.checkpointing).toEqual({ enabled: false, resumeFromLatest: false })
+  expect(parsed({ enabled: true }).submission.checkpointing).toEqual({ enabled: true, resumeFromLatest: false })
+  expect(parsed({ enabled: true, resume_from_latest: true, payload_key: "state" }).submission.checkpointing).toEqual({
+    enabled: true,
+    resumeFromLatest: true,
+    payloadKey: "state",
+  })
+  expect(parsed({ resume_from_latest: true }).warnings).toMatchObject([{ field: "checkpointing.resume_from_latest" }])
+  expect(parsed({ enabled: true, every_s: 5 }).warnings).toMatchObject([{ field: "checkpointing.every_s" }])
+  const wrong: [string, unknown][] = [
+    ["checkpointing", true],
+    ["checkpointing.enabled", { enabled: "yes" }],
+    ["checkpointing.resume_from_latest", { enabled: true, resume_from_latest: 1 }],
+    ["checkpointing.payload_key", { enabled: true, payload_key: "" }],
+    ["checkpointing.payload_key", { enabled: true, payload_key: "_artifacts" }],
+    ["checkpointing.payload_key", { enabled: true, payload_key: "_batch" }],
+  ]
+  for (const [path, checkpointing] of wrong) expect(problemPaths({ ...least, checkpointing })).toEqual([path])
 })
 
 test("GAP-23: a field that shapes another type is refused", () => {

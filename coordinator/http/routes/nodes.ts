@@ -9,7 +9,9 @@ import {
   defaultTokenTtlSeconds,
   downloadNodePayload,
   enrolNodeEndpoint,
+  nodeResume,
   uploadNodeBlob,
+  type NodeResume,
   type nodeRow,
 } from "../../../protocol/api/nodes.ts"
 import { ComputalotError, notFound } from "../../../protocol/domain/errors.ts"
@@ -45,6 +47,8 @@ export interface NodeRouteParts extends EnrolmentParts {
   isLive: (claim: number, node: NodeId) => boolean
   /** Keeps uploaded bytes until their report, if the claim is still live in the write. False: it is spent. */
   stage: (node: NodeId, blob: { claim: number; digest: string; size: number }) => Promise<boolean>
+  /** What the attempt of this claim goes on from; null when it is not this node's. */
+  resume: (claim: number, node: NodeId) => Promise<NodeResume | null>
   /** A draining node is asked for what it has not started. */
   drain: (member: Member) => void
   /** Takes back what a revoked node holds, and ends its connection. */
@@ -106,6 +110,12 @@ export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): vo
     response.setHeader("content-type", "application/json")
     response.setHeader("content-length", payload.length)
     await pipeline(Readable.from([payload]), response)
+  })
+
+  mount(app, nodeResume, async ({ params, caller }) => {
+    const resume = await parts.resume(Number(params.claim), caller.node)
+    if (!resume) throw notFound("what this claim goes on from")
+    return resume
   })
 
   mount(app, adminCreateNodeToken, async ({ body }) => {

@@ -1,19 +1,26 @@
 import type { z } from "zod"
 import { timestampText } from "../../../protocol/api/common.ts"
-import type { jobListRow, jobObject, SubmissionWarning } from "../../../protocol/api/jobs.ts"
+import type {
+  checkpointSummary as checkpointSummaryOnWire,
+  jobListRow,
+  jobObject,
+  SubmissionWarning,
+} from "../../../protocol/api/jobs.ts"
 import { present } from "../../../protocol/base/assert.ts"
 import { JsonText } from "../../../protocol/base/json-text.ts"
 import { taskId } from "../../../protocol/domain/ids.ts"
 import { usd } from "../../../protocol/domain/money.ts"
 import type { FailureKind } from "../../../protocol/domain/statuses.ts"
 import type { HeldAttempt, Members } from "../../fleet/members.ts"
+import { checkpointTotals } from "../../store/checkpoints.ts"
 import { findHold, type HoldRow } from "../../store/holds.ts"
 import { jobTexts, type JobHead, type JobRow } from "../../store/jobs.ts"
 import type { View } from "../../store/store.ts"
 import { firstFailureKind, leftBehind } from "../../store/task-reads.ts"
-import { suspectIndexes } from "../../store/tasks.ts"
+import { indexOfTask, suspectIndexes } from "../../store/tasks.ts"
 import type { JobBilling } from "../job-facts.ts"
 import { isEnded, jobStatus } from "../job-state.ts"
+import { checkpointText } from "../resume.ts"
 import type { Submission } from "../submission/submission.ts"
 import { errorSnippet, recommendedAction } from "../text.ts"
 import type { Aggregates } from "./aggregates.ts"
@@ -36,6 +43,7 @@ export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, j
       request: present(await jobTexts(view, head.seq), "a job's texts").request,
       ...(await summaryFacts(view, head)),
       failureKind: head.failed > 0 ? await firstFailureKind(view, head.seq) : null,
+      checkpoints: job.submission.checkpointing?.enabled ? await checkpointTotals(view, head.seq) : null,
     })),
     isEnded(head.status) ? parts.aggregates.of(head) : null,
     jobOutput(parts, job, JOB_OUTPUT_LIMITS),
@@ -49,6 +57,7 @@ export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, j
     recommended_action: actionFor(head, facts.failureKind),
     summary: summaryOnWire(job, facts, aggregate),
     feedback_summary: feedbackOf(live),
+    ...(facts.checkpoints && { checkpoint_summary: checkpointSummary(head, facts.checkpoints) }),
   }
 }
 
@@ -193,7 +202,7 @@ function commonFields(
       ...(reservation.guaranteedForSeconds !== undefined && { guaranteed_for_s: reservation.guaranteedForSeconds }),
       ...(reservation.maxWaitSeconds !== undefined && { max_wait_s: reservation.maxWaitSeconds }),
     },
-    checkpointing: null,
+    checkpointing: checkpointingOnWire(submission),
     progress: progressOf(head, live),
     task_counts: taskCounts(head),
     queue_reason: queueReason,
@@ -201,6 +210,28 @@ function commonFields(
     started_at: timestampText(head.startedAt),
     completed_at: timestampText(head.completedAt),
   }
+}
+
+/** CK-007, GAP-26: whether checkpoints come, and the last one. */
+function checkpointSummary(
+  { id }: JobHead,
+  { tasks, durableTasks, latest }: Awaited<ReturnType<typeof checkpointTotals>>,
+): z.output<typeof checkpointSummaryOnWire> {
+  return {
+    tasks_with_checkpoint: tasks,
+    tasks_with_durable_checkpoint: durableTasks,
+    latest: latest && {
+      task_id: taskId(id, indexOfTask(latest.task)),
+      checkpoint: new JsonText(checkpointText(latest)),
+      created_at: timestampText(latest.at),
+    },
+  }
+}
+
+function checkpointingOnWire({ checkpointing }: Submission): JobOnWire["checkpointing"] {
+  if (!checkpointing) return null
+  const { enabled, resumeFromLatest, payloadKey } = checkpointing
+  return { enabled, resume_from_latest: resumeFromLatest, ...(payloadKey !== undefined && { payload_key: payloadKey }) }
 }
 
 /** The mean over all tasks of what each has told, a completed one being done; null where nothing tells (rulings, Progress). */

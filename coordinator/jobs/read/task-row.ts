@@ -10,9 +10,12 @@ import type { TaskStatus } from "../../../protocol/domain/statuses.ts"
 import { lastBytes } from "../../../protocol/domain/text.ts"
 import type { Contact } from "../../fleet/liveness.ts"
 import type { HeldAttempt, Members } from "../../fleet/members.ts"
+import type { CheckpointRow } from "../../store/checkpoints.ts"
 import type { TaskArtifact } from "../../store/task-reads.ts"
 import type { StoredTaskState, TaskResultRow, TaskWithResult } from "../../store/tasks.ts"
+import { resumeKeyOf } from "../job-facts.ts"
 import { isEnded } from "../job-state.ts"
+import { checkpointText, remainsOf, resumeStateText } from "../resume.ts"
 import { failureRecordText } from "../text.ts"
 import type { QueueReason, ReadJob } from "./read-job.ts"
 
@@ -25,6 +28,9 @@ interface TaskRowFacts {
   row: TaskWithResult | null
   payloadText: string
   artifacts: readonly TaskArtifact[]
+  /** What it left to go on from, latest first, and its last stored progress line. */
+  checkpoints: readonly CheckpointRow[]
+  progress: string | null
   /** The attempt in memory, while one runs. */
   live: LiveAttempt | null
   /** Why it would wait, when it does. */
@@ -104,8 +110,7 @@ export function taskOnWire(facts: TaskRowFacts): TaskOnWire {
         ? null
         : { output_tail: cut(live.attempt.outputTail), updated_at: timestampText(live.attempt.feedbackAt) },
     latest_progress: jsonOrNull(progress),
-    checkpoint: null,
-    resume_state: null,
+    ...checkpointFields(facts, live),
     runtime_s: runtimeSeconds(row, status, live),
     stale_for_s: live ? seconds(live.silentMs) : null,
     health_status: isFinal ? "terminal" : status === "queued" ? null : outOfReach ? "unknown" : healthOf(live),
@@ -179,6 +184,20 @@ function shownResult(facts: TaskRowFacts, status: TaskStatus, end: TaskResultRow
     result_present: true,
     result_artifact_id: id,
   }
+}
+
+/** CK-007: the latest checkpoint, and what a next attempt would get; null where there is none, or it would get nothing. */
+function checkpointFields(
+  { job, checkpoints, progress }: TaskRowFacts,
+  live: LiveAttempt | null,
+): Pick<TaskOnWire, "checkpoint" | "resume_state"> {
+  const latest = checkpoints[0]
+  if (!job.submission.checkpointing?.enabled) return { checkpoint: null, resume_state: null }
+  const resume =
+    resumeKeyOf(job.submission) === null
+      ? null
+      : resumeStateText(remainsOf(checkpoints, live?.attempt.progress ?? progress))
+  return { checkpoint: latest ? new JsonText(checkpointText(latest)) : null, resume_state: jsonOrNull(resume) }
 }
 
 /** 0 before the first start; an attempt that was granted and has not started does not count yet. */

@@ -4,7 +4,8 @@ import type { TaskStatus } from "../../../protocol/domain/statuses.ts"
 import type { JobHead } from "../../store/jobs.ts"
 import type { View } from "../../store/store.ts"
 import { artifactsOfTasks, indexesInStates, keysOf } from "../../store/task-reads.ts"
-import { tasksByKeys, type StoredTaskState } from "../../store/tasks.ts"
+import { checkpointsOfTasks, progressOfTasks } from "../../store/checkpoints.ts"
+import { taskKey, tasksByKeys, type StoredTaskState, type TaskKey } from "../../store/tasks.ts"
 import { isEnded } from "../job-state.ts"
 import { taskCounts, type QueueReason, type QueueReasons, type ReadJob, type ReadParts } from "./read-job.ts"
 import { liveAttempt, taskOnWire, type TaskOnWire } from "./task-row.ts"
@@ -49,9 +50,13 @@ export async function* taskRows(
     const slice = indexes.slice(from, from + SLICE_TASKS)
     const at = parts.clock.now()
     const ids = slice.map((index) => taskId(job.head.id, index))
-    const { rows, artifacts } = await parts.store.read(async (view) => ({
-      rows: new Map((await tasksByKeys(view, keysOf(job.head.seq, slice))).map((row) => [row.index, row])),
+    const keys = keysOf(job.head.seq, slice)
+    const asked = job.submission.checkpointing?.enabled ? keys : []
+    const { rows, artifacts, checkpoints, progress } = await parts.store.read(async (view) => ({
+      rows: new Map((await tasksByKeys(view, keys)).map((row) => [row.index, row])),
       artifacts: Map.groupBy(await artifactsOfTasks(view, ids, at), ({ task }) => task),
+      checkpoints: Map.groupBy(asked.length > 0 ? await checkpointsOfTasks(view, asked) : [], ({ task }) => task),
+      progress: asked.length > 0 ? await progressOfTasks(view, asked) : new Map<TaskKey, string>(),
     }))
     const reasons = onceEach(parts.queueReasons, job)
     for (const index of slice) {
@@ -62,6 +67,8 @@ export async function* taskRows(
         row,
         payloadText: plan.payloadText(index),
         artifacts: artifacts.get(taskId(job.head.id, index)) ?? [],
+        checkpoints: checkpoints.get(taskKey(job.head.seq, index)) ?? [],
+        progress: progress.get(taskKey(job.head.seq, index)) ?? null,
         live: liveAttempt(parts, row?.claim ?? null),
         ...reasons,
       })

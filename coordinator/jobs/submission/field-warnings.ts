@@ -13,6 +13,11 @@ export function fieldWarnings(body: SubmitJobBody, sent: unknown): SubmissionWar
       warnings.push({ field, message: `belongs to jobs of type ${type}; it has no effect on this one` })
     }
   }
+  const { enabled, resume_from_latest: resumes } = body.checkpointing ?? {}
+  if (resumes && !enabled) {
+    const message = "has no effect: no checkpoint is kept unless checkpointing.enabled is true"
+    warnings.push({ field: "checkpointing.resume_from_latest", message })
+  }
   return warnings.toSorted((a, b) => (a.field < b.field ? -1 : 1)).slice(0, MOST_WARNINGS)
 }
 

@@ -24,7 +24,6 @@ function* laterFields(body: SubmitJobBody): Generator<string> {
   if (body.reservation?.mode === "guaranteed") yield "reservation.mode guaranteed"
   if (body.execution_policy === "sealed") yield "execution_policy sealed"
   if (body.placement_policy === "dedicated") yield "placement_policy dedicated"
-  if (body.checkpointing?.enabled || body.checkpointing?.resume_from_latest) yield "checkpointing"
   if (body.state && Object.values(body.state).some(asksForSomething)) yield "state"
   yield* laterPayloadFields(body.payload, "payload")
   for (const [index, item] of (body.fan_out?.items ?? []).entries()) {

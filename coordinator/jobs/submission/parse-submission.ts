@@ -67,6 +67,7 @@ export function parseSubmission(body: unknown): ParsedSubmission {
     meta: meta(fields, problems),
     variant: variant(fields, problems),
     resultSchema: resultSchema(fields, problems),
+    ...checkpointing(fields, problems),
   }
   const wrongCommand = fields.runner_command && commandProblem(fields.runner_command)
   if (wrongCommand && problems.length === 0) throw commandRefused(wrongCommand)
@@ -258,6 +259,25 @@ function reservation(fields: SubmitJobBody): Reservation {
     ...(asked.max_wait_s !== undefined && { maxWaitSeconds: asked.max_wait_s }),
   }
 }
+
+function checkpointing(fields: SubmitJobBody, problems: FieldProblem[]): Pick<Submission, "checkpointing"> {
+  const asked = fields.checkpointing
+  if (asked === undefined) return {}
+  const payloadKey = asked.payload_key
+  if (payloadKey !== undefined && PLATFORM_KEYS.includes(payloadKey)) {
+    problems.push({ path: "checkpointing.payload_key", problem: `is ${payloadKey}, which the platform writes itself` })
+  }
+  return {
+    checkpointing: {
+      enabled: asked.enabled ?? false,
+      resumeFromLatest: asked.resume_from_latest ?? false,
+      ...(payloadKey !== undefined && { payloadKey }),
+    },
+  }
+}
+
+/** Members of a payload that have a meaning of their own. */
+const PLATFORM_KEYS = ["_artifacts", "_shared", "_batch"]
 
 function meta(fields: SubmitJobBody, problems: FieldProblem[]): JsonObject | null {
   if (fields.meta === undefined) return null

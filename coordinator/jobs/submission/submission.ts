@@ -29,6 +29,16 @@ export interface Submission {
   variant: JsonValue
   /** As submitted; `qualitySchema` adds the type's own demands. */
   resultSchema: ResultSchema
+  /** Absent where the submission says nothing of it. */
+  checkpointing?: Checkpointing
+}
+
+/** CK-001, CK-003: are checkpoints kept, and does a next attempt get what an earlier one left? */
+export interface Checkpointing {
+  enabled: boolean
+  resumeFromLatest: boolean
+  /** Where in the payload; absent: `_resume`. */
+  payloadKey?: string
 }
 
 export type Work =
