@@ -49,10 +49,12 @@ import { openTaskGroups } from "./runtime/limits.ts"
 import { openTaskNetworks, type TaskNetworks } from "./runtime/network.ts"
 import type { AttemptRunner } from "./tasks/attempt-runner.ts"
 import { openBuildOrders, type BuildOrders } from "./tasks/build-orders.ts"
+import { createCheckpoints } from "./tasks/checkpoints.ts"
 import { createClaimLoop } from "./tasks/claim-loop.ts"
 import { createDelivery, UploadRefused, type DeliveryParts } from "./tasks/deliver.ts"
 import { machineEnvironment } from "./tasks/environment.ts"
 import { createAttemptRunner } from "./tasks/run-attempt.ts"
+import { createResume } from "./tasks/resume.ts"
 import { createRuntimes } from "./tasks/runtimes.ts"
 import { keepStandingClaim } from "./tasks/standing-claim.ts"
 
@@ -270,6 +272,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     clock,
     log,
   })
+  const checkpoints = createCheckpoints({ outbox, hasher, send, upload, clock, random, log })
   const runner =
     parts.runner ??
     createAttemptRunner({
@@ -280,6 +283,18 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       machineEnv,
       hasher,
       downloadPayload: (claim, signal) => transfers.payload(claim, signal),
+      checkpoints,
+      resume: createResume({
+        ask: (claim, signal) => transfers.resume(claim, signal),
+        blobs,
+        fetch,
+        origin,
+        connected,
+        send,
+        clock,
+        random,
+        log,
+      }),
       // What ends while the agent stops is collected by the next one.
       outboxFull: () => closing.signal.aborted || outbox.waitingBytes() >= OUTBOX_QUOTA_BYTES,
       clock,
@@ -437,6 +452,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     if (welcome.certificate !== null) renewed(welcome.certificate)
     claimLoop.welcome(welcome)
     delivery.welcome(welcome.claim_lifetime_ms)
+    checkpoints.welcome()
     builds?.welcome()
     runtimes.announce()
     standing.welcome()
@@ -460,6 +476,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       case "verdicts": {
         const results = message.items.filter(({ kind }) => kind === "result")
         if (results.length > 0) delivery.verdicts(results)
+        checkpoints.verdicts(message.items.filter(({ kind }) => kind === "checkpoint"))
         builds?.verdicts(message.items.filter(({ kind }) => kind === "build"))
         return
       }
@@ -603,6 +620,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     await Promise.all([redialing, following])
     await builds?.[Symbol.asyncDispose]()
     await delivery[Symbol.asyncDispose]()
+    await checkpoints[Symbol.asyncDispose]()
     await claimLoop[Symbol.asyncDispose]()
     await runtimes[Symbol.asyncDispose]()
   })

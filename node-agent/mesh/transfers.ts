@@ -1,6 +1,6 @@
 import { createReadStream } from "node:fs"
-import { downloadNodePayload, uploadNodeBlob } from "../../protocol/api/nodes.ts"
-import { ClientError, downloadFrom, uploadTo } from "../../protocol/client/client.ts"
+import { downloadNodePayload, nodeResume, uploadNodeBlob, type NodeResume } from "../../protocol/api/nodes.ts"
+import { callEndpoint, ClientError, downloadFrom, uploadTo } from "../../protocol/client/client.ts"
 import type { ClaimNumber } from "../../protocol/domain/ids.ts"
 
 /** What is too large for the control stream, over HTTP with the token of the last welcome. */
@@ -17,6 +17,8 @@ export interface Transfers {
   ): Promise<void>
   /** A payload that was too large for the grant. */
   payload(claim: ClaimNumber, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>>
+  /** What an attempt goes on from. Rejects with `TransferRefused` when the claim is not ours. */
+  resume(claim: ClaimNumber, signal: AbortSignal): Promise<NodeResume>
 }
 
 /** The coordinator does not want these bytes: trying again cannot help. */
@@ -32,12 +34,18 @@ export function createTransfers(origin: string, token: () => string | null): Tra
       try {
         await uploadTo(server(), uploadNodeBlob, counted(createReadStream(file.path), sent), call)
       } catch (error) {
-        if (!(error instanceof ClientError) || !isFinal(error.status)) throw error
-        throw new TransferRefused(error.message, { cause: error })
+        throw refusedOr(error)
       }
     },
     async payload(claim, signal) {
       return (await downloadFrom(server(), downloadNodePayload, { params: { claim: String(claim) }, signal })).bytes
+    },
+    async resume(claim, signal) {
+      try {
+        return await callEndpoint(server(), nodeResume, { params: { claim: String(claim) }, signal })
+      } catch (error) {
+        throw refusedOr(error)
+      }
     },
   }
 }
@@ -49,6 +57,11 @@ async function* counted(chunks: AsyncIterable<Uint8Array>, sent: (bytes: number)
     bytes += chunk.length
     sent(bytes)
   }
+}
+
+function refusedOr(error: unknown): unknown {
+  if (!(error instanceof ClientError) || !isFinal(error.status)) return error
+  return new TransferRefused(error.message, { cause: error })
 }
 
 /** A token that is no longer good is replaced at the next welcome; too many requests and busy servers pass. */

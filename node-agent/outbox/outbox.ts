@@ -2,7 +2,13 @@ import Database from "better-sqlite3"
 import { assert } from "../../protocol/base/assert.ts"
 import type { Instant } from "../../protocol/base/clock.ts"
 import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
-import { MOST_HELD, type GrantedTask, type ResultItem, type TaskSpec } from "../../protocol/wire/control.ts"
+import {
+  MOST_HELD,
+  type CheckpointItem,
+  type GrantedTask,
+  type ResultItem,
+  type TaskSpec,
+} from "../../protocol/wire/control.ts"
 
 /**
  * What this node promised the coordinator and must not forget: grants it accepted, results not yet answered, the highest
@@ -40,6 +46,14 @@ export interface Outbox extends Disposable {
   unanswered(): ClaimNumber[]
   /** Bytes of results waiting for an answer. */
   waitingBytes(): number
+  /** Stores a checkpoint until it is answered, in place of an earlier one of its attempt. */
+  storeCheckpoint(checkpoint: StoredCheckpoint): void
+  /** The unanswered checkpoint of an attempt. */
+  checkpoint(claim: ClaimNumber): StoredCheckpoint | null
+  /** The greatest `n` that was ever stored for an attempt: what it printed before is known. 0 for none. */
+  checkpointsUpto(claim: ClaimNumber): number
+  /** This one is answered; a later one stays. */
+  checkpointAnswered(claim: number, n: number): void
   /** Forgets attempts: answered, given back, spent or cancelled. Unknown numbers are fine. */
   forget(claims: readonly number[]): void
   /**
@@ -67,6 +81,12 @@ export interface HeldGrant {
 export interface StoredEnd {
   item: ResultItem
   files: { digest: string; size: number; path: string }[]
+}
+
+export interface StoredCheckpoint {
+  item: CheckpointItem
+  /** Its file on this machine; null where it has none. */
+  file: StoredEnd["files"][number] | null
 }
 
 export interface HeldAttempt extends HeldGrant {
@@ -116,6 +136,10 @@ export function openOutbox(file: string, now: Instant): Outbox {
     waiting: db.prepare("SELECT claim, length(item) AS bytes FROM results"),
     forget: db.prepare("DELETE FROM attempts WHERE claim = ?"),
     forgetResult: db.prepare("DELETE FROM results WHERE claim = ?"),
+    putCheckpoint: db.prepare("INSERT OR REPLACE INTO checkpoints (claim, n, item) VALUES (?, ?, ?)"),
+    checkpoint: db.prepare("SELECT n, item FROM checkpoints WHERE claim = ?"),
+    checkpointAnswered: db.prepare("UPDATE checkpoints SET item = NULL WHERE claim = ? AND n = ?"),
+    forgetCheckpoint: db.prepare("DELETE FROM checkpoints WHERE claim = ?"),
     aside: db.prepare("INSERT OR REPLACE INTO set_aside SELECT claim, item, ?, ? FROM results WHERE claim = ?"),
     unusedSpecs: db.prepare("DELETE FROM specs WHERE id NOT IN (SELECT spec FROM attempts)"),
   }
@@ -173,6 +197,7 @@ export function openOutbox(file: string, now: Instant): Outbox {
     for (const claim of claims) {
       sql.forget.run(claim)
       sql.forgetResult.run(claim)
+      sql.forgetCheckpoint.run(claim)
     }
     forgotten += claims.length
     if (forgotten >= SPECS_SWEPT_EVERY) {
@@ -185,6 +210,7 @@ export function openOutbox(file: string, now: Instant): Outbox {
     sql.aside.run(reason, at, claim)
     sql.forget.run(claim)
     sql.forgetResult.run(claim)
+    sql.forgetCheckpoint.run(claim)
   })
 
   const together = db.transaction((write: () => void) => {
@@ -239,6 +265,17 @@ export function openOutbox(file: string, now: Instant): Outbox {
       const rows = sql.unanswered.all() as { claim: number }[]
       return rows.filter(isHere).map(({ claim }) => claimNumber(claim))
     },
+    storeCheckpoint(checkpoint) {
+      sql.putCheckpoint.run(checkpoint.item.claim, checkpoint.item.n, JSON.stringify(checkpoint))
+    },
+    checkpoint(claim) {
+      const row = sql.checkpoint.get(claim) as { item: string | null } | undefined
+      return row?.item == null ? null : (JSON.parse(row.item) as StoredCheckpoint)
+    },
+    checkpointsUpto: (claim) => (sql.checkpoint.get(claim) as { n: number } | undefined)?.n ?? 0,
+    checkpointAnswered(claim, n) {
+      sql.checkpointAnswered.run(claim, n)
+    },
     waitingBytes() {
       const rows = sql.waiting.all() as { claim: number; bytes: number }[]
       return rows.filter(isHere).reduce((sum, { bytes }) => sum + bytes, 0)
@@ -287,6 +324,12 @@ CREATE TABLE IF NOT EXISTS results (
   position INTEGER PRIMARY KEY AUTOINCREMENT,
   claim INTEGER NOT NULL UNIQUE,
   item TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS checkpoints (
+  claim INTEGER PRIMARY KEY,
+  n INTEGER NOT NULL,
+  -- null once it is answered: n tells how far the attempt's output is known
+  item TEXT
 ) STRICT;
 CREATE TABLE IF NOT EXISTS set_aside (claim INTEGER PRIMARY KEY, item TEXT NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL) STRICT;
 `

@@ -1,9 +1,10 @@
 import { constants, lstatSync, opendirSync } from "node:fs"
-import { copyFile, lstat, open, opendir, rename, stat } from "node:fs/promises"
+import { copyFile, lstat, open, opendir, rename, stat, writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import { Worker } from "node:worker_threads"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
+import { splitCheckpoint } from "../../protocol/domain/resume.ts"
 import { LARGEST_RESULT_BYTES } from "../../protocol/domain/runner.ts"
 import { LARGEST_INLINE_BYTES, type ResultItem } from "../../protocol/wire/control.ts"
 import { pieceBytesFor } from "../../protocol/wire/piece-list.ts"
@@ -16,6 +17,8 @@ import type { CheckJsonAnswer, CheckJsonOrder } from "./check-json-worker.ts"
 export interface Collected {
   result: ResultItem["result"]
   resultProblem: string | null
+  /** A checkpoint object in the result, as its own JSON text (CK-002). */
+  checkpoint: string | null
   artifacts: ResultItem["artifacts"]
   files: StoredEnd["files"]
 }
@@ -36,9 +39,9 @@ export async function collectResult(
   attemptDir: string,
   resultPath: string,
   hasher: Hasher,
-): Promise<Pick<Collected, "result" | "resultProblem" | "files">> {
-  const none = { result: null, resultProblem: null, files: [] }
-  const problem = (resultProblem: string) => ({ result: null, resultProblem, files: [] })
+): Promise<Pick<Collected, "result" | "resultProblem" | "checkpoint" | "files">> {
+  const none = { result: null, resultProblem: null, checkpoint: null, files: [] }
+  const problem = (resultProblem: string) => ({ ...none, resultProblem })
   if (isMissing(resultPath)) return none
   // Links are not followed and a pipe is not waited for: the file is read with the agent's rights.
   const file = await open(resultPath, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
@@ -58,7 +61,7 @@ export async function collectResult(
     if (found.size <= LARGEST_INLINE_BYTES) {
       const text = UTF8.decode(await file.readFile())
       JSON.parse(text)
-      return { result: { text }, resultProblem: null, files: [] }
+      return { ...none, result: { text }, checkpoint: splitCheckpoint(text)?.checkpoint ?? null }
     }
   } catch (error) {
     return problem(`the result file is not JSON: ${errorText(error)}`.slice(0, 500))
@@ -67,10 +70,18 @@ export async function collectResult(
   }
   const path = join(attemptDir, "result.json")
   await moveFile(resultPath, path)
-  const notJson = await checkJson(path)
-  if (notJson !== null) return problem(`the result file is not JSON: ${notJson}`.slice(0, 500))
+  const checked = await checkJson(path)
+  if (checked.problem !== null) return problem(`the result file is not JSON: ${checked.problem}`.slice(0, 500))
   const stored = await describe(path, hasher)
-  return { result: { digest: stored.digest, size: stored.size }, resultProblem: null, files: [stored] }
+  const { digest, size } = stored
+  return { result: { digest, size }, resultProblem: null, checkpoint: checked.checkpoint, files: [stored] }
+}
+
+/** A small result becomes a file too where its report would not fit into a frame with what else goes with it. */
+export async function putAside(attemptDir: string, text: string, hasher: Hasher): Promise<StoredEnd["files"][number]> {
+  const path = join(attemptDir, "result.json")
+  await writeFile(path, text)
+  return await describe(path, hasher)
 }
 
 /** Packs what lies in the artifact directory into one tar.gz (AW-001); nothing there: nothing is made. */
@@ -165,11 +176,11 @@ async function holdsFiles(root: string): Promise<boolean> {
 
 const MOST_LOOKED_AT = 10_000
 
-/** Null when the file is JSON, else why it is not. In a thread: 64 MiB take a second to parse. */
-function checkJson(path: string): Promise<string | null> {
+/** In a thread: 64 MiB take a second to parse. */
+function checkJson(path: string): Promise<CheckJsonAnswer> {
   const worker = new Worker(WORKER, { workerData: { path } satisfies CheckJsonOrder })
   return new Promise((resolve, reject) => {
-    worker.once("message", ({ problem }: CheckJsonAnswer) => resolve(problem))
+    worker.once("message", (answer: CheckJsonAnswer) => resolve(answer))
     worker.once("error", reject)
     worker.once("exit", () => reject(new Error("the thread that checks results ended")))
   })

@@ -11,11 +11,13 @@ export interface Output {
   tail(): string
   /** The tail of standard error; empty when nothing came there. */
   errorTail(): string
+  /** Bytes of standard output so far, progress lines and lost ones included. */
+  printed(): number
 }
 
 export interface OutputParts {
-  /** The JSON text of a progress line. */
-  onProgress: (json: string) => void
+  /** The JSON text of a progress line, and where in standard output it begins: the same whoever reads it, and how often. */
+  onProgress: (json: string, at: number) => void
   /** Shown instead of the attempt's own folders (rulings, Redaction). Longer paths first. */
   paths: readonly { host: string; shown: string }[]
 }
@@ -39,7 +41,7 @@ export function createOutput({ onProgress, paths }: OutputParts): Output {
   return {
     take(stream, chunk, skipped = 0) {
       if (skipped > 0) {
-        if (stream === "stdout") stdout.gap()
+        if (stream === "stdout") stdout.gap(skipped)
         together.count(skipped)
       }
       if (stream === "stdout") return stdout.take(chunk)
@@ -55,6 +57,7 @@ export function createOutput({ onProgress, paths }: OutputParts): Output {
       return outputTail(clean, cut ? Math.max(together.printed(), clean.length + 1) : clean.length)
     },
     errorTail: () => lastBytes(shown(errors.bytes().toString("utf8")), ERROR_TAIL_BYTES),
+    printed: () => stdout.position(),
   }
 }
 
@@ -97,12 +100,15 @@ const PREFIX_ON_NEW_LINE = Buffer.from(`\n${PROGRESS_PREFIX}`)
 const NEWLINE = 0x0a
 
 /** Takes valid progress lines out of the stream and passes everything else on, in order. */
-function createProgressFilter(pass: (bytes: Uint8Array) => void, onProgress: (json: string) => void) {
+function createProgressFilter(pass: (bytes: Uint8Array) => void, onProgress: OutputParts["onProgress"]) {
   /** The start of a line that may become a progress line. Empty: none. */
   let held = EMPTY
   let atLineStart = true
+  /** Of the end of what was taken, in the stream. */
+  let position = 0
 
   function take(chunk: Uint8Array): void {
+    position += chunk.length
     let rest =
       held.length === 0 ? Buffer.from(chunk.buffer, chunk.byteOffset, chunk.length) : Buffer.concat([held, chunk])
     held = EMPTY
@@ -114,7 +120,7 @@ function createProgressFilter(pass: (bytes: Uint8Array) => void, onProgress: (js
       const end = rest.indexOf(NEWLINE)
       if (end >= 0) {
         const line = rest.subarray(0, end)
-        if (!isProgress(line)) pass(rest.subarray(0, end + 1))
+        if (!isProgress(line, position - rest.length)) pass(rest.subarray(0, end + 1))
         rest = rest.subarray(end + 1)
         continue
       }
@@ -141,7 +147,7 @@ function createProgressFilter(pass: (bytes: Uint8Array) => void, onProgress: (js
     return EMPTY
   }
 
-  function isProgress(line: Buffer): boolean {
+  function isProgress(line: Buffer, at: number): boolean {
     if (line.length > LONGEST_PROGRESS_LINE_BYTES || !line.subarray(0, PREFIX.length).equals(PREFIX)) return false
     const json = line.toString("utf8", PREFIX.length).trim()
     try {
@@ -149,20 +155,22 @@ function createProgressFilter(pass: (bytes: Uint8Array) => void, onProgress: (js
     } catch {
       return false
     }
-    onProgress(json)
+    onProgress(json, at)
     return true
   }
 
   function flush(): void {
-    if (held.length > 0 && !isProgress(held)) pass(held)
+    if (held.length > 0 && !isProgress(held, position - held.length)) pass(held)
     held = EMPTY
   }
 
   return {
     take,
     end: flush,
+    position: () => position,
     /** Bytes were lost: what is held was cut, and the next chunk starts in the middle of a line. */
-    gap(): void {
+    gap(bytes: number): void {
+      position += bytes
       if (held.length > 0) pass(held)
       held = EMPTY
       atLineStart = false

@@ -10,17 +10,27 @@ import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
 import { LARGEST_PAYLOAD_BYTES } from "../../protocol/domain/runner.ts"
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import { lastBytes } from "../../protocol/domain/text.ts"
-import type { GrantedTask, ResultItem, TaskSpec } from "../../protocol/wire/control.ts"
+import { LARGEST_INLINE_BYTES, type GrantedTask, type ResultItem, type TaskSpec } from "../../protocol/wire/control.ts"
 import type { Hasher } from "../cache/hasher.ts"
 import type { HeldAttempt, HeldGrant, StoredEnd } from "../outbox/outbox.ts"
 import { RuntimeRefusal, type AttemptExit, type RunningAttempt, type RuntimeDriver } from "../runtime/driver.ts"
 import { tailOutput } from "../runtime/output-files.ts"
 import type { AttemptEnd, AttemptRunner, AttemptWatch, RunningWork } from "./attempt-runner.ts"
-import { ArtifactsTooLarge, collectArtifacts, collectResult, sealItem } from "./collect-results.ts"
+import type { Checkpoints, FollowedCheckpoints } from "./checkpoints.ts"
+import { ArtifactsTooLarge, collectArtifacts, collectResult, putAside, sealItem } from "./collect-results.ts"
 import { taskEnvironment } from "./environment.ts"
 import { createOutput, type Output } from "./output.ts"
+import { payloadWith, type Resume } from "./resume.ts"
 import { RuntimeFailure, type HeldRuntime, type Runtimes } from "./runtimes.ts"
-import { hostPaths, makeWorkspace, planWorkspace, shownPaths, type Workspace } from "./workspace.ts"
+import {
+  hostPaths,
+  makeWorkspace,
+  planWorkspace,
+  publishableRoots,
+  resumePlace,
+  shownPaths,
+  type Workspace,
+} from "./workspace.ts"
 
 export interface RunAttemptParts {
   driver: RuntimeDriver
@@ -33,6 +43,8 @@ export interface RunAttemptParts {
   hasher: Hasher
   /** The payload of a task that was too large for the grant. */
   downloadPayload: (claim: ClaimNumber, signal: AbortSignal) => Promise<AsyncIterable<Uint8Array>>
+  checkpoints: Checkpoints
+  resume: Resume
   /** Too many results wait for an answer: attempts that end are not collected yet. Never throws. */
   outboxFull: () => boolean
   clock: Clock
@@ -49,6 +61,8 @@ const LOOK_FOR_ROOM_MS = 500
 const PIDS = 1_024
 /** Until the claim loop says how long the claim lives. */
 const FIRST_DEADLINE_MS = 600_000
+/** A result and a checkpoint in one report: together they fit as a result alone does. */
+const SHARED_INLINE_BYTES = LARGEST_INLINE_BYTES / 2
 /** The finished end, once it is collected: from then on nothing else of the attempt is needed. */
 const END_FILE = "end.json"
 
@@ -72,8 +86,12 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
   async function run(grant: HeldGrant, dir: string, work: Work, watch: AttemptWatch): Promise<AttemptEnd> {
     const { spec, task } = grant
     using runtime = parts.runtimes.readyNow(spec.runtime) ?? (await parts.runtimes.ready(spec.runtime, work.signal))
-    const payload = await payloadOf(task, work.signal)
+    const given = await payloadOf(task, work.signal)
     mkdirSync(dir, { recursive: true })
+    const resumed = task.resumes
+      ? await parts.resume(claimNumber(task.claim), resumePlace(dir, runtime.files.kind === "image"), work.signal)
+      : null
+    const payload = resumed === null ? given : payloadWith(given, resumed)
     const disk = await driver.prepare(dir, diskBytesOf(spec))
     const workspace = planWorkspace(dir, disk, runtime.files)
     await makeWorkspace(workspace, disk, runtime.files, payload)
@@ -93,12 +111,13 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     work: Work,
     watch: AttemptWatch,
   ): Promise<AttemptEnd> {
+    using checkpoints = grant.spec.checkpoints ? followCheckpoints(grant, dir, disk) : null
     try {
-      const output = await follow(running, shown, watch)
+      const output = await follow(running, shown, watch, checkpoints)
       const exit = await running.done
       watch.exited()
       await hold(grant, work.signal)
-      return await collect(grant, dir, disk, exit, output)
+      return await collect(grant, dir, disk, exit, output, checkpoints)
     } catch (error) {
       log.error("attempt not collected", { claim: grant.task.claim, error: errorText(error) })
       const { runtimeMs } = await running.done
@@ -107,6 +126,11 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
         failure(grant, "sandbox_error", `its results could not be collected: ${errorText(error)}`, runtimeMs),
       )
     }
+  }
+
+  function followCheckpoints({ task, spec }: HeldGrant, dir: string, disk: string): FollowedCheckpoints {
+    const roots = publishableRoots(dir, disk, spec.runtime.image !== null)
+    return parts.checkpoints.follow({ claim: claimNumber(task.claim), dir, roots })
   }
 
   async function launch(
@@ -161,7 +185,12 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
   }
 
   /** Reads the output to its end. */
-  async function follow(running: RunningAttempt, shown: Workspace["shown"], watch: AttemptWatch): Promise<Output> {
+  async function follow(
+    running: RunningAttempt,
+    shown: Workspace["shown"],
+    watch: AttemptWatch,
+    checkpoints: FollowedCheckpoints | null,
+  ): Promise<Output> {
     let live: Timer | null = null
     let over = false
     const tell = (): void => {
@@ -170,7 +199,10 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     }
     const output = createOutput({
       paths: shown,
-      onProgress: (progress) => watch.progressed({ progress, outputTail: null }),
+      onProgress(progress, at) {
+        watch.progressed({ progress, outputTail: null })
+        checkpoints?.take(progress, at)
+      },
     })
     await tailOutput(running, (stream, bytes, skipped) => {
       output.take(stream, bytes, skipped)
@@ -197,11 +229,20 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     disk: string,
     exit: AttemptExit,
     output: Output,
+    checkpoints: FollowedCheckpoints | null,
   ): Promise<AttemptEnd> {
     const host = hostPaths(dir, disk)
     const outcome = outcomeOf(exit, spec)
     const found = await collectResult(dir, host.result, parts.hasher)
     const files = [...found.files]
+    const last = (await checkpoints?.end(found.checkpoint, output.printed())) ?? null
+    if (last?.file) files.push(last.file)
+    let result = found.result
+    if (last && result && "text" in result && result.text.length + last.item.state.length > SHARED_INLINE_BYTES) {
+      const aside = await putAside(dir, result.text, parts.hasher)
+      files.push(aside)
+      result = { digest: aside.digest, size: aside.size }
+    }
     let artifacts: ResultItem["artifacts"] = []
     if (outcome.kind === null) {
       try {
@@ -225,9 +266,10 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
       peak_memory_bytes: exit.peakMemoryBytes,
       output: output.tail(),
       error_tail: output.errorTail(),
-      result: found.result,
+      result,
       result_problem: found.resultProblem,
       artifacts,
+      ...(last && { checkpoint: last.item }),
     })
     return keep(dir, { item, files })
   }

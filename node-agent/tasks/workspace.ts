@@ -1,9 +1,20 @@
-import { chmodSync, constants, copyFileSync, mkdirSync, realpathSync, symlinkSync, writeFileSync } from "node:fs"
+import {
+  chmodSync,
+  constants,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  realpathSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs"
 import { basename, dirname, join } from "node:path"
 import type { Mount, RootfsSpec } from "../runtime/driver.ts"
 import { viewImage } from "../runtime/image-view.ts"
 import { copyTree, type TreeEntry } from "../runtime/project-tree.ts"
+import type { PublishableRoot } from "./checkpoint-file.ts"
 import type { PlatformPaths } from "./environment.ts"
+import type { ResumePlace } from "./resume.ts"
 
 /** A revision made ready on this node: what all its attempts start from. Never written. */
 export type RuntimeFiles =
@@ -59,6 +70,27 @@ export function shownPaths(attemptDir: string, disk: string, workdir: string | n
   return hosts.toSorted((a, b) => b.length - a.length).map((host) => ({ host, shown }))
 }
 
+/** Out of which directories an attempt may publish checkpoints, as its program names them (GAP-47). The folder exists. */
+export function publishableRoots(attemptDir: string, disk: string, isImage: boolean): PublishableRoot[] {
+  const { artifacts, scratch } = hostPaths(attemptDir, disk)
+  const inImage = [
+    { inside: `${INSIDE}/artifacts`, host: artifacts },
+    { inside: `${INSIDE}/scratch`, host: scratch },
+  ]
+  if (isImage) return inImage
+  const real = join(realParent(attemptDir), basename(attemptDir))
+  return [artifacts, scratch].flatMap((host) => [
+    { inside: host, host },
+    { inside: real + host.slice(attemptDir.length), host },
+  ])
+}
+
+/** Where an attempt finds the file of the checkpoint that it goes on from. */
+export function resumePlace(attemptDir: string, isImage: boolean): ResumePlace {
+  const host = join(attemptDir, "resume")
+  return { host, inside: isImage ? `${INSIDE}/resume` : host }
+}
+
 /** All attempts lie in one directory: it is looked up once. */
 const realParents = new Map<string, string>()
 function realParent(path: string): string {
@@ -68,7 +100,7 @@ function realParent(path: string): string {
   return known
 }
 
-/** Names the places; touches nothing. The attempt's folder exists. */
+/** Names the places; touches nothing. The attempt's folder exists, with what it goes on from. */
 export function planWorkspace(attemptDir: string, disk: string, files: RuntimeFiles): Workspace {
   const host = hostPaths(attemptDir, disk)
   const shown = shownPaths(attemptDir, disk, files.workdir)
@@ -85,6 +117,7 @@ export function planWorkspace(attemptDir: string, disk: string, files: RuntimeFi
     scratch: `${INSIDE}/scratch`,
   }
   const venvBin = join(workdir, ".venv", "bin")
+  const resume = resumePlace(attemptDir, true)
   return {
     host,
     inside,
@@ -94,6 +127,7 @@ export function planWorkspace(attemptDir: string, disk: string, files: RuntimeFi
       { hostPath: join(disk, "result"), path: `${INSIDE}/result`, readonly: false },
       { hostPath: host.artifacts, path: inside.artifacts, readonly: false },
       { hostPath: host.scratch, path: inside.scratch, readonly: false },
+      ...(existsSync(resume.host) ? [{ hostPath: resume.host, path: resume.inside, readonly: true }] : []),
     ],
     rootfs: { layers: files.layers, hostname: "task" },
     venvBin: viewImage(files.layers).find(join(venvBin, "python")) === null ? null : venvBin,

@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process"
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { afterAll, beforeAll, describe, expect, test } from "vitest"
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest"
 import { createHasher } from "../../node-agent/cache/hasher.ts"
 import { createBubblewrapDriver } from "../../node-agent/runtime/bubblewrap.ts"
 import type { RuntimeDriver } from "../../node-agent/runtime/driver.ts"
@@ -20,6 +20,7 @@ import { imageDigest } from "../../protocol/domain/image.ts"
 import { toWireRef } from "../../protocol/wire/content-source.ts"
 import type { ResultItem, RuntimeSpec, TaskSpec, ToCoordinator } from "../../protocol/wire/control.ts"
 import { taskSpec } from "../support/agent.ts"
+import { startCheckpointRig } from "../support/checkpoints.ts"
 import { openTestBlobs, type TestBlobs } from "../support/content.ts"
 import { layerOf, makeBases, missingTools } from "../support/images.ts"
 
@@ -31,6 +32,7 @@ describe.skipIf(skipped)("attempts in an image", () => {
   const attemptsDir = join(home, "attempts")
   const basesDirectory = join(home, "bases")
   const hasher = createHasher(systemClock)
+  const left = startCheckpointRig({ blobs: () => blobs, hasher })
   const cleanUp = new AsyncDisposableStack()
   let driver: RuntimeDriver
   let blobs: TestBlobs
@@ -50,6 +52,7 @@ describe.skipIf(skipped)("attempts in an image", () => {
     if (!works) return console.warn(`attempts in an image are not tested: ${probe.problems.join("; ")}`)
     await makeBases(basesDirectory, "python")
     cleanUp.use(hasher)
+    cleanUp.use(left)
     blobs = cleanUp.use(await openTestBlobs())
     const layers = cleanUp.use(
       await openLayerStore({
@@ -85,6 +88,8 @@ describe.skipIf(skipped)("attempts in an image", () => {
       machineEnv: { SECRET_OF_THE_MACHINE: "1" },
       hasher,
       downloadPayload: () => Promise.reject(new Error("payloads are small here")),
+      checkpoints: left.checkpoints,
+      resume: left.resume,
       outboxFull: () => false,
       clock: systemClock,
       log: silentLog,
@@ -141,7 +146,8 @@ describe.skipIf(skipped)("attempts in an image", () => {
       exited: () => {},
       progressed: (news) => void (news.progress !== null && progress.push(news.progress)),
     }
-    const task = { claim, spec: 0, index: 0, attempt: 1, payload: { text: '{"a":1}' }, gpus: [] }
+    const resumes = left.remains.points.length > 0
+    const task = { claim, spec: 0, index: 0, attempt: 1, payload: { text: '{"a":1}' }, gpus: [], resumes }
     const spec = taskSpec(runtime, ["python3", "-c", python], { memory_mb: 256, storage_gb: 0.05, ...changes })
     const end = await runner.start({ task, spec }, watch).done
     if (end.kind !== "result") throw new Error(`given back: ${end.reason}`)
@@ -252,6 +258,46 @@ print(os.environ["COMPUTALOT_TASK_RESULT"])
     expect(said.at(-1)).toMatchObject({ state: "unable", message: "EACCES: no access, open '[path]'" })
     expect(said.at(-1)).not.toHaveProperty("missing")
     await layers[Symbol.asyncDispose]()
+  })
+
+  test("CK-005, CK-006: a checkpoint's file leaves the sandbox, no other file does, and the next attempt reads it", async ({
+    skip,
+  }) => {
+    if (!works) skip()
+    const leaves = `
+import json, os, time
+artifacts = os.environ["COMPUTALOT_ARTIFACT_DIR"]
+def tell(**fields): print("COMPUTALOT_PROGRESS:" + json.dumps(fields), flush=True)
+open(artifacts + "/model.bin", "w").write("as it was")
+os.symlink(artifacts + "/model.bin", artifacts + "/latest")
+tell(epoch=3, checkpoint={"path": artifacts + "/latest", "epoch": 3})
+time.sleep(1.5)
+tell(epoch=4, checkpoint={"path": "/workspace/data.txt"})
+time.sleep(1.5)
+os.symlink("/etc/shadow", artifacts + "/shadow")
+tell(epoch=5, checkpoint={"path": "shadow"})`
+    const { item } = await run(leaves, { checkpoints: true })
+    expect(item, item.error_tail).toMatchObject({ failure_kind: null })
+    const [first, second] = left.items()
+    if (!first || !item.checkpoint) throw new Error("a first checkpoint is sent, and the last goes with the end")
+    expect(first.file).toMatchObject({ filename: "latest" })
+    for (const outside of [second, item.checkpoint])
+      expect(outside).toMatchObject({ file: null, problem: { status: "failed" } })
+    left.remains = { ...left.remains, points: [await left.pointOf(first, blobs)] }
+    onTestFinished(() => void (left.remains.points = []))
+    const reads = `
+import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+resume = payload["_resume"]
+json.dump({"a": payload["a"], "epoch": resume["epoch"], "path": resume["checkpoint"]["path"],
+  "read": open(resume["checkpoint"]["path"]).read()}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))`
+    const resumed = (await run(reads)).item
+    expect(resumed.result && "text" in resumed.result && JSON.parse(resumed.result.text), resumed.error_tail).toEqual({
+      a: 1,
+      epoch: 3,
+      path: "/computalot/resume/latest",
+      read: "as it was",
+    })
   })
 
   test("GAP-45: a result that leads out of the sandbox is no result", async ({ skip }) => {

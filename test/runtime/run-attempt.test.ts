@@ -15,11 +15,13 @@ import { claimNumber } from "../../protocol/domain/ids.ts"
 import { toWireRef } from "../../protocol/wire/content-source.ts"
 import type { ResultItem, RuntimeSpec, TaskSpec, ToCoordinator } from "../../protocol/wire/control.ts"
 import { taskSpec } from "../support/agent.ts"
+import { startCheckpointRig } from "../support/checkpoints.ts"
 import { openTestBlobs, type TestBlobs } from "../support/content.ts"
 import { tarballOf, type Member } from "../support/tarball.ts"
 
 const home = mkdtempSync(join(tmpdir(), "computalot-run-"))
 const hasher = createHasher(systemClock)
+const left = startCheckpointRig({ blobs: () => blobs, hasher })
 const said: ToCoordinator[] = []
 const payloads = new Map<number, string>()
 let blobs: TestBlobs
@@ -59,6 +61,8 @@ beforeAll(async () => {
     machineEnv,
     hasher,
     downloadPayload: async (claim) => chunk(payloads.get(claim) ?? ""),
+    checkpoints: left.checkpoints,
+    resume: left.resume,
     outboxFull: () => outboxFull,
     clock: systemClock,
     log: silentLog,
@@ -71,6 +75,7 @@ afterAll(async () => {
   await runtimes[Symbol.asyncDispose]()
   await runner.sweep([])
   await driver[Symbol.asyncDispose]()
+  await left[Symbol.asyncDispose]()
   await hasher[Symbol.asyncDispose]()
   await blobs[Symbol.asyncDispose]()
   rmSync(home, { recursive: true, force: true })
