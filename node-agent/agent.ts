@@ -76,8 +76,11 @@ export interface Agent extends AsyncDisposable {
   /** Resolves when the agent cannot go on: one line for the operator. Dispose of it then, and exit non-zero. */
   readonly stopped: Promise<AgentStopped>
   /** Takes no more grants. Resolves when nothing runs and nothing waits for an answer; `now` ends what runs and gives it back. */
-  drain(mode: "finish" | "now"): Promise<void>
+  drain(mode: DrainMode): Promise<void>
 }
+
+/** `checkpoint`: as `now`, once every attempt that runs has left a durable checkpoint, or half a minute is over. */
+export type DrainMode = "finish" | "checkpoint" | "now"
 
 export interface AgentFacts {
   nodeId: NodeId
@@ -108,6 +111,9 @@ const BUILD_CPU = 1
 const BUILD_PIDS = 4096
 /** Attempts in one heartbeat. */
 const MOST_NAMED = 10_000
+/** What a task may take to reach its next checkpoint (rulings, Drain). */
+const CHECKPOINT_WAIT_MS = 30_000
+const LOOK_FOR_CHECKPOINTS_MS = 100
 /** Answers of a drained agent that are waited for. */
 const LAST_VERDICTS_MS = 30_000
 
@@ -515,6 +521,16 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     })
   }
 
+  /** Nothing new is taken meanwhile, and what ends by itself is delivered. */
+  async function untilCheckpointed(): Promise<void> {
+    const sinceMs = clock.monotonicMs()
+    void claimLoop.drain("finish")
+    while (checkpoints.publishedSince(sinceMs) < claimLoop.activeCount()) {
+      if (clock.monotonicMs() - sinceMs >= CHECKPOINT_WAIT_MS) return
+      await sleep(clock, LOOK_FOR_CHECKPOINTS_MS)
+    }
+  }
+
   /** Results on their way are ours too. Never waits: it only names. */
   function heartbeat(): ReturnType<typeof claimLoop.heartbeat> {
     const named = claimLoop.heartbeat()
@@ -632,7 +648,8 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       state.draining = true
       standing.changed()
       adverts.changed()
-      await claimLoop.drain(mode)
+      if (mode === "checkpoint") await untilCheckpointed()
+      await claimLoop.drain(mode === "finish" ? "finish" : "now")
       const untilMs = clock.monotonicMs() + LAST_VERDICTS_MS
       while (connected() && outbox.waitingBytes() > 0 && clock.monotonicMs() < untilMs) await sleep(clock, 50)
     },

@@ -5,7 +5,7 @@ import { systemClock } from "../protocol/base/clock.ts"
 import { errorText } from "../protocol/base/error-text.ts"
 import { createJsonLog } from "../protocol/base/json-log.ts"
 import { systemRandom } from "../protocol/base/random.ts"
-import { createAgent, type Agent } from "./agent.ts"
+import { createAgent, type Agent, type DrainMode } from "./agent.ts"
 import { readConfig } from "./config.ts"
 
 const log = createJsonLog("computalot-node")
@@ -44,7 +44,7 @@ async function fail(line: string): Promise<never> {
 }
 
 /** The first signal drains as the operator set it; a second one ends at once what still runs. */
-function stopOn(signals: NodeJS.Signals[], first: "finish" | "checkpoint" | "now"): void {
+function stopOn(signals: NodeJS.Signals[], first: DrainMode): void {
   let asked = 0
   for (const signal of signals) {
     process.on(signal, () => {
@@ -52,16 +52,13 @@ function stopOn(signals: NodeJS.Signals[], first: "finish" | "checkpoint" | "now
       if (asked > 2) process.exit(130)
       const mode = asked === 1 ? first : "now"
       log.info("draining", { signal, mode })
-      void drain(mode === "now" ? "now" : "finish")
-      if (mode === "checkpoint") setTimeout(() => void drain("now"), CHECKPOINT_WAIT_MS).unref()
+      void drain(mode)
     })
   }
 }
 
-/** What a task may take to reach its next checkpoint (rulings, Drain). */
-const CHECKPOINT_WAIT_MS = 30_000
 let leaving = false
-async function drain(mode: "finish" | "now"): Promise<void> {
+async function drain(mode: DrainMode): Promise<void> {
   starting.abort(new Error("the agent was told to stop"))
   try {
     await agent?.drain(mode)

@@ -150,3 +150,20 @@ test("kill -9 of the agent alone: what it had not delivered is delivered by the 
   expect(new Set(artifacts).size).toBe(artifacts.length)
   expect(await node.end("SIGTERM")).toBe(0)
 })
+
+test("rulings, Drain: checkpoint waits for one, then gives the task back, and it goes on elsewhere without a loss", async () => {
+  const id = await stepping("drain", true)
+  await expect.poll(() => stored(id)).toBeGreaterThan(4)
+  const node = await busyNode(id)
+  const startedAt = performance.now()
+  expect(await node.end("SIGTERM")).toBe(0)
+  expect(performance.now() - startedAt).toBeLessThan(20_000)
+  const again = await begunAgain("drain")
+  expect(again.first).toBeGreaterThan(4)
+  expect(again.last - again.first).toBeLessThan(15)
+  go("drain")
+  expect(await client.ended(id)).toMatchObject({ status: "completed" })
+  const events = (await client.call("GET", `/api/v1/jobs/${id}/events?limit=1000`)).json["events"] as Json[]
+  expect(events.map(({ type }) => type)).not.toContain("task.lost")
+  await node.start()
+})
