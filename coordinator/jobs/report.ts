@@ -297,7 +297,7 @@ async function storeEnd(
     warnings: end.quality?.warnings ?? [],
     runtimeMs,
     signal: item.signal,
-    progress: end.progress,
+    progress: item.progress ?? end.progress,
   })
   if (ran) {
     const amount = costOf(rateOfJob(job), runtimeMs)
@@ -332,10 +332,11 @@ async function storeEnd(
 async function storeRemains(
   tx: Tx,
   attempt: AttemptRow,
-  { item, progress, checkpointArtifact }: JudgedEnd,
+  { item, progress: heard, checkpointArtifact }: JudgedEnd,
   job: JobFacts,
   { at, artifactsExpireAt }: Batch,
 ): Promise<void> {
+  const progress = item.progress ?? heard
   const isKept = job.resumeKey !== null && progress !== null && objectIn(progress) !== null
   if (isKept) await putTaskProgress(tx, attempt.task, attempt.claim, progress)
   if (!item.checkpoint || item.checkpoint.claim !== item.claim) return

@@ -355,9 +355,10 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
         attempt.expiresAtMs = nowMs + (expires_in_ms ?? claimLifetimeMs)
         extendWork(attempt)
         if (attempt.state === "running") running.push(attempt.claim)
+        if (attempt.progress !== null) talking.add(attempt)
       }
       if (gone.length > 0) spent(gone)
-      // What started while contact was lost is said now.
+      // What started or was said while contact was lost is said now.
       for (const claims of inFrames(running)) parts.send({ type: "started", claims })
       settleSoon()
     },

@@ -11,6 +11,8 @@ export interface Output {
   tail(): string
   /** The tail of standard error; empty when nothing came there. */
   errorTail(): string
+  /** The last progress line, as its own JSON text. */
+  lastProgress(): string | null
   /** Bytes of standard output so far, progress lines and lost ones included. */
   printed(): number
 }
@@ -30,7 +32,14 @@ const CUT_SLACK_BYTES = 1024
 export function createOutput({ onProgress, paths }: OutputParts): Output {
   const together = createTail(OUTPUT_TAIL_BYTES + CUT_SLACK_BYTES)
   const errors = createTail(ERROR_TAIL_BYTES + CUT_SLACK_BYTES)
-  const stdout = createProgressFilter((bytes) => together.add(bytes), onProgress)
+  let lastProgress: string | null = null
+  const stdout = createProgressFilter(
+    (bytes) => together.add(bytes),
+    (json, at) => {
+      lastProgress = json
+      onProgress(json, at)
+    },
+  )
 
   function shown(text: string): string {
     let clean = text
@@ -57,6 +66,7 @@ export function createOutput({ onProgress, paths }: OutputParts): Output {
       return outputTail(clean, cut ? Math.max(together.printed(), clean.length + 1) : clean.length)
     },
     errorTail: () => lastBytes(shown(errors.bytes().toString("utf8")), ERROR_TAIL_BYTES),
+    lastProgress: () => lastProgress,
     printed: () => stdout.position(),
   }
 }

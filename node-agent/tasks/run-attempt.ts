@@ -10,7 +10,14 @@ import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
 import { LARGEST_PAYLOAD_BYTES } from "../../protocol/domain/runner.ts"
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import { lastBytes } from "../../protocol/domain/text.ts"
-import { LARGEST_INLINE_BYTES, type GrantedTask, type ResultItem, type TaskSpec } from "../../protocol/wire/control.ts"
+import {
+  LARGEST_INLINE_BYTES,
+  LARGEST_LAST_PROGRESS,
+  type CheckpointItem,
+  type GrantedTask,
+  type ResultItem,
+  type TaskSpec,
+} from "../../protocol/wire/control.ts"
 import type { Hasher } from "../cache/hasher.ts"
 import type { HeldAttempt, HeldGrant, StoredEnd } from "../outbox/outbox.ts"
 import { RuntimeRefusal, type AttemptExit, type RunningAttempt, type RuntimeDriver } from "../runtime/driver.ts"
@@ -237,8 +244,9 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     const files = [...found.files]
     const last = (await checkpoints?.end(found.checkpoint, output.printed())) ?? null
     if (last?.file) files.push(last.file)
+    const progress = checkpoints ? output.lastProgress() : null
     let result = found.result
-    if (last && result && "text" in result && result.text.length + last.item.state.length > SHARED_INLINE_BYTES) {
+    if (last && result && "text" in result && result.text.length + weightOf(last.item) > SHARED_INLINE_BYTES) {
       const aside = await putAside(dir, result.text, parts.hasher)
       files.push(aside)
       result = { digest: aside.digest, size: aside.size }
@@ -269,6 +277,7 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
       result,
       result_problem: found.resultProblem,
       artifacts,
+      ...(progress !== null && progress.length <= LARGEST_LAST_PROGRESS && { progress }),
       ...(last && { checkpoint: last.item }),
     })
     return keep(dir, { item, files })
@@ -352,6 +361,8 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     return await finish(held, dir, disk, running, shown, work, watch)
   }
 }
+
+const weightOf = ({ state, line }: CheckpointItem): number => state.length + line.length
 
 /** Requirements may be fractions; disks are whole bytes. */
 const diskBytesOf = (spec: TaskSpec): number => Math.ceil(spec.storage_gb * 1024 ** 3)

@@ -28,6 +28,8 @@ export const CONTROL_PROTOCOL: StreamProtocol = {
 export const LARGEST_INLINE_BYTES = 64 * 1024
 /** What a batch of grants or reports may weigh in one frame, with room for the frame's own words. */
 export const BATCH_BYTES = 192 * 1024
+/** A progress line that goes with an attempt's end: what else goes with it may take the rest of the frame. */
+export const LARGEST_LAST_PROGRESS = 8 * 1024
 /** Items in one frame: bounds what one frame costs to judge. */
 export const BATCH_ITEMS = 256
 
@@ -174,6 +176,8 @@ export const resultItem = z.object({
   /** Why a result file was not usable (not JSON, too large); null when it was, or when there was none. */
   result_problem: z.string().max(500).nullable(),
   artifacts: z.array(artifactItem).max(1000),
+  /** The last progress line, for the next attempt: live ones may be lost. Only where checkpoints are wanted, and of a small one. */
+  progress: z.string().max(LARGEST_LAST_PROGRESS).optional(),
   /** The last checkpoint, where it was not answered by itself before the end: stored in the report's write. */
   checkpoint: checkpointItem.nullable().optional(),
 })

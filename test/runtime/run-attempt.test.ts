@@ -13,7 +13,14 @@ import { sha256Hex } from "../../protocol/base/digest.ts"
 import { silentLog } from "../../protocol/base/log.ts"
 import { claimNumber } from "../../protocol/domain/ids.ts"
 import { toWireRef } from "../../protocol/wire/content-source.ts"
-import type { ResultItem, RuntimeSpec, TaskSpec, ToCoordinator } from "../../protocol/wire/control.ts"
+import {
+  CONTROL_PROTOCOL,
+  encodeMessage,
+  type ResultItem,
+  type RuntimeSpec,
+  type TaskSpec,
+  type ToCoordinator,
+} from "../../protocol/wire/control.ts"
 import { taskSpec } from "../support/agent.ts"
 import { startCheckpointRig } from "../support/checkpoints.ts"
 import { openTestBlobs, type TestBlobs } from "../support/content.ts"
@@ -206,6 +213,35 @@ test("RP-007: every progress line is handed on and none is left in the output", 
   )
   expect(progress).toEqual(['{"percent": 0}', '{"percent": 1}', '{"percent": 2}'])
   expect(item.output).toBe("done\n")
+})
+
+test("architecture §5.3: a report with the last checkpoint, progress, output and result fits into its frame", async () => {
+  left.answering = false
+  onTestFinished(() => void (left.answering = true))
+  // JSON in JSON: nearly every character of these takes two.
+  const { item, end } = await run(
+    `
+import json, os, sys
+quotes = '"' * 15_000
+print("COMPUTALOT_PROGRESS:" + json.dumps({"line": quotes, "checkpoint": {"state": quotes}}))
+print("COMPUTALOT_PROGRESS:" + json.dumps({"last": '"' * 3_000}))
+for stream in (sys.stdout, sys.stderr): stream.write('"' * 20_000)
+json.dump('"' * 30_000, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))`,
+    { checkpoints: true },
+  )
+  expect(item.checkpoint).toMatchObject({ file: null, problem: null })
+  expect(JSON.parse(item.progress ?? "")).toEqual({ last: '"'.repeat(3_000) })
+  expect(item.result).toMatchObject({ size: 60_002 })
+  expect(end.kind === "result" && end.end.files).toHaveLength(1)
+  expect(encodeMessage({ type: "report", items: [item] }).length).toBeLessThan(CONTROL_PROTOCOL.largestFrameBytes)
+  // Without checkpoints the result stays in the report.
+  expect(
+    (
+      await run(`import json, os
+print('COMPUTALOT_PROGRESS:{"checkpoint": {}}')
+json.dump(1, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))`)
+    ).item,
+  ).not.toMatchObject({ checkpoint: {} })
 })
 
 test("rulings, Redaction: the attempt's folder is shown as the workdir", async () => {

@@ -3,7 +3,9 @@ import { afterEach, beforeEach, expect, test } from "vitest"
 import { sweepArtifacts } from "../../coordinator/artifacts/retention.ts"
 import { sweepStaged } from "../../coordinator/artifacts/stage.ts"
 import { storeCheckpoint, sweepCheckpoints } from "../../coordinator/jobs/checkpoints.ts"
-import { jobFacts } from "../../coordinator/jobs/job-facts.ts"
+import { createMembers } from "../../coordinator/fleet/members.ts"
+import { createKnownJobs, jobFacts } from "../../coordinator/jobs/job-facts.ts"
+import { restoreClaims } from "../../coordinator/scheduler/restore-claims.ts"
 import { findArtifact } from "../../coordinator/store/artifacts.ts"
 import { stageBlob } from "../../coordinator/store/blobs.ts"
 import { checkpointsOfTasks, progressOfTasks, putTaskProgress } from "../../coordinator/store/checkpoints.ts"
@@ -151,6 +153,32 @@ test("architecture §5.6: the latest two stay while the job lives, whatever the 
   await sweepStaged({ store: rig.store, liveClaims: async () => new Set() }, rig.clock.now())
   await sweep()
   expect([await visible(), await has()]).toEqual([null, [false, false, false]])
+})
+
+test("architecture §5.5: when an attempt last left something durable is known again after a restart", async () => {
+  const claim = await running()
+  await store(itemOf(claim, 1))
+  rig.pass(30_000)
+  await store(itemOf(claim, 2, { problem: { status: "failed", reason: "outside" } }))
+  rig.pass(5_000)
+  const members = createMembers(rig.clock, { heartbeatMs: 1_000, claimLifetimeMs: 300_000 })
+  members.add({ id: rig.node, peer: rig.member.peer, name: null, roles: ["worker"], state: "active" })
+  const known = createKnownJobs()
+  await restoreClaims({ ...rig, members, known, claimLifetimeMs: 300_000 }, async () => known.put(jobFacts(job)))
+  const sinceMs = rig.clock.monotonicMs() - (members.attempt(claim)?.checkpointedAtMs ?? 0)
+  expect(sinceMs).toBeGreaterThanOrEqual(35_000)
+  expect(sinceMs).toBeLessThan(45_000)
+})
+
+test("CK-004: the last progress line comes with an attempt's end, whatever of it was heard before", async () => {
+  const claim = await running()
+  rig.say(claim, { progress: { epoch: 1 } })
+  await rig.report(claim, { ...failedItem("exit_code"), progress: '{"epoch":8}' })
+  const next = await running()
+  rig.say(next, { progress: 50 })
+  await rig.report(next, failedItem("exit_code"))
+  const key = taskKey(job.seq, 0)
+  expect((await rig.store.read((view) => progressOfTasks(view, [key]))).get(key)).toBe('{"epoch":8}')
 })
 
 test("CK-004: of progress the latest claim's stays", async () => {

@@ -13,6 +13,7 @@ import type { HeldAttempt, Members } from "../../fleet/members.ts"
 import type { CheckpointRow } from "../../store/checkpoints.ts"
 import type { TaskArtifact } from "../../store/task-reads.ts"
 import type { StoredTaskState, TaskResultRow, TaskWithResult } from "../../store/tasks.ts"
+import { objectIn } from "../checkpoints.ts"
 import { resumeKeyOf } from "../job-facts.ts"
 import { isEnded } from "../job-state.ts"
 import { checkpointText, remainsOf, resumeStateText } from "../resume.ts"
@@ -193,10 +194,9 @@ function checkpointFields(
 ): Pick<TaskOnWire, "checkpoint" | "resume_state"> {
   const latest = checkpoints[0]
   if (!job.submission.checkpointing?.enabled) return { checkpoint: null, resume_state: null }
-  const resume =
-    resumeKeyOf(job.submission) === null
-      ? null
-      : resumeStateText(remainsOf(checkpoints, live?.attempt.progress ?? progress))
+  const said = live?.attempt.progress ?? null
+  const told = said !== null && objectIn(said) !== null ? said : progress
+  const resume = resumeKeyOf(job.submission) === null ? null : resumeStateText(remainsOf(checkpoints, told))
   return { checkpoint: latest ? new JsonText(checkpointText(latest)) : null, resume_state: jsonOrNull(resume) }
 }
 
