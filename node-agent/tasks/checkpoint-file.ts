@@ -20,51 +20,56 @@ export class NotPublishable extends Error {
   }
 }
 
-/** A program that writes while we copy gets so many tries to be done. */
-const COPY_TRIES = 5
-const TRY_AGAIN_MS = 100
+/** The file is no longer what the line told of, or not yet: a later look may find it still. */
+export class StillChanging extends NotPublishable {
+  constructor(path: string) {
+    super(
+      "failed",
+      `${path} changed before it was copied: write each checkpoint under a name of its own, then rename it`,
+    )
+  }
+}
+
 /** Links from one name to another, as `latest` is one. */
 const MOST_LINKS = 8
 
 /**
  * Copies the file that a checkpoint names to `to`, as it is now: what the program does with it later changes nothing. Relative
  * paths are taken from the first root (rulings, Checkpoints). Only plain files below a root are read, by whatever way the
- * program leads there (GAP-47). Throws `NotPublishable`. Returns its path below its root.
+ * program leads there (GAP-47). `toldAt` is when its line was seen (wall clock, ms): what was written later is another
+ * checkpoint's. Returns its path below its root. Throws `NotPublishable`, and leaves nothing behind.
  */
-export async function copyPublishable(roots: readonly PublishableRoot[], path: string, to: string): Promise<string> {
+export async function copyPublishable(
+  roots: readonly PublishableRoot[],
+  path: string,
+  to: string,
+  toldAt: number,
+): Promise<string> {
   await mkdir(dirname(to), { recursive: true })
-  for (let tries = 1; ; tries++) {
-    const located = await openPublishable(roots, path)
-    try {
-      if (await copyWhole(located.file, to)) return located.relative
-    } catch (error) {
-      await rm(to, { force: true })
-      if (error instanceof NotPublishable) throw error
-      // The code alone: the rest of it names places on this machine.
-      throw new NotPublishable(
-        "failed",
-        `${path} cannot be copied: ${(error as NodeJS.ErrnoException).code ?? "unknown"}`,
-      )
-    } finally {
-      await located.file.close()
-    }
+  const { file, relative } = await openPublishable(roots, path)
+  try {
+    if (!(await copyWhole(file, to, toldAt))) throw new StillChanging(path)
+    return relative
+  } catch (error) {
     await rm(to, { force: true })
-    if (tries === COPY_TRIES) {
-      const advice = "write it under another name first and rename it"
-      throw new NotPublishable("failed", `${path} changed while it was copied: ${advice}`)
-    }
-    await pause(TRY_AGAIN_MS)
+    if (error instanceof NotPublishable) throw error
+    // The code alone: the rest of it names places on this machine.
+    const code = (error as NodeJS.ErrnoException).code ?? "unknown"
+    throw new NotPublishable("failed", `${path} cannot be copied: ${code}`)
+  } finally {
+    await file.close()
   }
 }
 
-/** False: it changed meanwhile. */
-async function copyWhole(file: FileHandle, to: string): Promise<boolean> {
+/** False: it is not the file that was told of, or not all of it. */
+async function copyWhole(file: FileHandle, to: string, toldAt: number): Promise<boolean> {
   const before = await settled(file)
   if (!before.isFile()) throw new NotPublishable("failed", "a checkpoint's path leads to no plain file")
   if (before.size > BigInt(LARGEST_CHECKPOINT_BYTES)) {
     const sizes = `it has ${before.size} bytes; at most ${LARGEST_CHECKPOINT_BYTES} are taken`
     throw new NotPublishable("skipped", sizes)
   }
+  if (Number(before.mtimeMs) > toldAt) return false
   // Shares the blocks where the file system can.
   await copyFile(descriptorPath(file), to, constants.COPYFILE_FICLONE)
   const after = await file.stat({ bigint: true })

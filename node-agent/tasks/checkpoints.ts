@@ -14,7 +14,7 @@ import type { CheckpointItem, ItemVerdict, ToCoordinator } from "../../protocol/
 import { pieceBytesFor } from "../../protocol/wire/piece-list.ts"
 import type { Hasher } from "../cache/hasher.ts"
 import type { Outbox, StoredCheckpoint, StoredEnd } from "../outbox/outbox.ts"
-import { copyPublishable, NotPublishable, plainName, type PublishableRoot } from "./checkpoint-file.ts"
+import { copyPublishable, NotPublishable, plainName, StillChanging, type PublishableRoot } from "./checkpoint-file.ts"
 import { UploadRefused } from "./deliver.ts"
 
 /**
@@ -61,6 +61,11 @@ export interface CheckpointsParts {
 
 /** Of one attempt at most so often: a program may print a thousand a second. */
 const INTERVAL_MS = 1_000
+/** A file that is not as it was told gets so many looks, unless a newer line comes. */
+const COPY_TRIES = 5
+const TRY_AGAIN_MS = 100
+/** A program whose files are always too new hears of it then. */
+const MOST_SKIPPED = 20
 
 export function createCheckpoints(parts: CheckpointsParts): Checkpoints {
   const followed = new Set<Followed>()
@@ -91,6 +96,8 @@ interface Line {
   n: number
   checkpoint: string
   line: string
+  /** When it was read (wall clock, ms). */
+  toldAt: number
 }
 
 class Followed implements FollowedCheckpoints {
@@ -101,6 +108,9 @@ class Followed implements FollowedCheckpoints {
   readonly #ended = new AbortController()
   /** The latest line that is not copied yet. */
   #waiting: Line | null = null
+  #wake: (() => void) | null = null
+  /** Lines in a row whose file had changed before it was copied. */
+  #skipped = 0
   #copiedAtMs = Number.NEGATIVE_INFINITY
   #copying: Promise<void> | null = null
   /** What was printed before is known, from this reading of the output or an earlier one. */
@@ -127,6 +137,7 @@ class Followed implements FollowedCheckpoints {
     const line = found && this.#lineOf(found.checkpoint, found.line, at)
     if (line === null || this.#ended.signal.aborted) return
     this.#waiting = line
+    this.#wake?.()
     this.#copying ??= this.#copyOn().finally(() => {
       this.#copying = null
     })
@@ -139,7 +150,8 @@ class Followed implements FollowedCheckpoints {
     const last = checkpoint === null ? null : this.#lineOf(checkpoint, "{}", printed)
     // Of a line that waited for its turn and a result, only the later one is needed.
     const line = last ?? this.#waiting
-    if (line !== null) await this.#store(line)
+    this.#waiting = null
+    if (line !== null) await this.#store(line).catch((error: unknown) => this.#notKept(error))
     return this.#parts.outbox.checkpoint(this.#attempt.claim)
   }
 
@@ -165,13 +177,14 @@ class Followed implements FollowedCheckpoints {
   #lineOf(checkpoint: string, line: string, at: number): Line | null {
     const n = at + 1
     if (n <= this.#upto) return null
-    if (Buffer.byteLength(checkpoint) <= LARGEST_CHECKPOINT_STATE_BYTES) return { n, checkpoint, line }
+    const toldAt = this.#parts.clock.now()
+    if (Buffer.byteLength(checkpoint) <= LARGEST_CHECKPOINT_STATE_BYTES) return { n, checkpoint, line, toldAt }
     this.#parts.log.warn("a checkpoint object is too large to be kept", { claim: this.#attempt.claim })
     return null
   }
 
   async #copyOn(): Promise<void> {
-    const { clock, log } = this.#parts
+    const { clock } = this.#parts
     const { signal } = this.#ended
     while (this.#waiting !== null) {
       const restMs = this.#copiedAtMs + INTERVAL_MS - clock.monotonicMs()
@@ -180,42 +193,72 @@ class Followed implements FollowedCheckpoints {
       if (signal.aborted) return
       const line = this.#waiting
       this.#waiting = null
-      this.#copiedAtMs = clock.monotonicMs()
-      await this.#store(line).catch((error: unknown) => {
-        log.error("a checkpoint could not be kept", { claim: this.#attempt.claim, error: errorText(error) })
-      })
+      const startedAtMs = clock.monotonicMs()
+      const stored = await this.#store(line).catch((error: unknown) => this.#notKept(error))
+      // Nothing was copied: the newer one is looked at while its file is fresh.
+      this.#skipped = stored ? 0 : this.#skipped + 1
+      if (stored) this.#copiedAtMs = startedAtMs
       this.#send()
     }
   }
 
-  /** Copies its file and keeps it in the outbox; the one before that was not sent yet is not needed any more. */
-  async #store(line: Line): Promise<void> {
+  /** This machine's own fault: the program's next one may be kept. */
+  #notKept(error: unknown): boolean {
+    this.#parts.log.error("a checkpoint could not be kept", { claim: this.#attempt.claim, error: errorText(error) })
+    return true
+  }
+
+  /**
+   * Copies its file and keeps it in the outbox; the one before that was not sent yet is not needed any more. False: its file had
+   * changed, and a newer one waits.
+   */
+  async #store(line: Line): Promise<boolean> {
     const { outbox } = this.#parts
     const stored = await this.#prepare(line)
+    if (stored === null) return false
     const before = outbox.checkpoint(this.#attempt.claim)
     outbox.storeCheckpoint(stored)
     this.#upto = line.n
     if (before?.file && before.item.n !== this.#publishing) await rm(before.file.path, { force: true })
+    return true
   }
 
-  async #prepare({ n, checkpoint, line }: Line): Promise<StoredCheckpoint> {
-    const { claim, dir, roots } = this.#attempt
-    const path = pathOf(checkpoint)
-    const facts = { claim, n, line, file: null, problem: null }
-    if (path === null) return { item: sealed({ ...facts, state: checkpoint }), file: null }
-    const copy = join(dir, "checkpoints", String(n))
-    try {
-      const relative = await copyPublishable(roots, path, copy)
-      const file = await this.#describe(copy)
-      // Where on this machine it lies is nobody's business.
-      const shown = posix.isAbsolute(path) ? relative : path
-      const named = { digest: file.digest, size: file.size, filename: plainName(path) }
-      return { item: sealed({ ...facts, state: withPath(checkpoint, shown), file: named }), file }
-    } catch (error) {
-      if (!(error instanceof NotPublishable)) throw error
-      const problem = { status: error.status, reason: error.message.slice(0, 500) }
-      return { item: sealed({ ...facts, state: checkpoint, problem }), file: null }
+  async #prepare(line: Line): Promise<StoredCheckpoint | null> {
+    const path = pathOf(line.checkpoint)
+    const facts = { claim: this.#attempt.claim, n: line.n, line: line.line, file: null, problem: null }
+    if (path === null) return { item: sealed({ ...facts, state: line.checkpoint }), file: null }
+    for (let tries = 1; ; tries++) {
+      try {
+        const { file, shown } = await this.#copy(line, path)
+        const named = { digest: file.digest, size: file.size, filename: plainName(path) }
+        return { item: sealed({ ...facts, state: withPath(line.checkpoint, shown), file: named }), file }
+      } catch (error) {
+        if (!(error instanceof NotPublishable)) throw error
+        if (this.#waiting !== null && this.#skipped < MOST_SKIPPED) return null
+        if (!(error instanceof StillChanging) || tries === COPY_TRIES) {
+          const problem = { status: error.status, reason: error.message.slice(0, 500) }
+          return { item: sealed({ ...facts, state: line.checkpoint, problem }), file: null }
+        }
+      }
+      await this.#newerLine(TRY_AGAIN_MS)
     }
+  }
+
+  async #copy(line: Line, path: string): Promise<{ file: StoredEnd["files"][number]; shown: string }> {
+    const to = join(this.#attempt.dir, "checkpoints", String(line.n))
+    const relative = await copyPublishable(this.#attempt.roots, path, to, line.toldAt)
+    // Where on this machine it lies is nobody's business.
+    return { file: await this.#describe(to), shown: posix.isAbsolute(path) ? relative : path }
+  }
+
+  /** Waits for one, at most so long. */
+  async #newerLine(ms: number): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>()
+    const timer = this.#parts.clock.after(ms, resolve)
+    this.#wake = resolve
+    await promise
+    timer.cancel()
+    this.#wake = null
   }
 
   async #describe(path: string): Promise<StoredEnd["files"][number]> {

@@ -1,5 +1,5 @@
 import { appendFileSync, closeSync, existsSync, mkdirSync, mkdtempSync, openSync, rmSync, truncateSync } from "node:fs"
-import { readdirSync, symlinkSync, writeFileSync, writeSync } from "node:fs"
+import { readdirSync, symlinkSync, utimesSync, writeFileSync, writeSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterEach, beforeEach, expect, test } from "vitest"
@@ -127,10 +127,28 @@ test("a file that is written meanwhile is never published torn", async () => {
   await expect.poll(numbers).toEqual([1])
   clearInterval(writing)
   expect(rig.items()[0]).toMatchObject({ file: null, problem: { status: "failed" } })
-  expect(rig.items()[0]?.problem?.reason).toContain("changed while it was copied")
+  expect(rig.items()[0]?.problem?.reason).toContain("changed before it was copied")
   closeSync(file)
   one.take(line(2, "a"), 100)
   await expect.poll(() => rig.items().at(-1)).toMatchObject({ n: 101, file: { size } })
+  one[Symbol.dispose]()
+})
+
+test("a file that was written after its line is another checkpoint's: the line that tells of it is taken instead", async () => {
+  writeFileSync(join(artifacts, "a"), "of step 2")
+  // As if the first line had been read before that write.
+  utimesSync(join(artifacts, "a"), new Date(), new Date(Date.now() + 1_000))
+  const one = follow()
+  one.take(line(1, "a"), 0)
+  await new Promise((resolve) => setTimeout(resolve, 150))
+  utimesSync(join(artifacts, "a"), new Date(), new Date())
+  one.take(line(2, "a"), 40)
+  await expect.poll(numbers).toEqual([41])
+  expect([...rig.uploads.values()].map(String)).toEqual(["of step 2"])
+  // Without a newer line it is told that the file is not what was named.
+  utimesSync(join(artifacts, "a"), new Date(), new Date(Date.now() + 60_000))
+  one.take(line(3, "a"), 80)
+  await expect.poll(() => rig.items().at(-1)).toMatchObject({ n: 81, file: null, problem: { status: "failed" } })
   one[Symbol.dispose]()
 })
 
