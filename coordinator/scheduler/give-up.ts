@@ -10,7 +10,7 @@ import {
   storeDisproved,
   takeLossBack,
 } from "../store/attempt-contact.ts"
-import { addToJob } from "../store/jobs.ts"
+import { addToJob, jobCounts, type JobCounts } from "../store/jobs.ts"
 import type { Tx } from "../store/store.ts"
 import {
   attemptByClaim,
@@ -53,7 +53,9 @@ export async function markClaimable(tx: Tx, attempts: readonly LostAttempt[], at
   const marked = new Set<ClaimNumber>()
   for (const attempt of attempts) {
     const task = await taskByKey(tx, attempt.task)
-    if (task?.claim !== attempt.claim || (await attemptByClaim(tx, attempt.claim))?.endedAt !== null) continue
+    if (task?.claim !== attempt.claim) continue
+    const isLive = (await attemptByClaim(tx, attempt.claim))?.endedAt === null
+    if (!isLive && !isUnderWay(await jobCounts(tx, attempt.job))) continue
     if (task.state === "lost") marked.add(attempt.claim)
     if (task.state !== "granted" && task.state !== "running") continue
     await recordContactLost(tx, [attempt], at, at)
@@ -64,6 +66,8 @@ export async function markClaimable(tx: Tx, attempts: readonly LostAttempt[], at
   }
   return marked
 }
+
+const isUnderWay = (job: JobCounts | null): boolean => job?.status === "queued" || job?.status === "running"
 
 /**
  * Contact returned before another grant spent the number: the attempt goes on, and the time without contact is not billed.

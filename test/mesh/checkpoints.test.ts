@@ -82,8 +82,9 @@ test("architecture §5.5: what is at stake is the work since the last durable ch
   await leave(node, claims[1] ?? 0, 1, { problem: { status: "failed", reason: "outside" } })
   const diedAt = performance.now()
   await node.die()
+  await startWorker(rig)
   const lostAfterMs = async (job: string): Promise<number> => {
-    await expect.poll(async () => (await eventsOf(job)).map(({ type }) => type)).toContain("task.contact_lost")
+    await expect.poll(async () => (await eventsOf(job)).map(({ type }) => type)).toContain("task.lost")
     return performance.now() - diedAt
   }
   const [soon, late] = await Promise.all([lostAfterMs(kept), lostAfterMs(atStake)])
