@@ -12,7 +12,7 @@ import {
   type TaskSpec,
 } from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
-import { mayRunProjects, type PlacementPolicy } from "../fleet/fit.ts"
+import { mayRunProjects, slots, type PlacementPolicy } from "../fleet/fit.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
 import { costOf, type Rate } from "../billing/pricing.ts"
 import { rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
@@ -80,6 +80,8 @@ const GRANTS_AT_ONCE = 128
 export function createDispatch(parts: DispatchParts): Dispatch {
   const { clock, log, members, queue } = parts
   const takeBacks = createTakeBacks(clock)
+  /** Nodes on which all that waits of a revision failed a moment ago. */
+  const avoided = new Map<string, { nodes: ReadonlySet<string>; untilMs: number }>()
   let waiting = false
   let stopped = false
   let running: Promise<void> | null = null
@@ -113,13 +115,18 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         { ...parts, wanted, now: clock.now(), monotonicMs: clock.monotonicMs(), most: GRANTS_AT_ONCE },
         nodes,
       )
-      if (round.places.length > 0) await grant(round)
+      if (round.places.length > 0) await grant(round, nodes)
       if (round.places.length < GRANTS_AT_ONCE) return askBack(nodes, round)
     }
   }
 
-  async function grant(round: Round<PlaceableMember>): Promise<void> {
-    const places = round.places.map(({ job, node, gpus }) => ({ job, node: node.member.id, gpus }))
+  async function grant(round: Round<PlaceableMember>, nodes: readonly PlaceableMember[]): Promise<void> {
+    const able = new Map<number, PlaceableMember[]>()
+    const places = round.places.map(({ job, node, gpus }) => {
+      const two = able.get(job) ?? ableNodes(job, nodes)
+      able.set(job, two)
+      return { job, node: node.member.id, gpus, hasOther: two.some((other) => other !== node) }
+    })
     const at = clock.now()
     let outcome: GrantOutcome
     try {
@@ -175,14 +182,32 @@ export function createDispatch(parts: DispatchParts): Dispatch {
 
   function wanted(job: number): Wanted | undefined {
     const facts = parts.known.get(job)
-    return (
-      facts && {
-        requirements: facts.requirements,
-        paceMs: parts.pace.of(job),
-        isWarm: (node) => memberOf(node).standing?.warm.has(facts.revision) ?? false,
-        mayRun: (node) => parts.runtimes.canRun(facts.revision, memberOf(node)),
-      }
-    )
+    if (!facts) return undefined
+    const avoid = avoidedBy(facts.revision)
+    return {
+      requirements: facts.requirements,
+      paceMs: parts.pace.of(job),
+      isWarm: (node) => memberOf(node).standing?.warm.has(facts.revision) ?? false,
+      mayRun: (node) => avoid?.has(node.id) !== true && parts.runtimes.canRun(facts.revision, memberOf(node)),
+    }
+  }
+
+  /** Two nodes that could run the job, or as many as there are: where it can be tried elsewhere. */
+  function ableNodes(job: number, nodes: readonly PlaceableMember[]): PlaceableMember[] {
+    const facts = parts.known.get(job)
+    const found: PlaceableMember[] = []
+    for (const node of facts ? nodes : []) {
+      if (found.length === 2) break
+      if (!facts || slots(node.capacity, facts.requirements) === 0) continue
+      if (parts.runtimes.canRun(facts.revision, node.member)) found.push(node)
+    }
+    return found
+  }
+
+  function avoidedBy(revision: string): ReadonlySet<string> | undefined {
+    const its = avoided.get(revision)
+    if (its && its.untilMs <= clock.monotonicMs()) avoided.delete(revision)
+    return avoided.get(revision)?.nodes
   }
 
   function settle(places: readonly Place[], outcome: GrantOutcome): void {
@@ -195,9 +220,25 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     }
     parts.spend(outcome.spent, "the task was granted to another machine")
     for (const [job, why] of outcome.short) fellShort(job, why, leftOver(job, places, outcome))
+    for (const [job, why] of outcome.short) if (why === "elsewhere") avoid(job, places, outcome)
     parts.watch.changed(outcome.changed)
     if (outcome.failed.length > 0) parts.taskFailed(new Set(outcome.failed))
     if (outcome.finishing.length > 0) parts.finish(outcome.finishing)
+  }
+
+  /** All that waits of the job failed on these nodes: others are asked at once, and these again in a moment. */
+  function avoid(job: number, places: readonly Place[], { granted }: GrantOutcome): void {
+    const revision = parts.known.get(job)?.revision
+    if (revision === undefined) return
+    const isIts = (one: Place): boolean => one.job === job
+    const nodes = new Set<string>(places.filter(isIts).map(({ node }) => node))
+    for (const { node } of granted.filter(isIts)) nodes.delete(node)
+    avoided.set(revision, { nodes, untilMs: clock.monotonicMs() + AVOIDED_MS })
+    clock.after(AVOIDED_MS, () => {
+      avoidedBy(revision)
+      wake()
+    })
+    wake()
   }
 
   function leftOver(job: number, places: readonly Place[], outcome: GrantOutcome): number {
@@ -213,6 +254,8 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       case "nothing_waits":
         // Memory believed in tasks that do not wait: only the time they were charged is given back.
         return queue.correct(job, Math.max(1, Number(parts.known.get(job)?.reserveMicro ?? 0n)) * tasks)
+      case "elsewhere":
+        return queue.putBack(job, tasks)
       case "budget":
         queue.block(job, tasks)
         // What held the money may have ended between the write and this line: nothing would unblock the job then.
@@ -398,5 +441,7 @@ const LARGEST_SPEC_BYTES = 96 * 1024
 /** What a granted task weighs in a frame beside its payload. */
 const TASK_BYTES = 250
 const RETRY_MS = 250
+/** How often a node that is avoided is looked at again. */
+const AVOIDED_MS = 2_000
 /** Seven days: no task may run longer (GAP-70). */
 const LONGEST_AFFORDABLE_MS = 7 * 86_400_000

@@ -16,6 +16,7 @@ import {
   indexOfTask,
   jobOfTask,
   insertAttempt,
+  lastFailedOn,
   waitingTasks,
   type TaskKey,
   type WaitingTaskRow,
@@ -26,6 +27,8 @@ export interface Place {
   job: number
   node: NodeId
   gpus: readonly string[]
+  /** Another machine could run it: what failed here a moment ago is left to that one. */
+  hasOther?: boolean
 }
 
 export interface GrantedTaskRow extends Place {
@@ -39,8 +42,11 @@ export interface GrantedTaskRow extends Place {
   budgetMicro: bigint | null
 }
 
-/** `budget`: the hold covers no further task until one that runs ends. `spent`: nothing runs, and it never will again. */
-export type Shortage = "nothing_waits" | "budget" | "spent" | "over"
+/**
+ * `budget`: the hold covers no further task until one that runs ends. `spent`: nothing runs, and it never will again.
+ * `elsewhere`: what waits failed on these nodes, and others are to try it.
+ */
+export type Shortage = "nothing_waits" | "budget" | "spent" | "over" | "elsewhere"
 
 export interface GrantOutcome {
   granted: GrantedTaskRow[]
@@ -75,8 +81,14 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
     let wereLost = 0
     let failed = 0
     let wait: Shortage = "nothing_waits"
-    for (const task of await waitingTasks(tx, job, its.length)) {
+    for (const { task, failedOn } of await tasksFor(tx, job, its, at)) {
+      if (granted + failed === its.length) break
       const tooMany = task.state === "lost" ? await tooManyLosses(tx, task) : null
+      const fitting = free.findLastIndex((place) => !isAvoided(place, failedOn))
+      if (!tooMany && fitting < 0 && free.length > 0) {
+        wait = "elsewhere"
+        continue
+      }
       const cover = tooMany ? null : budget.cover(task.state === "lost")
       if (cover && "why" in cover) {
         wait = cover.why
@@ -92,7 +104,7 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
         failed += 1
         continue
       }
-      const place = free.pop()
+      const [place] = free.splice(fitting, 1)
       if (!place || !cover) break
       const claim = claimNumber(next++)
       const number = task.attempt + 1
@@ -125,6 +137,34 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
   }
   return outcome
 }
+
+/** Waiting tasks in their order, as many as places; more when some of them are to be tried elsewhere. */
+async function tasksFor(
+  tx: Tx,
+  job: number,
+  places: readonly Place[],
+  at: Instant,
+): Promise<{ task: WaitingTaskRow; failedOn: NodeId | null }[]> {
+  const read = async (limit: number): Promise<{ task: WaitingTaskRow; failedOn: NodeId | null }[]> => {
+    const found = []
+    for (const task of await waitingTasks(tx, job, limit)) {
+      const wasTried = task.state === "queued" && task.attempt > 0
+      found.push({ task, failedOn: wasTried ? await lastFailedOn(tx, task.key, at - TRIED_ELSEWHERE_MS) : null })
+    }
+    return found
+  }
+  const tasks = await read(places.length)
+  const isPassed = tasks.some(({ failedOn }) => places.some((place) => isAvoided(place, failedOn)))
+  return isPassed ? await read(places.length + PASSED_AT_MOST) : tasks
+}
+
+const isAvoided = ({ node, hasOther }: Place, failedOn: NodeId | null): boolean =>
+  hasOther === true && node === failedOn
+
+/** So long a task that failed waits for another machine than the one it failed on: a node that fails all shall not get all. */
+const TRIED_ELSEWHERE_MS = 15_000
+/** Tasks that are looked at behind those that are passed over. */
+const PASSED_AT_MOST = 32
 
 /** Whether one more task may start. */
 interface Budget {

@@ -352,6 +352,15 @@ export async function attemptByClaim(view: View, claim: number): Promise<Attempt
   return row ? attemptFrom(row) : null
 }
 
+/** The node of the task's last attempt, if that failed after `since`. */
+export async function lastFailedOn(view: View, task: TaskKey, since: Instant): Promise<NodeId | null> {
+  const row = await view.get<{ node: string; state: string; ended_at: number | null }>(
+    "SELECT node, state, ended_at FROM attempts WHERE task = ? ORDER BY claim DESC LIMIT 1",
+    task,
+  )
+  return row?.state === "failed" && (row.ended_at ?? 0) > since ? nodeId(row.node) : null
+}
+
 /** The live attempts of all nodes, or of one. */
 export async function liveAttempts(view: View, node: NodeId | null): Promise<LiveAttemptRow[]> {
   const rows = await view.all<RawAttempt>(

@@ -72,6 +72,34 @@ test("a task that is lost while the hold covers no second one is granted again",
   expect(await storedAttempt(rig.store, second)).toMatchObject({ state: "lost" })
 })
 
+test("architecture §5.7: what failed on a node is left to another for a minute, where there is one", async () => {
+  const job = await rig.queued(account, { ...items(3), max_retries: 5 })
+  const place = { job: job.seq, node: rig.node, gpus: [], hasOther: true }
+  const grant = (places: Parameters<typeof grantTasks>[1]) =>
+    rig.store.write((tx) => grantTasks(tx, places, rig.clock.now()))
+  const [failing] = await rig.grant(job, 1)
+  if (!failing) throw new Error("one is granted")
+  await rig.start([failing])
+  await rig.report(failing, failedItem("exit_code"))
+  // The two behind it are taken instead, and then nothing is left that this node should try.
+  const others = await grant([place, place, place])
+  expect(others.granted.map(({ index }) => index)).toEqual([1, 2])
+  expect(others.short.get(job.seq)).toBe("elsewhere")
+  expect((await grant([place])).short.get(job.seq)).toBe("elsewhere")
+  for (const { claim } of others.granted) await rig.report(claim)
+  rig.pass(61_000)
+  expect((await grant([place])).granted.map(({ index }) => index)).toEqual([0])
+})
+
+test("a node that is alone tries again what failed on it", async () => {
+  const job = await rig.queued(account, { max_retries: 1 })
+  const [failing] = await rig.grant(job, 1)
+  if (!failing) throw new Error("it is granted")
+  await rig.start([failing])
+  await rig.report(failing, failedItem("exit_code"))
+  expect(await rig.grant(job, 1)).toHaveLength(1)
+})
+
 test("lost tasks come before those that never ran", async () => {
   const job = await rig.queued(account, items(5))
   const claims = await rig.grant(job, 4)
