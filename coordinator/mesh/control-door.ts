@@ -27,6 +27,7 @@ import type { Checkpoints } from "../scheduler/checkpoints.ts"
 import type { Claims } from "../scheduler/claims.ts"
 import type { Builds } from "../scheduler/builds.ts"
 import type { Prepare } from "../scheduler/prepare.ts"
+import { createFrameBudget, type FrameBudget } from "./frame-budget.ts"
 
 /** The node-facing door: reads control streams, calls one act a message, answers (architecture §5.3). */
 export interface ControlDoor extends AsyncDisposable {
@@ -61,6 +62,8 @@ export interface ControlDoorParts {
 const HELLO_TIMEOUT_MS = 15_000
 /** The last word of a coordinator that ends waits no longer for whoever reads it. */
 const REFUSAL_TIMEOUT_MS = 1_000
+/** What a hello costs beside its attempts: certificates, writes, the welcome. */
+const HELLO_MS = 5
 /** Reports of one node in work at once; further frames wait unread (architecture §5.3). */
 const REPORTS_IN_WORK = 2
 
@@ -71,6 +74,7 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
   const stopped = new AbortController()
   const open = new Set<Promise<void>>()
   const reporting = new Map<Member, Set<Promise<void>>>()
+  const budgets = new WeakMap<Member, FrameBudget>()
   const proof = signEpoch(parts.key, parts.epoch)
 
   mesh.serve(CONTROL_PROTOCOL, async (stream, from) => {
@@ -90,17 +94,33 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
     if (hello.type !== "hello") return await refuse(stream, "malformed", "the first frame says hello")
     const member = await admit(stream, from, hello)
     if (!member) return
+    await budgetOf(member).spend(
+      { ms: HELLO_MS, bytes: first.value.length, items: hello.attempts.length },
+      stream.ended,
+    )
     const session = createSession(stream)
     const token = takeOver(member, session)
     try {
       await greet(member, session, hello, token)
       for (let next = await frames.next(); !next.done; next = await frames.next()) {
         parts.claims.heard(member)
-        await handle(member, session, decodeToCoordinator(next.value))
+        const beganMs = clock.monotonicMs()
+        const message = decodeToCoordinator(next.value)
+        const handled = handle(member, session, message)
+        const cost = { ms: clock.monotonicMs() - beganMs, bytes: next.value.length, items: itemsToWrite(message) }
+        await handled
+        await budgetOf(member).spend(cost, stream.ended)
       }
     } finally {
       leave(member, session, token)
     }
+  }
+
+  /** Of the member, whichever of its streams the frames come on. */
+  function budgetOf(member: Member): FrameBudget {
+    const budget = budgets.get(member) ?? createFrameBudget(clock)
+    budgets.set(member, budget)
+    return budget
   }
 
   /** The member behind the hello, or null after a refusal that says why. */
@@ -309,5 +329,30 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       await Promise.all(open)
       await Promise.all([...reporting.values()].flatMap((inWork) => [...inWork]))
     },
+  }
+}
+
+/** What of a message takes part in a write. */
+function itemsToWrite(message: ToCoordinator): number {
+  switch (message.type) {
+    case "report":
+    case "give_back":
+      return message.items.length
+    case "started":
+      return message.claims.length
+    case "taken_back":
+      return message.not_started.length
+    case "replica":
+    case "built":
+    case "want":
+      return 1
+    case "hello":
+    case "claim":
+    case "accept":
+    case "heartbeat":
+    case "progress":
+      return 0
+    default:
+      return unreachable(message)
   }
 }
