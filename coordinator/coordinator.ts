@@ -5,7 +5,7 @@ import { errorText } from "../protocol/base/error-text.ts"
 import type { Log } from "../protocol/base/log.ts"
 import type { Random } from "../protocol/base/random.ts"
 import { claimNumber, digest, type ClaimNumber, type NodeId } from "../protocol/domain/ids.ts"
-import { judgeAdvert, createAdvertState } from "../protocol/gossip/node-advert.ts"
+import { judgeAdvert, createAdvertState, TOO_FAST } from "../protocol/gossip/node-advert.ts"
 import { ADVERTS_TOPIC, OFFERS_TOPIC } from "../protocol/gossip/topics.ts"
 import { ignore } from "../protocol/gossip/verdict.ts"
 import { createMeshNode } from "../protocol/mesh/create-mesh-node.ts"
@@ -25,6 +25,7 @@ import { createJobWatch } from "./events/watch.ts"
 import { createFleet, fleetFacts, hasLiveWorker, liveWorkers, type ReplicaNews } from "./fleet/fleet.ts"
 import { heartbeatIntervalMs } from "./fleet/liveness.ts"
 import { createMembers, type Member } from "./fleet/members.ts"
+import { createReputation } from "./fleet/reputation.ts"
 import { createHttpApp } from "./http/app.ts"
 import { mountAccount } from "./http/routes/account.ts"
 import { mountAdmin } from "./http/routes/admin.ts"
@@ -174,6 +175,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   mesh.subscribe(ADVERTS_TOPIC, (message) => {
     const judged = judgeAdvert(adverts, message, clock.now())
     if (judged.verdict === "accept") contact.advertised(judged.advert.nodeId, judged.advert.intervalMs)
+    else if (judged.reason === TOO_FAST) reputation.floods(message.from)
     return judged
   })
   mesh.subscribe(OFFERS_TOPIC, () => ignore("our own"))
@@ -209,6 +211,20 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     runningMs: (claim) => members.attempt(claim)?.runningMs ?? null,
     spend: (spent, reason) => claims.spend(spent, reason),
   })
+  const reputation = opening.use(
+    createReputation({
+      store,
+      clock,
+      log,
+      members,
+      async expel(member, reason) {
+        await fleet.setState(member.id, "revoked", reason)
+        member.session?.send({ type: "node_state", state: "revoked" })
+        await cutOff(member)
+      },
+      wake,
+    }),
+  )
   const contact = opening.use(
     createContactWatch({
       store,
@@ -220,6 +236,10 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       timing,
       wake,
       over: (ended) => claims.spend(ended, "its task is over"),
+      idle(member, attempt) {
+        reputation.setback(member)
+        reputation.wasted(member, "idle_claim", attempt.job)
+      },
     }),
   )
   const claims = opening.use(
@@ -232,6 +252,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       pace,
       watch,
       contact,
+      reputation,
       timing,
       wake,
       returned: (jobs) => jobLife.returned(jobs),
@@ -315,6 +336,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       checkpoints,
       builds,
       prepare,
+      reputation,
       heartbeatMs,
       claimLifetimeMs: timing.claimLifetimeMs,
       wake,
@@ -461,12 +483,15 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       stage,
       resume: (claim, node) => checkpoints.resume(claim, node),
       drain: (member) => claims.drain(member),
-      cutOff: async (member) => {
-        await claims.revoke(member)
-        mesh.setRevoked(fleet.revoked())
-        door.close(member.id, "the node was revoked")
-      },
+      cutOff,
     })
+  }
+
+  /** Takes back what a revoked node holds, and ends its connection. */
+  async function cutOff(member: Member): Promise<void> {
+    await claims.revoke(member)
+    mesh.setRevoked(fleet.revoked())
+    door.close(member.id, "the node was revoked")
   }
 
   function isLive(claim: number, node: NodeId): boolean {
@@ -491,6 +516,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       background.run("sweep", async () => {
         const now = clock.now()
         await fleet.storeSeen()
+        await reputation.sweep()
         await sweepCheckpoints(reports, now)
         await sweepArtifacts({ store, files }, now)
         await sweepRevisions({ store }, now)

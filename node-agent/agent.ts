@@ -30,6 +30,7 @@ import { createHasher } from "./cache/hasher.ts"
 import type { NodeConfig } from "./config.ts"
 import { probeHardware } from "./hardware/probe.ts"
 import { advertise } from "./mesh/advertise.ts"
+import { createComplaints } from "./mesh/complaints.ts"
 import { createCoordinatorLink, type CoordinatorLink } from "./mesh/coordinator-link.ts"
 import { enrol, EnrolmentRefused, readMembership, writeMembership, type Membership } from "./mesh/enrol.ts"
 import { createFetchContent } from "./mesh/fetch-content.ts"
@@ -245,7 +246,8 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     },
   })
   const wants = createWants({ clock, ask: (revisions) => send({ type: "want", revisions }) })
-  const fetch = createFetchContent({ mesh, blobs, clock, random, log })
+  const convicted = createComplaints({ clock, send: (message) => send(message) })
+  const fetch = createFetchContent({ mesh, blobs, clock, random, log, convicted })
 
   // ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

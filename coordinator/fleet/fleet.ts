@@ -19,6 +19,7 @@ import {
   type NodeState,
 } from "../store/fleet.ts"
 import { longestCertificateMs } from "../store/meta.ts"
+import { pardon } from "../store/node-faults.ts"
 import type { Store, Tx } from "../store/store.ts"
 import { capacityFrom } from "./capacity.ts"
 import { certify, type EnrolmentParts } from "./enrol.ts"
@@ -49,7 +50,7 @@ export interface Fleet {
   renewedCertificate(member: Member): string | null
   /**
    * 404 for unknown nodes; 409 for a revoked one: that is final, and revoking it again changes nothing. A revoked node is cut
-   * off by the caller.
+   * off by the caller. `active` ends probation.
    */
   setState(id: NodeId, state: NodeState, reason: string | null): Promise<Member>
   rows(): Promise<NodeRow[]>
@@ -93,6 +94,7 @@ export function createFleet(parts: FleetParts): Fleet {
   function adopt(row: NodeRow): Member {
     const member = members.add({ id: row.id, peer: row.peerId, name: row.name, roles: row.roles, state: row.state })
     member.lastSeenAt ??= row.lastSeenAt
+    member.probation = row.probation
     return member
   }
 
@@ -173,11 +175,12 @@ export function createFleet(parts: FleetParts): Fleet {
       return certify(parts, { id: member.id, peerId: member.peer, roles: member.roles })
     },
     async setState(id, state, reason) {
+      const at = clock.now()
       const row = await store.read((view) => nodeById(view, id))
       if (!row) throw notFound(`the node ${id}`)
-      const at = clock.now()
       const isNew = await store.write(async (tx) => {
         const changed = await updateNodeState(tx, id, { state, reason, at })
+        if (changed && state === "active") await pardon(tx, id, at)
         if (changed && state === "revoked") await recordNodeGone(tx, id)
         return changed
       })
@@ -189,6 +192,10 @@ export function createFleet(parts: FleetParts): Fleet {
       }
       const member = adopt(row)
       member.state = state
+      if (state === "active") {
+        member.probation = null
+        member.restsUntilMs = Number.NEGATIVE_INFINITY
+      }
       if (state === "revoked") revokedAt.set(id, at)
       members.changed()
       return member

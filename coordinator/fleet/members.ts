@@ -50,6 +50,10 @@ export interface Member {
   heartbeatMs: number
   /** Attempts whose end it reported since this coordinator started. */
   tasksEnded: number
+  /** Why it gets one attempt at a time, and nothing ahead; null when it is trusted like any other. */
+  probation: { since: Instant; reason: string } | null
+  /** Monotonic ms until which it gets nothing new: it took work and did not start it. */
+  restsUntilMs: number
   readonly attempts: Map<number, HeldAttempt>
   readonly used: { cpu: number; memoryMb: number; storageGb: number; gpus: Set<string> }
 }
@@ -160,6 +164,8 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
         standing: null,
         heartbeatMs: timing.heartbeatMs,
         tasksEnded: 0,
+        probation: null,
+        restsUntilMs: Number.NEGATIVE_INFINITY,
         attempts: new Map(),
         used: { cpu: 0, memoryMb: 0, storageGb: 0, gpus: new Set() },
       }

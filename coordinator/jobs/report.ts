@@ -23,6 +23,7 @@ import { keepLateDigest } from "../store/attempt-contact.ts"
 import { putTaskProgress } from "../store/checkpoints.ts"
 import { dropStagedBlobs, stageBlob } from "../store/blobs.ts"
 import { addToJob, markJobFinishing, markJobRunning, type JobDelta } from "../store/jobs.ts"
+import { blameFailures } from "../store/node-faults.ts"
 import type { Store, Tx } from "../store/store.ts"
 import {
   attemptByClaim,
@@ -73,6 +74,8 @@ export interface ReportOutcome {
   failed: Set<number>
   /** Jobs whose rows changed. */
   changed: number[]
+  /** Nodes on which tasks failed that completed now, one entry for each of those attempts. */
+  blamed: NodeId[]
 }
 
 /**
@@ -98,6 +101,8 @@ export async function reportResults(
     return batch.outcome
   })
 }
+
+export const NOT_YOURS = "this number is not yours"
 
 interface JudgedEnd extends ReportedEnd {
   quality: Quality | null
@@ -181,6 +186,7 @@ class Batch {
     finishing: [],
     failed: new Set(),
     changed: [],
+    blamed: [],
   }
   readonly at: Instant
   readonly artifactsExpireAt: Instant
@@ -248,7 +254,7 @@ async function storeEnd(
   const { at } = batch
   const claim = claimNumber(item.claim)
   const attempt = await attemptByClaim(tx, claim)
-  if (!attempt || attempt.node !== node) return { verdict: "spent", reason: "this number is not yours" }
+  if (!attempt || attempt.node !== node) return { verdict: "spent", reason: NOT_YOURS }
   if (attempt.endedAt !== null) {
     const isItsEnd = attempt.state === "completed" || attempt.state === "failed"
     if (isItsEnd && attempt.itemDigest === item.digest) return { verdict: "already", reason: null }
@@ -325,6 +331,9 @@ async function storeEnd(
   batch.outcome.ended.push({ claim, job: job.seq, runtimeMs, chargedMicro: 0n })
   if (next === "queued") batch.outcome.requeued.set(job.seq, (batch.outcome.requeued.get(job.seq) ?? 0) + 1)
   if (next === "failed") batch.outcome.failed.add(job.seq)
+  if (next === "completed" && task.attempt > 1) {
+    batch.outcome.blamed.push(...(await blameFailures(tx, { task: task.key, job: job.seq, witness: node, at })))
+  }
   return { verdict: "stored", reason: null }
 }
 

@@ -4,7 +4,7 @@ import { unreachable } from "../../protocol/base/assert.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { randomText, type Random } from "../../protocol/base/random.ts"
-import type { NodeId, PeerId } from "../../protocol/domain/ids.ts"
+import { peerId, type NodeId, type PeerId } from "../../protocol/domain/ids.ts"
 import type { MeshNode, MeshStream } from "../../protocol/mesh/mesh.ts"
 import {
   CONTROL_PROTOCOL,
@@ -18,11 +18,13 @@ import {
   type ToNode,
 } from "../../protocol/wire/control.ts"
 import { signEpoch, verifyEpoch } from "../../protocol/wire/epoch.ts"
+import { FrameTooLong } from "../../protocol/wire/frames.ts"
 import type { SigningKey } from "../../protocol/wire/signing.ts"
 import { capacityFrom } from "../fleet/capacity.ts"
 import { newIntervalMs } from "../fleet/liveness.ts"
 import type { Member, Members, Session } from "../fleet/members.ts"
 import type { Fleet } from "../fleet/fleet.ts"
+import type { Reputation } from "../fleet/reputation.ts"
 import type { Checkpoints } from "../scheduler/checkpoints.ts"
 import type { Claims } from "../scheduler/claims.ts"
 import type { Builds } from "../scheduler/builds.ts"
@@ -50,6 +52,7 @@ export interface ControlDoorParts {
   checkpoints: Checkpoints
   builds: Builds
   prepare: Prepare
+  reputation: Pick<Reputation, "offence" | "complained">
   claimLifetimeMs: number
   /** How often nodes beat in a fleet of so many. */
   heartbeatMs: (members: number) => number
@@ -90,8 +93,11 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
     const frames = stream.frames()[Symbol.asyncIterator]()
     const first = await within(HELLO_TIMEOUT_MS, frames.next())
     if (first.done) return
-    const hello = decodeToCoordinator(first.value)
-    if (hello.type !== "hello") return await refuse(stream, "malformed", "the first frame says hello")
+    const hello = readHello(first.value)
+    if (hello === null) {
+      offence(members.byPeer(from), "a first frame that is no hello")
+      return await refuse(stream, "malformed", "the first frame says hello, within the limits of the protocol")
+    }
     const member = await admit(stream, from, hello)
     if (!member) return
     await budgetOf(member).spend(
@@ -105,15 +111,31 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       for (let next = await frames.next(); !next.done; next = await frames.next()) {
         parts.claims.heard(member)
         const beganMs = clock.monotonicMs()
-        const message = decodeToCoordinator(next.value)
+        const message = read(member, next.value)
         const handled = handle(member, session, message)
         const cost = { ms: clock.monotonicMs() - beganMs, bytes: next.value.length, items: itemsToWrite(message) }
         await handled
         await budgetOf(member).spend(cost, stream.ended)
       }
+    } catch (error) {
+      if (error instanceof FrameTooLong) offence(member, "a control frame over the limit")
+      throw error
     } finally {
       leave(member, session, token)
     }
+  }
+
+  function read(member: Member, frame: Uint8Array): ToCoordinator {
+    try {
+      return decodeToCoordinator(frame)
+    } catch (cause) {
+      offence(member, "a malformed control frame")
+      throw new Error("a malformed control frame", { cause })
+    }
+  }
+
+  function offence(member: Member | undefined, what: string): void {
+    if (member && member.state !== "revoked") parts.reputation.offence(member, what)
   }
 
   /** Of the member, whichever of its streams the frames come on. */
@@ -280,6 +302,8 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
         )
       case "want":
         return await parts.prepare.want(member, message.revisions)
+      case "complaint":
+        return parts.reputation.complained(member, peerId(message.peer_id))
       default:
         return unreachable(message)
     }
@@ -332,6 +356,16 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
   }
 }
 
+/** The hello in the first frame; null when there is none in it. */
+function readHello(frame: Uint8Array): Hello | null {
+  try {
+    const message = decodeToCoordinator(frame)
+    return message.type === "hello" ? message : null
+  } catch {
+    return null
+  }
+}
+
 /** What of a message takes part in a write. */
 function itemsToWrite(message: ToCoordinator): number {
   switch (message.type) {
@@ -345,6 +379,9 @@ function itemsToWrite(message: ToCoordinator): number {
     case "replica":
     case "built":
     case "want":
+    case "complaint":
+    case "checkpoint":
+    case "fell_back":
       return 1
     case "hello":
     case "claim":

@@ -112,7 +112,10 @@ export function createBuilds(parts: BuildsParts): Builds {
 
   async function look(): Promise<void> {
     await giveUpLost()
-    const builders = [...members.all()].filter(canBuild)
+    const able = [...members.all()].filter(canBuild)
+    const trusted = able.filter(({ probation }) => probation === null)
+    // What a builder makes runs on other machines: one on probation builds only where there is no other.
+    const builders = trusted.length > 0 ? trusted : able
     const revisions = await store.read(revisionsToBuild)
     await cancelOutdated(revisions)
     for (const revision of revisions) {

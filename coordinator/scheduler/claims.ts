@@ -12,8 +12,9 @@ import {
 } from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
+import type { Reputation } from "../fleet/reputation.ts"
 import type { KnownJobs } from "../jobs/job-facts.ts"
-import { reportResults, type ReportParts } from "../jobs/report.ts"
+import { NOT_YOURS, reportResults, type ReportOutcome, type ReportParts } from "../jobs/report.ts"
 import { recordStarts, type Start } from "../jobs/start.ts"
 import type { Store } from "../store/store.ts"
 import type { ContactWatch } from "./contact.ts"
@@ -61,6 +62,7 @@ export interface ClaimsParts extends ReportParts {
   pace: Pace
   watch: JobWatch
   contact: Pick<ContactWatch, "heard" | "renew" | "forgotten" | "giveUp">
+  reputation: Pick<Reputation, "ended" | "failedElsewhere" | "wasted" | "offence" | "setback" | "succeeded">
   timing: { claimLifetimeMs: number }
   /** How long preparing a revision may take: its project says. */
   preparationMs: (revision: string) => number
@@ -82,12 +84,15 @@ const REPORTS_AT_ONCE = 64
 const LOOK_INTERVAL_MS = 500
 /** Accepts come within milliseconds; one that takes this long will not come. */
 const OFFER_TIMEOUT_MS = 10_000
+/** So many reports of numbers that were never the node's are an offence: after a restored backup it may have some. */
+const STRANGE_REPORTS = 256
 /** A running attempt is renewed for so long past its timeout: the node enforces that by itself (architecture §5.4). */
 const RUNNING_GRACE_MS = 60_000
 
 export function createClaims(parts: ClaimsParts): Claims {
   const { clock, log, members, queue, timing } = parts
   const starts = new Map<Member, Map<number, Start>>()
+  const strangeReports = new WeakMap<Member, number>()
   const stopped = new AbortController()
   let writing: Promise<unknown> = Promise.resolve()
   const looking = every(clock, LOOK_INTERVAL_MS, takeStaleOffers)
@@ -159,6 +164,7 @@ export function createClaims(parts: ClaimsParts): Claims {
     })
     const outcome = await reportResults(parts, member.id, ends)
     member.tasksEnded += outcome.ended.length
+    judge(member, items, outcome)
     for (const { claim, job, runtimeMs, chargedMicro } of outcome.ended) {
       const attempt = members.release(claim)
       if (attempt?.claimable) queue.add(job, -1)
@@ -175,6 +181,18 @@ export function createClaims(parts: ClaimsParts): Claims {
     return outcome.verdicts
   }
 
+  /** What the report says of this node, and of those that had the tasks before it (architecture §5.7). */
+  function judge(member: Member, items: readonly ResultItem[], { ended, blamed, verdicts }: ReportOutcome): void {
+    if (ended.length > 0) parts.reputation.ended(member, ended.length)
+    if (blamed.length > 0) parts.reputation.failedElsewhere(blamed)
+    const completed = new Set(items.filter(({ failure_kind }) => failure_kind === null).map(({ claim }) => claim))
+    if (ended.some(({ claim }) => completed.has(claim))) parts.reputation.succeeded(member)
+    const strange = verdicts.filter(({ reason }) => reason === NOT_YOURS).length
+    const before = strangeReports.get(member) ?? 0
+    strangeReports.set(member, (before + strange) % STRANGE_REPORTS)
+    if (before + strange >= STRANGE_REPORTS) parts.reputation.offence(member, "reports of attempts that it never had")
+  }
+
   /** Whatever the rows call over is not held. A refused end is a loss: the node will not run it again (architecture §5.3). */
   function releaseOver(member: Member, verdicts: readonly ItemVerdict[]): void {
     const refused: HeldAttempt[] = []
@@ -186,14 +204,18 @@ export function createClaims(parts: ClaimsParts): Claims {
         continue
       }
       log.warn("a report was refused", { claim, node: member.id, reason })
+      parts.reputation.wasted(member, "refused_report", attempt.job)
       refused.push(attempt)
     }
-    if (refused.length > 0) parts.contact.giveUp(refused)
+    if (refused.length === 0) return
+    parts.reputation.setback(member)
+    parts.contact.giveUp(refused)
   }
 
   async function gaveBack(member: Member, items: readonly { claim: number; reason: string }[]): Promise<void> {
     const claims = items.map(({ claim }) => held(member, claim)?.claim).filter((claim) => claim !== undefined)
     if (claims.length === 0) return
+    if (member.state === "active") parts.reputation.setback(member)
     await takeReturned(claims)
     for (const { claim, reason } of items) log.info("claim returned", { claim, node: member.id, reason })
   }
@@ -230,7 +252,13 @@ export function createClaims(parts: ClaimsParts): Claims {
     // A grant that never arrived is no loss and goes back at once; an attempt the node forgot is lost.
     const neverArrived = gone.filter(({ state }) => state === "offered").map(({ claim }) => claim)
     if (neverArrived.length > 0) await takeReturned(neverArrived)
+    const forgotten = gone.filter(({ state, claimable }) => state !== "offered" && !claimable)
+    if (forgotten.length > 0) parts.reputation.setback(member)
     for (const attempt of gone) if (attempt.state !== "offered") parts.contact.forgotten(attempt)
+    // An agent that was not started again has no reason to forget.
+    for (const { job, bootId } of forgotten) {
+      if (bootId !== null && bootId === member.facts?.bootId) parts.reputation.wasted(member, "idle_claim", job)
+    }
     const unknown = listed.filter(({ claim, state }) => state !== "accepted" && !held(member, claim))
     if (unknown.length > 0)
       await disprove(
@@ -267,6 +295,8 @@ export function createClaims(parts: ClaimsParts): Claims {
       if (stale.length === 0) continue
       const claims = stale.map(({ claim }) => claim)
       cancel(member, claims, "the grant was not accepted in time")
+      parts.reputation.setback(member)
+      for (const { job } of stale) parts.reputation.wasted(member, "idle_claim", job)
       follow(takeReturned(claims), "unanswered grants were not taken back")
     }
   }

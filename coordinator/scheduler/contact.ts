@@ -38,6 +38,8 @@ export interface ContactParts {
   timing: { claimLifetimeMs: number; lostAfterMs: number }
   /** Work may start somewhere: look again. */
   wake: () => void
+  /** Its node has contact and let the claim end: it took the task and does not run it. */
+  idle: (member: Member, attempt: HeldAttempt) => void
   /** These numbers ended without memory having heard of it. */
   over: (claims: readonly ClaimNumber[]) => void
 }
@@ -71,7 +73,10 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
       const isWaitedFor = isOurs || !hasLostContact(member) || livesByAdverts(member, nowMs)
       for (const attempt of member.attempts.values()) {
         if (attempt.claimable || givingUp.has(attempt)) continue
-        if (nowMs >= attempt.expiresAtMs || (!isWaitedFor && isOverdue(attempt, member, nowMs))) over.push(attempt)
+        const hasEnded = nowMs >= attempt.expiresAtMs
+        if (!hasEnded && (isWaitedFor || !isOverdue(attempt, member, nowMs))) continue
+        if (hasEnded && isIdle(attempt, member)) parts.idle(member, attempt)
+        over.push(attempt)
       }
     }
     if (over.length > 0) giveUp(over)
@@ -82,6 +87,12 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
     if (member.lastHeardMs === null) return false
     const contact = members.contact(member)
     return contact === "lost_contact" || contact === "offline"
+  }
+
+  /** Heartbeats came and did not name it. One that its agent came back without is another story, told by its hello. */
+  function isIdle(attempt: HeldAttempt, member: Member): boolean {
+    const isForgotten = attempt.expiresAtMs < attempt.heardAtMs + timing.claimLifetimeMs
+    return members.contact(member) === "connected" && !isForgotten && !attempt.extended
   }
 
   function recentlyLost(lost: readonly Member[]): { node: Member; atMs: number }[] {

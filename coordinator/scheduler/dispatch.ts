@@ -8,6 +8,7 @@ import {
   BATCH_BYTES,
   BATCH_ITEMS,
   LARGEST_INLINE_BYTES,
+  MOST_HELD,
   type GrantedTask,
   type TaskSpec,
 } from "../../protocol/wire/control.ts"
@@ -160,9 +161,11 @@ export function createDispatch(parts: DispatchParts): Dispatch {
 
   function placeableNodes(): PlaceableMember[] {
     const nodes: PlaceableMember[] = []
+    const nowMs = clock.monotonicMs()
     for (const member of members.all()) {
       const { standing, facts, session, state } = member
       if (!session || !standing?.open || standing.draining || !facts || state !== "active") continue
+      if (nowMs < member.restsUntilMs) continue
       if (!mayRunProjects({ ...facts, roles: member.roles.filter((role) => facts.roles.includes(role)) }, parts.policy))
         continue
       nodes.push({
@@ -172,6 +175,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         capacity: standing.capacity,
         used: { ...member.used, gpus: new Set(member.used.gpus) },
         held: member.attempts.size,
+        most: member.probation === null ? MOST_HELD : 1,
         heldAtFirst: member.attempts.size,
         credit: standing.credit,
         hasGpu: standing.capacity.gpus.length > 0,
@@ -192,13 +196,13 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     }
   }
 
-  /** Two nodes that could run the job, or as many as there are: where it can be tried elsewhere. */
+  /** Two trusted nodes that could run the job, or as many as there are: where it can be tried elsewhere. */
   function ableNodes(job: number, nodes: readonly PlaceableMember[]): PlaceableMember[] {
     const facts = parts.known.get(job)
     const found: PlaceableMember[] = []
     for (const node of facts ? nodes : []) {
       if (found.length === 2) break
-      if (!facts || slots(node.capacity, facts.requirements) === 0) continue
+      if (!facts || node.member.probation !== null || slots(node.capacity, facts.requirements) === 0) continue
       if (parts.runtimes.canRun(facts.revision, node.member)) found.push(node)
     }
     return found

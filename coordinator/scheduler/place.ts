@@ -1,5 +1,4 @@
 import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
-import { MOST_HELD } from "../../protocol/wire/control.ts"
 import { fit, freeOf, slots, type Used } from "../fleet/fit.ts"
 import { aheadOf } from "./pace.ts"
 
@@ -10,6 +9,8 @@ export interface PlaceableNode {
   used: Used
   /** Attempts it holds. */
   held: number
+  /** It may hold no more attempts than this: one on probation. */
+  most: number
   /** Attempts it held when this round of placing began. */
   heldAtFirst: number
   credit: number
@@ -38,7 +39,7 @@ export interface Chosen<N> {
 export function chooseSlot<N extends PlaceableNode>(nodes: readonly N[], wanted: Wanted): Chosen<N> | null {
   let best: (Chosen<N> & { score: number }) | null = null
   for (const node of nodes) {
-    if (node.held >= MOST_HELD || !wanted.mayRun(node)) continue
+    if (node.held >= node.most || !wanted.mayRun(node)) continue
     const free = freeOf(node.capacity, node.used)
     const gpus = fit(free, wanted.requirements)
     const score = gpus ? freeSlotScore(node, wanted, free) : null

@@ -153,6 +153,7 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
     for (const other of parts.members.all()) {
       if (holders.length === HOLDERS_NAMED) break
       if (other === member || !other.session || !other.facts || !other.standing?.warm.has(revision)) continue
+      if (other.probation !== null) continue
       holders.push({ peer_id: other.peer, addresses: other.facts.addresses.slice(0, ADDRESSES_TOLD) })
     }
     for (const other of buildersFor(revision)) {

@@ -30,6 +30,7 @@ export interface NodeRow {
   enrolledAt: Instant
   lastSeenAt: Instant | null
   revokedAt: Instant | null
+  probation: { since: Instant; reason: string } | null
 }
 
 export async function insertNodeToken(
@@ -208,6 +209,8 @@ interface RawNode {
   enrolled_at: number
   last_seen_at: number | null
   revoked_at: number | null
+  probation_since: number | null
+  probation_reason: string | null
 }
 
 function nodeFrom(row: RawNode): NodeRow {
@@ -224,5 +227,6 @@ function nodeFrom(row: RawNode): NodeRow {
     enrolledAt: row.enrolled_at,
     lastSeenAt: row.last_seen_at,
     revokedAt: row.revoked_at,
+    probation: row.probation_since === null ? null : { since: row.probation_since, reason: row.probation_reason ?? "" },
   }
 }

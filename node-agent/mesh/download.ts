@@ -26,6 +26,8 @@ export interface DownloadParts {
   log: Log
   /** Told of every piece that arrived and was right: `computalot_content_bytes_total`. */
   received?: (piece: { source: "peer" | "origin"; bytes: number }) => void
+  /** Told of every peer that was dropped because what it sent was wrong. */
+  convicted?: (peer: PeerId) => void
 }
 
 /** What a finished download says of itself. */
@@ -333,6 +335,7 @@ export function createDownload(parts: DownloadParts, blob: ContentRef): Download
     source.gone = true
     culprits.add(source.peer)
     log.warn("content source dropped", { blob: blob.digest, peer: source.peer, problem })
+    if (source.kind === "peer") parts.convicted?.(source.peer)
   }
 
   function unavailable(): ComputalotError {

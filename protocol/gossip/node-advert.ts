@@ -98,7 +98,7 @@ export function judgeAdvert(
   const latest = state.latest.get(advert.nodeId)
   if (latest !== undefined && !isNewer(advert, latest)) return ignore("a later advert is known")
   const allowance = allowanceOf(latest, now)
-  if (allowance < 1) return ignore("adverts come too fast")
+  if (allowance < 1) return ignore(TOO_FAST)
   remember(state.latest, advert.nodeId, {
     bootId: advert.bootId,
     seq: advert.seq,
@@ -113,6 +113,8 @@ export function judgeAdvert(
 const ADVERT_AGE_MS = 5 * 60_000
 /** Members remembered at once; the one heard longest ago goes first. */
 const REMEMBERED_MEMBERS = 10_000
+/** The signer's own doing, whoever relayed it: nobody else can sign a newer advert. */
+export const TOO_FAST = "adverts come too fast"
 /** A node may send so many adverts at once, and one more each two seconds: ten times what an honest one has to say. */
 const ADVERT_BURST = 8
 const ADVERT_EVERY_MS = 2_000

@@ -1,7 +1,7 @@
 import type { Stream } from "@libp2p/interface"
 import type { Clock, Timer } from "../base/clock.ts"
 import type { PeerId } from "../domain/ids.ts"
-import { createFrameDecoder, encodeFrame } from "../wire/frames.ts"
+import { createFrameDecoder, encodeFrame, FrameTooLong } from "../wire/frames.ts"
 import type { StreamProtocol } from "../wire/stream-protocol.ts"
 import type { MeshStream } from "./mesh.ts"
 import { saveWindowUpdates } from "./window-updates.ts"
@@ -178,7 +178,9 @@ export function wrapStream(stream: Stream, peer: PeerId, protocol: StreamProtoco
     }
     if (tooLong !== undefined) {
       fail(
-        new Error(`${protocol.name}: a frame of ${tooLong} bytes is over the limit of ${protocol.largestFrameBytes}`),
+        new FrameTooLong(
+          `${protocol.name}: a frame of ${tooLong} bytes is over the limit of ${protocol.largestFrameBytes}`,
+        ),
       )
       return
     }

@@ -46,14 +46,23 @@ export const MOST_WARM = 256
 /** Revisions in one `want`: more than a node makes ready at once anyway. */
 const MOST_WANTED = 32
 
+/** What one node may lend, a whole cluster behind one agent included; more is not a large machine but nonsense. */
+const MOST_CPUS = 65_536
+const LARGEST_MEMORY_MB = 1024 ** 3
+const LARGEST_STORAGE_GB = 1024 ** 3
+
 const claim = z.int().positive()
 const digest = z.string().regex(DIGEST_PATTERN)
 const milliseconds = z.number().nonnegative()
-const gpu = z.object({ uuid: z.string(), model: z.string(), memory_mb: z.number().nonnegative() })
+const gpu = z.object({
+  uuid: z.string().max(128),
+  model: z.string().max(128),
+  memory_mb: z.number().nonnegative().max(LARGEST_MEMORY_MB),
+})
 const capacity = z.object({
-  cpu: z.number().nonnegative(),
-  memory_mb: z.number().nonnegative(),
-  storage_gb: z.number().nonnegative(),
+  cpu: z.number().nonnegative().max(MOST_CPUS),
+  memory_mb: z.number().nonnegative().max(LARGEST_MEMORY_MB),
+  storage_gb: z.number().nonnegative().max(LARGEST_STORAGE_GB),
   gpus: z.array(gpu).max(64),
 })
 /** A blob, and the piece list by which its pieces are verified; null for blobs of a single piece. */
@@ -225,6 +234,9 @@ const built = z.object({
  */
 const want = z.object({ type: z.literal("want"), revisions: z.array(z.string().max(64)).max(MOST_WANTED) })
 
+/** Pieces or a piece list of this peer were not what their digests say. One word among several, never proof. */
+const complaint = z.object({ type: z.literal("complaint"), peer_id: z.string().max(128), kind: z.literal("content") })
+
 const takenBack = z.object({
   type: z.literal("taken_back"),
   not_started: z.array(claim).max(BATCH_ITEMS),
@@ -246,6 +258,7 @@ export const toCoordinator = z.discriminatedUnion("type", [
   built,
   takenBack,
   want,
+  complaint,
 ])
 export type ToCoordinator = z.infer<typeof toCoordinator>
 export type Hello = z.infer<typeof hello>

@@ -3,6 +3,9 @@ import { assert } from "../base/assert.ts"
 /** A frame is its length as u32 big endian, then that many bytes. */
 export const FRAME_HEADER_BYTES = 4
 
+/** The other side announced a frame over the protocol's limit. */
+export class FrameTooLong extends Error {}
+
 /** The frame with its header, as one new buffer: the caller may reuse `body`. */
 export function encodeFrame(body: Uint8Array): Uint8Array {
   const frame = new Uint8Array(FRAME_HEADER_BYTES + body.length)

@@ -24,6 +24,8 @@ interface Peer {
   node: TestNode
   blobs: TestBlobs
   holder: ContentHolder
+  /** Whom it dropped for what they sent. */
+  convicted: PeerId[]
   /** Pieces this peer has sent. */
   sent: { to: PeerId; bytes: number }[]
   fetch(blob: ContentRef, from: Partial<FetchOptions>): Promise<Downloaded>
@@ -61,8 +63,17 @@ async function newWorld(): Promise<World> {
   async function newPeer(node: TestNode, options: { quotaBytes?: number; directory?: string }): Promise<Peer> {
     const blobs = await openTestBlobs(options)
     stores.push(blobs)
-    const fetching = createFetchContent({ mesh: node, blobs, clock: systemClock, random: systemRandom, log: silentLog })
+    const convicted: PeerId[] = []
+    const fetching = createFetchContent({
+      mesh: node,
+      blobs,
+      clock: systemClock,
+      random: systemRandom,
+      log: silentLog,
+      convicted: (peer) => convicted.push(peer),
+    })
     return {
+      convicted,
       node,
       blobs,
       holder: { peer: node.peerId, addresses: [node.address] },
@@ -163,6 +174,7 @@ test("a peer that sends a wrong piece is named and dropped, and the blob still c
   const fetcher = await world.peer()
   const fetched = await fetcher.fetch(blob.ref, { holders: [honest, liar] })
   expect(fetched).toMatchObject({ bytesFromPeers: 8 * MIB, culprits: [liar.node.peerId] })
+  expect(new Set(fetcher.convicted)).toEqual(new Set([liar.node.peerId]))
   expect(fetcher.has(blob)).toBe(true)
 })
 

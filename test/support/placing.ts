@@ -60,6 +60,7 @@ export function machineOf(id: string, cpu: number, busy = 0, more: Partial<Place
     capacity: { cpu, memoryMb: 1_000_000, storageGb: 1_000_000, gpus: [] },
     used: { cpu: busy, memoryMb: busy, storageGb: busy, gpus: new Set() },
     held: busy,
+    most: Number.POSITIVE_INFINITY,
     heldAtFirst: busy,
     credit: 64,
     hasGpu: false,

@@ -25,6 +25,7 @@ let account: AccountId
 let queue: ReadyQueue
 let contact: ContactWatch
 let over: ClaimNumber[]
+let idle: ClaimNumber[]
 
 beforeEach(async () => {
   clock = createManualClock()
@@ -33,6 +34,7 @@ beforeEach(async () => {
   await rig.project(account)
   queue = createReadyQueue(300_000)
   over = []
+  idle = []
   contact = createContactWatch({
     store: rig.store,
     clock,
@@ -42,6 +44,7 @@ beforeEach(async () => {
     watch: rig.watch,
     timing: { claimLifetimeMs: LIFE_MS, lostAfterMs: 5_000 },
     wake: () => {},
+    idle: (_member, attempt) => void idle.push(attempt.claim),
     over(claims) {
       for (const claim of claims) rig.members.release(claim)
       over.push(...claims)
@@ -197,6 +200,42 @@ describe("running → suspect → lost contact → claimable", () => {
     await rig.endEarly(job, "failed", "over")
     await clock.pass(8_000)
     expect(over).toEqual([claim])
+  })
+})
+
+describe("architecture §5.7: a claim that ends while its node has contact", () => {
+  /** Heartbeats that name nothing. */
+  async function beatWithout(ms: number): Promise<void> {
+    for (let passed = 0; passed < ms; passed += 1_000) {
+      contact.heard(rig.member)
+      await clock.pass(1_000)
+    }
+  }
+  const connect = (): void => {
+    rig.member.session = { send: () => {}, close: () => {} }
+  }
+
+  test("its node took the task and does not run it", async () => {
+    connect()
+    const { claim, attempt } = await running()
+    await beatWithout(LIFE_MS - 2_000)
+    expect(idle).toEqual([])
+    await beatWithout(4_000)
+    expect(idle).toEqual([claim])
+    expect(attempt.claimable).toBe(true)
+  })
+
+  test("lost contact is no idleness, nor is what an agent came back without", async () => {
+    const { attempt } = await running()
+    await clock.pass(LIFE_MS + 5_000)
+    expect(attempt.claimable).toBe(true)
+    connect()
+    const second = await running()
+    contact.heard(rig.member)
+    contact.forgotten(second.attempt)
+    await beatWithout(10_000)
+    expect(second.attempt.claimable).toBe(true)
+    expect(idle).toEqual([])
   })
 })
 

@@ -174,6 +174,7 @@ describe("where a task goes", () => {
     used: nothing,
     held: 0,
     heldAtFirst: more.held ?? 0,
+    most: Number.POSITIVE_INFINITY,
     credit: 8,
     hasGpu: false,
     ...more,

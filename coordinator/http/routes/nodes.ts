@@ -189,7 +189,7 @@ function rowOf(
     }),
     warm_revisions: standing?.warm.size ?? 0,
     tasks_ended: member.tasksEnded,
-    probation: null,
+    probation: row.probation && { since: timestampText(row.probation.since), reason: row.probation.reason },
     state_reason: row.stateReason,
     enrolled_at: timestampText(row.enrolledAt),
   }
