@@ -141,7 +141,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const prepare = createPrepare({ store, clock, log, members, specs, policy, waiting: tasksWaiting })
   let lastUnableMs = 0
   let retrying = false
-  const fleet = createFleet({ ...enrolment, members, replicaChanged })
+  const fleet = createFleet({ ...enrolment, log, members, replicaChanged })
   await fleet.load()
 
   const mesh = opening.use(

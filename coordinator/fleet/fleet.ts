@@ -4,6 +4,7 @@ import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
 import { digest, revisionId, type Digest, type NodeId, type PeerId } from "../../protocol/domain/ids.ts"
 import { CERTIFICATE_GRACE_MS, CERTIFICATE_SKEW_MS, type Membership } from "../../protocol/wire/certificate.ts"
 import type { Hello, ToCoordinator } from "../../protocol/wire/control.ts"
+import type { Log } from "../../protocol/base/log.ts"
 import { randomText } from "../../protocol/base/random.ts"
 import { recordNodeGone, recordReplica, recordRuntimeNote } from "../projects/record.ts"
 import { sanitise } from "../projects/sanitise.ts"
@@ -19,8 +20,9 @@ import {
   type NodeState,
 } from "../store/fleet.ts"
 import { longestCertificateMs } from "../store/meta.ts"
-import { pardon } from "../store/node-faults.ts"
+import { pardon, storeCloned } from "../store/node-faults.ts"
 import type { Store, Tx } from "../store/store.ts"
+import { createBoots } from "./boots.ts"
 import { capacityFrom } from "./capacity.ts"
 import { certify, type EnrolmentParts } from "./enrol.ts"
 import { mayRunProjects, type PlacementPolicy } from "./fit.ts"
@@ -32,9 +34,10 @@ export interface Fleet {
   load(): Promise<void>
   /**
    * The member that says hello, with its facts stored; null for peers that never enrolled. Whose genuine certificate names
-   * nobody we know was enrolled after the backup that these data come from, and is taken in again.
+   * nobody we know was enrolled after the backup that these data come from, and is taken in again. `cloned`: another machine
+   * speaks with its key, which started later and is connected.
    */
-  hello(peer: PeerId, hello: Hello, membership: Membership | null): Promise<Member | null>
+  hello(peer: PeerId, hello: Hello, membership: Membership | null): Promise<Member | "cloned" | null>
   replica(member: Member, report: Extract<ToCoordinator, { type: "replica" }>): Promise<void>
   memberCount(): number
   /** Addresses of some other members, for the node to connect to. */
@@ -50,7 +53,7 @@ export interface Fleet {
   renewedCertificate(member: Member): string | null
   /**
    * 404 for unknown nodes; 409 for a revoked one: that is final, and revoking it again changes nothing. A revoked node is cut
-   * off by the caller. `active` ends probation.
+   * off by the caller. `active` ends probation, and what was seen of clones.
    */
   setState(id: NodeId, state: NodeState, reason: string | null): Promise<Member>
   rows(): Promise<NodeRow[]>
@@ -62,6 +65,7 @@ export interface FleetParts extends EnrolmentParts {
   store: Store
   clock: Clock
   random: Random
+  log: Log
   members: Members
   /** Replicas changed: prepared runtimes may serve waiting work, or a set-up failed. */
   replicaChanged: (revision: string, member: Member, news: ReplicaNews) => void
@@ -82,6 +86,9 @@ const LONGEST_LOG_TAIL = 8000
 
 /** Addresses told to a joining node. */
 const PEERS_TOLD = 8
+const ONE_BOOT = { alternates: false, second: false }
+/** Two machines with one key: so long without a sign of the second, and the node gets work again. */
+const CLONED_MS = 3600_000
 
 export function createFleet(parts: FleetParts): Fleet {
   const { store, clock, members } = parts
@@ -90,12 +97,23 @@ export function createFleet(parts: FleetParts): Fleet {
   /** With when they were; null where that is not known. */
   const revokedAt = new Map<NodeId, Instant | null>()
   let longestCertificate = parts.certificateTtlMs
+  const boots = createBoots()
 
   function adopt(row: NodeRow): Member {
     const member = members.add({ id: row.id, peer: row.peerId, name: row.name, roles: row.roles, state: row.state })
     member.lastSeenAt ??= row.lastSeenAt
     member.probation = row.probation
+    member.clonedUntil = row.clonedAt === null ? null : row.clonedAt + CLONED_MS
     return member
+  }
+
+  /** Does the row tell of it? Then the node gets nothing new for a while (architecture §5.1). */
+  function showsClones(row: NodeRow, bootId: string, at: Instant): { alternates: boolean; second: boolean } {
+    const alternates = boots.heard(row.id, bootId, clock.monotonicMs())
+    const isCloned = alternates || (row.clonedAt !== null && at < row.clonedAt + CLONED_MS)
+    const member = members.byNode(row.id)
+    const isHere = member?.session != null && boots.isNewest(row.id, member.facts?.bootId ?? bootId)
+    return { alternates, second: isCloned && isHere && !boots.isNewest(row.id, bootId) }
   }
 
   return {
@@ -108,13 +126,19 @@ export function createFleet(parts: FleetParts): Fleet {
     },
     async hello(peer, hello, membership) {
       const at = clock.now()
+      const before = await store.read((view) => nodeByPeer(view, peer))
+      const { alternates, second } = before ? showsClones(before, hello.boot_id, at) : ONE_BOOT
       const row = await store.write(async (tx) => {
-        const known = (await nodeByPeer(tx, peer)) ?? (membership && (await readmitted(tx, membership, hello)))
-        if (known) await recordHello(tx, known.id, hello.agent_version, JSON.stringify(factsOnly(hello)), at)
-        return known
+        const known = await nodeByPeer(tx, peer)
+        if (!known) return membership && (await readmitted(tx, membership, hello, at))
+        if (alternates || second) await storeCloned(tx, known.id, at)
+        if (!second) await recordHello(tx, known.id, hello.agent_version, JSON.stringify(factsOnly(hello)), at)
+        return await nodeByPeer(tx, peer)
       })
       if (!row) return null
       const member = adopt(row)
+      if (alternates) parts.log.warn("two machines speak with one key", { node: row.id, boot_id: hello.boot_id })
+      if (second) return "cloned"
       member.facts = {
         agentVersion: hello.agent_version,
         bootId: hello.boot_id,
@@ -194,6 +218,7 @@ export function createFleet(parts: FleetParts): Fleet {
       member.state = state
       if (state === "active") {
         member.probation = null
+        member.clonedUntil = null
         member.restsUntilMs = Number.NEGATIVE_INFINITY
       }
       if (state === "revoked") revokedAt.set(id, at)
@@ -214,11 +239,16 @@ export function createFleet(parts: FleetParts): Fleet {
 async function readmitted(
   tx: Tx,
   { nodeId, peerId, roles, issuedAt }: Membership,
-  { agent_version }: Hello,
+  hello: Hello,
+  at: Instant,
 ): Promise<NodeRow | null> {
-  await readmitNode(tx, { id: nodeId, peerId, roles, enrolledAt: issuedAt, agentVersion: agent_version })
+  const known = { id: nodeId, peerId, roles, enrolledAt: issuedAt, agentVersion: hello.agent_version }
+  await readmitNode(tx, known)
+  await recordHello(tx, nodeId, hello.agent_version, JSON.stringify(factsOnly(hello)), at)
   return await nodeByPeer(tx, peerId)
 }
+
+export const isCloned = ({ clonedUntil }: Member, now: Instant): boolean => clonedUntil !== null && now < clonedUntil
 
 /** What projects need to know of the fleet at this moment (readiness). */
 export function fleetFacts(members: Members, policy: PlacementPolicy) {

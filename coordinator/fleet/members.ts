@@ -52,6 +52,8 @@ export interface Member {
   tasksEnded: number
   /** Why it gets one attempt at a time, and nothing ahead; null when it is trusted like any other. */
   probation: { since: Instant; reason: string } | null
+  /** Wall time until which it gets nothing new, because two machines speak with its key; null when one does. */
+  clonedUntil: Instant | null
   /** Monotonic ms until which it gets nothing new: it took work and did not start it. */
   restsUntilMs: number
   readonly attempts: Map<number, HeldAttempt>
@@ -165,6 +167,7 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
         heartbeatMs: timing.heartbeatMs,
         tasksEnded: 0,
         probation: null,
+        clonedUntil: null,
         restsUntilMs: Number.NEGATIVE_INFINITY,
         attempts: new Map(),
         used: { cpu: 0, memoryMb: 0, storageGb: 0, gpus: new Set() },

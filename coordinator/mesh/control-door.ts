@@ -159,6 +159,10 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       return null
     }
     const member = await parts.fleet.hello(from, hello, mesh.membership(from))
+    if (member === "cloned") {
+      await refuse(stream, "cloned", "another machine that started later speaks with this node's key")
+      return null
+    }
     if (member && member.state !== "revoked") return member
     await refuse(stream, "revoked", "this node is not a member, or was revoked")
     return null

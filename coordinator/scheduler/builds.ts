@@ -15,6 +15,7 @@ import { toWireRef, type ContentRef } from "../../protocol/wire/content-source.t
 import type { ItemVerdict, ToCoordinator } from "../../protocol/wire/control.ts"
 import type { ObjectContent } from "../artifacts/object-content.ts"
 import { keepStaged } from "../artifacts/stage.ts"
+import { isCloned } from "../fleet/fleet.ts"
 import type { Member, Members } from "../fleet/members.ts"
 import { ownLayers, recordBuildFailed, recordBuildStarted, recordBuilt, recordImageLost } from "../projects/record.ts"
 import { dropStagedBlobs, stagedSize } from "../store/blobs.ts"
@@ -131,6 +132,7 @@ export function createBuilds(parts: BuildsParts): Builds {
     return (
       session !== null &&
       state === "active" &&
+      !isCloned(member, clock.now()) &&
       facts !== null &&
       facts.runtime !== "process" &&
       facts.roles.includes("builder") &&

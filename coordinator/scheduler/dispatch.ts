@@ -14,6 +14,7 @@ import {
 } from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
 import { mayRunProjects, slots, type PlacementPolicy } from "../fleet/fit.ts"
+import { isCloned } from "../fleet/fleet.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
 import { costOf, type Rate } from "../billing/pricing.ts"
 import { rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
@@ -162,10 +163,11 @@ export function createDispatch(parts: DispatchParts): Dispatch {
   function placeableNodes(): PlaceableMember[] {
     const nodes: PlaceableMember[] = []
     const nowMs = clock.monotonicMs()
+    const now = clock.now()
     for (const member of members.all()) {
       const { standing, facts, session, state } = member
       if (!session || !standing?.open || standing.draining || !facts || state !== "active") continue
-      if (nowMs < member.restsUntilMs) continue
+      if (nowMs < member.restsUntilMs || isCloned(member, now)) continue
       if (!mayRunProjects({ ...facts, roles: member.roles.filter((role) => facts.roles.includes(role)) }, parts.policy))
         continue
       nodes.push({

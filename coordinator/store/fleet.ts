@@ -31,6 +31,8 @@ export interface NodeRow {
   lastSeenAt: Instant | null
   revokedAt: Instant | null
   probation: { since: Instant; reason: string } | null
+  /** When two machines were last seen to speak with its key. */
+  clonedAt: Instant | null
 }
 
 export async function insertNodeToken(
@@ -211,6 +213,7 @@ interface RawNode {
   revoked_at: number | null
   probation_since: number | null
   probation_reason: string | null
+  cloned_at: number | null
 }
 
 function nodeFrom(row: RawNode): NodeRow {
@@ -228,5 +231,6 @@ function nodeFrom(row: RawNode): NodeRow {
     lastSeenAt: row.last_seen_at,
     revokedAt: row.revoked_at,
     probation: row.probation_since === null ? null : { since: row.probation_since, reason: row.probation_reason ?? "" },
+    clonedAt: row.cloned_at,
   }
 }

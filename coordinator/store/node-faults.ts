@@ -129,6 +129,10 @@ export async function pardon(tx: Tx, node: NodeId, at: Instant): Promise<void> {
   )
 }
 
+export async function storeCloned(tx: Tx, node: NodeId, at: Instant): Promise<void> {
+  await tx.run("UPDATE nodes SET cloned_at = ? WHERE id = ?", at, node)
+}
+
 /** Faults of before are forgotten, pardoned or not. */
 export async function dropFaults(tx: Tx, before: Instant, limit: number): Promise<number> {
   const { changes } = await tx.run(

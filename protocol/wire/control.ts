@@ -299,7 +299,7 @@ const welcome = z.object({
 /** The other side cannot or will not work with us; the stream ends after it. */
 const refusal = z.object({
   type: z.literal("refusal"),
-  reason: z.enum(["version", "revoked", "epoch", "malformed", "starting"]),
+  reason: z.enum(["version", "revoked", "epoch", "malformed", "starting", "cloned"]),
   message: z.string().max(500),
 })
 

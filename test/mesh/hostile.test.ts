@@ -470,3 +470,42 @@ describe("the mesh", () => {
     await completed(job)
   })
 })
+
+describe("cloned identity (architecture §5.1)", () => {
+  test("two boots that alternate: nothing new, the newer keeps what it names, the older is turned away; PUT active ends it", async () => {
+    const node = await startWorker(rig)
+    const job = await rig.submit()
+    const claim = await node.next()
+    const attempts = [{ claim, state: "running" as const }]
+    await node.connect({ boot_id: "boot-2" })
+    await node.connect({ boot_id: "boot-1", attempts })
+    expect(await rowOf(node)).toMatchObject({ state_reason: null })
+    expect(await node.connect({ boot_id: "boot-2", attempts })).toMatchObject({
+      attempts: [{ claim, verdict: "keep" }],
+    })
+    await node.claim()
+    expect(String((await rowOf(node))["state_reason"])).toContain("cloned identity")
+    const waiting = await rig.submit()
+    await node.report(claim)
+    await completed(job)
+    expect(await node.connect({ boot_id: "boot-1" })).toMatchObject({ type: "refusal", reason: "cloned" })
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    expect(node.granted).toHaveLength(1)
+    // The older machine comes in when the newer is gone, and still gets nothing.
+    await expect.poll(async () => (await node.connect({ boot_id: "boot-2" })).type).toBe("welcome")
+    await node.claim()
+    const put = await rig.call("PUT", `/admin/nodes/${node.id}`, { state: "active", reason: "the copy is off" })
+    expect(put.get("node", "state_reason")).toBe("the copy is off")
+    const next = await node.next()
+    await node.report(next)
+    await completed(waiting)
+  })
+
+  test("a restart of the coordinator does not forget it", async () => {
+    const node = await startWorker(rig)
+    for (const boot_id of ["boot-2", "boot-1", "boot-2"]) await node.connect({ boot_id })
+    expect(String((await rowOf(node))["state_reason"])).toContain("cloned identity")
+    await rig.restart()
+    expect(String((await rowOf(node))["state_reason"])).toContain("cloned identity")
+  })
+})

@@ -9,8 +9,10 @@ import {
   restMs,
   type NodeRecord,
 } from "../../coordinator/fleet/node-rules.ts"
+import { createBoots } from "../../coordinator/fleet/boots.ts"
+import { nodeId } from "../../protocol/domain/ids.ts"
 
-/** Architecture §5.7; rulings, Losses. */
+/** Architecture §5.7 and §5.1; rulings, Losses. */
 
 const NONE = { jobs: 0, toldJobs: 0, jobWitnesses: 0, offences: 0, contentWitnesses: 0, lastOffence: null }
 const verdict = (record: Partial<NodeRecord>): string =>
@@ -97,4 +99,31 @@ describe("expulsion", () => {
 
 test("one setback costs nothing; in a row they cost ever longer rests, up to five minutes", () => {
   expect([1, 2, 3, 4, 100].map(restMs)).toEqual([0, 5_000, 10_000, 20_000, 300_000])
+})
+
+describe("cloned identity", () => {
+  const node = nodeId("node_1")
+  const hellos = (...heard: [bootId: string, atMs: number][]): boolean[] => {
+    const boots = createBoots()
+    return heard.map(([bootId, atMs]) => boots.heard(node, bootId, atMs))
+  }
+
+  test("two boot ids that alternate three times within a minute are two machines", () => {
+    expect(hellos(["a", 0], ["b", 1_000], ["a", 2_000], ["b", 3_000])).toEqual([false, false, false, true])
+  })
+
+  test("an agent that crashes again and again has new boot ids, and one that redials keeps its own", () => {
+    expect(hellos(["a", 0], ["b", 1], ["c", 2], ["d", 3], ["e", 4])).not.toContain(true)
+    expect(hellos(["a", 0], ["a", 1], ["a", 2], ["b", 3], ["b", 4])).not.toContain(true)
+  })
+
+  test("changes that are more than a minute apart say nothing", () => {
+    expect(hellos(["a", 0], ["b", 50_000], ["a", 100_000], ["b", 170_000])).not.toContain(true)
+  })
+
+  test("the newer is the one that was heard of last", () => {
+    const boots = createBoots()
+    for (const bootId of ["a", "b", "a"]) boots.heard(node, bootId, 0)
+    expect([boots.isNewest(node, "a"), boots.isNewest(node, "b")]).toEqual([false, true])
+  })
 })

@@ -30,7 +30,7 @@ import type { ObjectFiles } from "../../artifacts/object-files.ts"
 import { certify, createJoinToken, enrolNode, type EnrolmentParts } from "../../fleet/enrol.ts"
 import { freeOf } from "../../fleet/fit.ts"
 import { capacityOnWire } from "../../fleet/capacity.ts"
-import type { Fleet } from "../../fleet/fleet.ts"
+import { isCloned, type Fleet } from "../../fleet/fleet.ts"
 import type { Member, Members } from "../../fleet/members.ts"
 import type { KnownJobs } from "../../jobs/job-facts.ts"
 import type { Plans } from "../../jobs/plans.ts"
@@ -162,7 +162,7 @@ function spent(): ComputalotError {
 }
 
 function rowOf(
-  parts: Pick<NodeRouteParts, "members" | "known">,
+  parts: Pick<NodeRouteParts, "members" | "known" | "clock">,
   member: Member,
   row: Awaited<ReturnType<Fleet["rows"]>>[number],
 ): z.output<typeof nodeRow> {
@@ -190,10 +190,14 @@ function rowOf(
     warm_revisions: standing?.warm.size ?? 0,
     tasks_ended: member.tasksEnded,
     probation: row.probation && { since: timestampText(row.probation.since), reason: row.probation.reason },
-    state_reason: row.stateReason,
+    state_reason: row.state !== "revoked" && isCloned(member, parts.clock.now()) ? CLONED : row.stateReason,
     enrolled_at: timestampText(row.enrolledAt),
   }
 }
+
+/** Architecture §5.1, and how it ends. */
+const CLONED =
+  "cloned identity: two machines speak with this node's key, and it gets nothing new. It ends an hour after the second was last heard, or with PUT active."
 
 /** Short tasks may be handed ahead: what they will need is not missing yet. */
 function notNegative(free: Capacity): Capacity {
