@@ -1,3 +1,4 @@
+import { MOST_HELD } from "../../protocol/wire/control.ts"
 import type { FaultCounts } from "../store/node-faults.ts"
 
 /** What is known of a node when its standing is judged. */
@@ -86,6 +87,9 @@ export function isClearlyWorse(own: Share, others: Share): boolean {
   const expected = usual * Math.max(own.ended, own.blamed)
   return own.blamed >= TIMES_OTHERS * expected && own.blamed >= expected + STANDARD_DEVIATIONS * Math.sqrt(expected)
 }
+
+/** What a node may hold at once: on probation one attempt, whatever it lends. */
+export const mostAttempts = (probation: object | null): number => (probation === null ? MOST_HELD : 1)
 
 /** Setbacks in a row that cost nothing: one stands for an accident. */
 const FREE_SETBACKS = 1

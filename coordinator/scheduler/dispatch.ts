@@ -8,13 +8,13 @@ import {
   BATCH_BYTES,
   BATCH_ITEMS,
   LARGEST_INLINE_BYTES,
-  MOST_HELD,
   type GrantedTask,
   type TaskSpec,
 } from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
 import { mayRunProjects, slots, type PlacementPolicy } from "../fleet/fit.ts"
 import { isCloned } from "../fleet/fleet.ts"
+import { mostAttempts } from "../fleet/node-rules.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
 import { costOf, type Rate } from "../billing/pricing.ts"
 import { rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
@@ -177,7 +177,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         capacity: standing.capacity,
         used: { ...member.used, gpus: new Set(member.used.gpus) },
         held: member.attempts.size,
-        most: member.probation === null ? MOST_HELD : 1,
+        most: mostAttempts(member.probation),
         heldAtFirst: member.attempts.size,
         credit: standing.credit,
         hasGpu: standing.capacity.gpus.length > 0,

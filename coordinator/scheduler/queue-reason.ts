@@ -1,8 +1,10 @@
 import { unreachable } from "../../protocol/base/assert.ts"
-import type { Clock } from "../../protocol/base/clock.ts"
+import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import type { QueueReasonCode } from "../../protocol/api/jobs.ts"
 import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
 import { freeOf, mayRunProjects, slots, type NodeFacts, type PlacementPolicy, type Used } from "../fleet/fit.ts"
+import { isCloned } from "../fleet/fleet.ts"
+import { mostAttempts } from "../fleet/node-rules.ts"
 import type { Member, MemberFacts, Members, Standing } from "../fleet/members.ts"
 import type { QueueReason, QueueReasons } from "../jobs/read/read-job.ts"
 import type { KeptNodes } from "./kept-nodes.ts"
@@ -21,6 +23,9 @@ type RuntimeState =
 export interface QueueNode extends NodeFacts {
   capacity: Capacity
   used: Used
+  /** Attempts that it holds, and may hold: one on probation holds one at a time. */
+  held: number
+  most: number
 }
 
 export interface QueueFacts {
@@ -125,15 +130,15 @@ function contactLostReason(eligible: { eligible: number; busy: number }): QueueR
 
 /** Slots that could ever fit a task, and how many of them are taken. */
 function countSlots(
-  nodes: readonly { capacity: Capacity; used: Used }[],
+  nodes: readonly Pick<QueueNode, "capacity" | "used" | "held" | "most">[],
   requirements: Requirements,
 ): { eligible: number; busy: number } {
   let eligible = 0
   let free = 0
-  for (const { capacity, used } of nodes) {
-    const all = slots(capacity, requirements)
+  for (const { capacity, used, held, most } of nodes) {
+    const all = Math.min(slots(capacity, requirements), most)
     eligible += all
-    free += Math.min(all, slots(freeOf(capacity, used), requirements))
+    free += Math.max(0, Math.min(all, slots(freeOf(capacity, used), requirements), most - held))
   }
   return { eligible, busy: eligible - free }
 }
@@ -175,7 +180,7 @@ interface QueueReasonParts {
 export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
   return {
     job({ head, submission }) {
-      const live = liveMembers(parts.members)
+      const live = liveMembers(parts.members, parts.clock.now())
       const isForOther = ({ id }: LiveMember): boolean => (parts.kept.jobOn(id) ?? head.seq) !== head.seq
       return queueReason({
         nodes: live.map((member) => (isForOther(member) ? withoutRoom(asNode(member)) : asNode(member))),
@@ -188,7 +193,7 @@ export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
       })
     },
     contactLost({ submission }) {
-      const allowed = liveMembers(parts.members)
+      const allowed = liveMembers(parts.members, parts.clock.now())
         .map(asNode)
         .filter((node) => mayRunProjects(node, parts.policy))
       return contactLostReason(countSlots(allowed, submission.requirements))
@@ -198,21 +203,25 @@ export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
 
 type LiveMember = Member & { facts: MemberFacts; standing: Standing }
 
-function liveMembers(members: Members): LiveMember[] {
+/** Those that may get work. */
+function liveMembers(members: Members, now: Instant): LiveMember[] {
   return [...members.all()].filter((member): member is LiveMember => {
     if (member.state !== "active" || !member.facts || !member.standing?.open || member.standing.draining) return false
+    if (isCloned(member, now)) return false
     const contact = members.contact(member)
     return contact === "connected" || contact === "suspect"
   })
 }
 
-function asNode({ facts, standing, roles, used }: LiveMember): QueueNode {
+function asNode({ facts, standing, roles, used, attempts, probation }: LiveMember): QueueNode {
   return {
     roles: roles.filter((role) => facts.roles.includes(role)),
     isolation: facts.isolation,
     enforces: facts.enforces,
     capacity: standing.capacity,
     used,
+    held: attempts.size,
+    most: mostAttempts(probation),
   }
 }
 

@@ -10,6 +10,8 @@ const node = (busyCores = 0, more: Partial<QueueNode> = {}): QueueNode => ({
   enforces: ["memory", "cpu", "pids"],
   capacity,
   used: { cpu: busyCores, memoryMb: busyCores * 512, storageGb: busyCores, gpus: new Set() },
+  held: busyCores,
+  most: Number.POSITIVE_INFINITY,
   ...more,
 })
 const facts = (more: Partial<QueueFacts>): QueueFacts => ({
@@ -46,6 +48,15 @@ test("taken slots are counted, over all machines that fit", () => {
   expect(queueReason(facts({ nodes: [node(2), node(1)] }))).toMatchObject({ eligible_slots: 4, busy_slots: 3 })
   // Handed ahead of free slots: more than all is still all.
   expect(queueReason(facts({ nodes: [node(5)] }))).toMatchObject({ eligible_slots: 2, busy_slots: 2 })
+})
+
+test("a node on probation is one slot, whatever it lends", () => {
+  expect(queueReason(facts({ nodes: [node(0, { most: 1 })] }))).toMatchObject({ eligible_slots: 1, busy_slots: 0 })
+  expect(queueReason(facts({ nodes: [node(1, { most: 1 })] }))).toMatchObject({
+    code: "capacity_busy",
+    eligible_slots: 1,
+    busy_slots: 1,
+  })
 })
 
 test("a runtime that is not there is named before busy slots, and says when nobody can build it", () => {
