@@ -7,6 +7,7 @@ import { accept } from "../../protocol/gossip/verdict.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
 import { bootId, nodeId, peerId } from "../../protocol/domain/ids.ts"
 import { identityFromSeed } from "../../protocol/mesh/identity.ts"
+import { CONTENT_PROTOCOL } from "../../protocol/wire/content.ts"
 import { CONTROL_PROTOCOL, encodeMessage, type ResultItem, type ToCoordinator } from "../../protocol/wire/control.ts"
 import type { Flood } from "../support/flood-worker.ts"
 import {
@@ -454,19 +455,20 @@ describe("the mesh", () => {
   test("streams that are held open cost others nothing: no peer has more of them than its few", async () => {
     const { bad, good } = await pair()
     const peer = await bad.mesh.dial(rig.coordinator.meshAddresses[0] ?? "")
-    const held = await Promise.allSettled(
-      Array.from({ length: 20 }, () => bad.mesh.openStream(peer, { ...CONTROL_PROTOCOL, streamsPerPeer: 100 })),
-    )
-    const open = held.filter((one) => one.status === "fulfilled" && !one.value.ended.aborted)
-    expect(open.length).toBeLessThanOrEqual(CONTROL_PROTOCOL.streamsPerPeer)
-    await expect
-      .poll(() => held.filter((one) => one.status === "fulfilled" && !one.value.ended.aborted).length, {
-        timeout: 20_000,
-      })
-      .toBe(0)
+    const openOf = async (protocol: typeof CONTROL_PROTOCOL): Promise<() => number> => {
+      const tries = Array.from({ length: 40 }, () => bad.mesh.openStream(peer, { ...protocol, streamsPerPeer: 100 }))
+      const held = await Promise.allSettled(tries)
+      return () => held.filter((one) => one.status === "fulfilled" && !one.value.ended.aborted).length
+    }
+    const [control, content] = [await openOf(CONTROL_PROTOCOL), await openOf(CONTENT_PROTOCOL)]
+    await expect.poll(control).toBeLessThanOrEqual(CONTROL_PROTOCOL.streamsPerPeer)
+    await expect.poll(content).toBeLessThanOrEqual(CONTENT_PROTOCOL.streamsPerPeer)
+    // Those that say nothing are ended: ten seconds without a request for content, fifteen without a hello.
+    await expect.poll(() => control() + content(), { timeout: 30_000 }).toBe(0)
+    expect(good.streamEnded).toBe(false)
     const job = await rig.submit()
-    await good.next().catch(() => 0)
-    await good.report(good.granted[0]?.claim ?? 0)
+    using _bad = does(bad, works(bad))
+    using _good = does(good, works(good))
     await completed(job)
   })
 })
