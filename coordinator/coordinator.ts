@@ -237,7 +237,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       wake,
       over: (ended) => claims.spend(ended, "its task is over"),
       idle(member, attempt) {
-        reputation.setback(member)
+        reputation.setback(member, true)
         reputation.wasted(member, "idle_claim", attempt.job)
       },
     }),

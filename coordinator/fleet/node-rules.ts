@@ -96,8 +96,11 @@ const FREE_SETBACKS = 1
 const FIRST_REST_MS = 5_000
 const LONGEST_REST_MS = 5 * 60_000
 
-/** How long a node gets nothing new after so many setbacks in a row: a task that it took and did not run, and no success. */
-export function restMs(setbacks: number): number {
-  if (setbacks <= FREE_SETBACKS) return 0
+/**
+ * How long a node gets nothing new after so many setbacks in a row: tasks that it took and did not run, and no success between
+ * them. `idle`: it let a claim end, which takes minutes; that is never an accident.
+ */
+export function restMs(setbacks: number, idle = false): number {
+  if (setbacks <= FREE_SETBACKS) return idle ? FIRST_REST_MS : 0
   return Math.min(LONGEST_REST_MS, FIRST_REST_MS * 2 ** (setbacks - FREE_SETBACKS - 1))
 }

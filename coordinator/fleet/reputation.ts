@@ -31,8 +31,8 @@ export interface Reputation extends AsyncDisposable {
   floods(peer: PeerId): void
   /** The witness found pieces of this peer wrong. */
   complained(witness: Member, accused: PeerId): void
-  /** It took work and did not run it: after more than one in a row it rests before it gets more. */
-  setback(member: Member): void
+  /** It took work and did not run it: after more than one in a row, or an idle claim, it rests before it gets more. */
+  setback(member: Member, idle?: boolean): void
   /** It completed a task: its setbacks are over. */
   succeeded(member: Member): void
   /** Forgets what is too old to matter. */
@@ -173,10 +173,10 @@ export function createReputation(parts: ReputationParts): Reputation {
       complainedAtMs.set(witness.id, its.set(accused, nowMs))
       record({ kind: "content", job: null, witness: witness.id, detail: null }, member)
     },
-    setback(member) {
+    setback(member, idle = false) {
       const inARow = (setbacks.get(member.id) ?? 0) + 1
       setbacks.set(member.id, inARow)
-      const rest = restMs(inARow)
+      const rest = restMs(inARow, idle)
       if (rest === 0) return
       member.restsUntilMs = clock.monotonicMs() + rest
       clock.after(rest, parts.wake)

@@ -97,8 +97,9 @@ describe("expulsion", () => {
   })
 })
 
-test("one setback costs nothing; in a row they cost ever longer rests, up to five minutes", () => {
-  expect([1, 2, 3, 4, 100].map(restMs)).toEqual([0, 5_000, 10_000, 20_000, 300_000])
+test("one setback costs nothing, unless a claim ended by it; in a row they cost ever longer rests, up to five minutes", () => {
+  expect([restMs(1, true), restMs(2, true)]).toEqual([5_000, 5_000])
+  expect([1, 2, 3, 4, 100].map((setbacks) => restMs(setbacks))).toEqual([0, 5_000, 10_000, 20_000, 300_000])
 })
 
 describe("cloned identity", () => {
