@@ -8,11 +8,20 @@ import {
   insertFault,
   putOnProbation,
   standingOf,
+  type Blame,
   type NewFault,
 } from "../store/node-faults.ts"
 import type { Store } from "../store/store.ts"
 import type { Member, Members } from "./members.ts"
-import { FAULTS_COUNT_MS, JOBS_TO_PROBATION, judgeNode, restMs, type NodeRecord, type Share } from "./node-rules.ts"
+import {
+  FAULTS_COUNT_MS,
+  isClearlyWorse,
+  JOBS_TO_PROBATION,
+  judgeNode,
+  restMs,
+  type NodeRecord,
+  type Share,
+} from "./node-rules.ts"
 
 /**
  * Scores nodes by what they did (architecture §5.7): faults are rows, shares are memory, `node-rules.ts` decides. A node on
@@ -22,7 +31,7 @@ export interface Reputation extends AsyncDisposable {
   /** Attempts of the node ended, however they did. */
   ended(member: Member, attempts: number): void
   /** Attempts of these nodes failed, and their tasks completed elsewhere; their faults are stored. One entry an attempt. */
-  failedElsewhere(nodes: readonly NodeId[]): void
+  failedElsewhere(blames: readonly Blame[]): void
   /** A task of the job was taken and not run, or its report was worth nothing. */
   wasted(member: Member, kind: "idle_claim" | "refused_report", job: number): void
   /** The node broke the protocol; `what` goes into `GET /admin/nodes`. */
@@ -60,7 +69,11 @@ export function createReputation(parts: ReputationParts): Reputation {
   const doubtful = new Set<Member>()
   let writing: Promise<unknown> = Promise.resolve()
   const looking = every(clock, LOOK_INTERVAL_MS, () => {
-    for (const member of doubtful) follow(judge(member))
+    if (doubtful.size === 0) return
+    const now = clock.now()
+    const all = sumOfAll(now)
+    // Rows are read only where they can decide: a flaky program makes the whole fleet doubtful.
+    for (const member of doubtful) if (isWorseThanOthers(member, all, now)) follow(judge(member))
   })
 
   function tally(node: NodeId): Tally {
@@ -96,7 +109,11 @@ export function createReputation(parts: ReputationParts): Reputation {
       return { counts, sinceProbation: since === null ? null : await countFaults(view, member.id, since) }
     })
     if (!facts) return
-    const judgement = judgeNode({ ...facts, ...sharesOf(member, now), otherMembers: witnessesBeside(member, now) })
+    const judgement = judgeNode({
+      ...facts,
+      ...sharesOf(member, sumOfAll(now), now),
+      otherMembers: witnessesBeside(member, now),
+    })
     if (facts.counts.jobs >= JOBS_TO_PROBATION) doubtful.add(member)
     else doubtful.delete(member)
     if (judgement.verdict === "expelled") {
@@ -113,12 +130,21 @@ export function createReputation(parts: ReputationParts): Reputation {
     log.warn("node on probation", { node: member.id, reason })
   }
 
-  function sharesOf(member: Member, now: Instant): Pick<NodeRecord, "own" | "others"> {
-    const others = { ended: 0, blamed: 0 }
-    for (const [node, its] of tallies) if (node !== member.id) its.addTo(others, now)
+  function sumOfAll(now: Instant): Share {
+    const sum = { ended: 0, blamed: 0 }
+    for (const its of tallies.values()) its.addTo(sum, now)
+    return sum
+  }
+
+  function sharesOf(member: Member, all: Share, now: Instant): Pick<NodeRecord, "own" | "others"> {
     const own = { ended: 0, blamed: 0 }
     tally(member.id).addTo(own, now)
-    return { own, others }
+    return { own, others: { ended: all.ended - own.ended, blamed: all.blamed - own.blamed } }
+  }
+
+  function isWorseThanOthers(member: Member, all: Share, now: Instant): boolean {
+    const { own, others } = sharesOf(member, all, now)
+    return isClearlyWorse(own, others)
   }
 
   /** Members that could have spoken against it: heard within the time for which faults count. */
@@ -144,12 +170,12 @@ export function createReputation(parts: ReputationParts): Reputation {
 
   return {
     ended: (member, attempts) => tally(member.id).add(clock.now(), { ended: attempts, blamed: 0 }),
-    failedElsewhere(nodes) {
+    failedElsewhere(blames) {
       const now = clock.now()
-      for (const node of nodes) tally(node).add(now, { ended: 0, blamed: 1 })
-      for (const node of new Set(nodes)) {
+      for (const { node } of blames) tally(node).add(now, { ended: 0, blamed: 1 })
+      for (const { node, isNew } of blames) {
         const member = members.byNode(node)
-        if (member) follow(judge(member))
+        if (member && isNew) follow(judge(member))
       }
     },
     wasted(member, kind, job) {

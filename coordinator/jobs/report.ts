@@ -23,7 +23,7 @@ import { keepLateDigest } from "../store/attempt-contact.ts"
 import { putTaskProgress } from "../store/checkpoints.ts"
 import { dropStagedBlobs, stageBlob } from "../store/blobs.ts"
 import { addToJob, markJobFinishing, markJobRunning, type JobDelta } from "../store/jobs.ts"
-import { blameFailures } from "../store/node-faults.ts"
+import { blameFailures, type Blame } from "../store/node-faults.ts"
 import type { Store, Tx } from "../store/store.ts"
 import {
   attemptByClaim,
@@ -75,7 +75,7 @@ export interface ReportOutcome {
   /** Jobs whose rows changed. */
   changed: number[]
   /** Nodes on which tasks failed that completed now, one entry for each of those attempts. */
-  blamed: NodeId[]
+  blamed: Blame[]
 }
 
 /**

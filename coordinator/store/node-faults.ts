@@ -41,23 +41,32 @@ async function hasWitness(tx: Tx, node: NodeId, witness: NodeId | null): Promise
 }
 
 /**
- * A task completed on `witness`: nodes on which it failed before, in ways that a bad node can cause, are to blame. Answers
- * them, one entry for each failed attempt.
+ * A task completed on `witness`: nodes on which it failed before, in ways that a bad node can cause, are to blame. One entry
+ * for each failed attempt; `isNew` with the first of the job.
  */
 export async function blameFailures(
   tx: Tx,
   { task, job, witness, at }: { task: TaskKey; job: number; witness: NodeId; at: Instant },
-): Promise<NodeId[]> {
+): Promise<Blame[]> {
   const rows = await tx.all<{ node: string; failure_kind: string }>(
     `SELECT node, failure_kind FROM attempts WHERE task = ? AND state = 'failed' AND node <> ?
      AND failure_kind IN ('exit_code', 'signal', 'timeout', 'oom', 'disk_full', 'sandbox_error', 'preparation_failed')`,
     task,
     witness,
   )
-  for (const { node, failure_kind } of rows) {
-    await insertFault(tx, { node: nodeId(node), kind: "failed_task", job, witness, detail: failure_kind, at })
+  const blames: Blame[] = []
+  for (const row of rows) {
+    const node = nodeId(row.node)
+    const fault = { node, kind: "failed_task" as const, job, witness, detail: row.failure_kind, at }
+    blames.push({ node, isNew: await insertFault(tx, fault) })
   }
-  return rows.map(({ node }) => nodeId(node))
+  return blames
+}
+
+export interface Blame {
+  node: NodeId
+  /** The job did not count against the node before. */
+  isNew: boolean
 }
 
 /** What counts against a node since some time. */
