@@ -98,7 +98,7 @@ const LONGEST_REST_MS = 5 * 60_000
 
 /**
  * How long a node gets nothing new after so many setbacks in a row: tasks that it took and did not run, and no success between
- * them. `idle`: it let a claim end, which takes minutes; that is never an accident.
+ * them. `idle`: it let a grant or a claim end, which takes seconds to minutes; that is never an accident.
  */
 export function restMs(setbacks: number, idle = false): number {
   if (setbacks <= FREE_SETBACKS) return idle ? FIRST_REST_MS : 0

@@ -295,7 +295,7 @@ export function createClaims(parts: ClaimsParts): Claims {
       if (stale.length === 0) continue
       const claims = stale.map(({ claim }) => claim)
       cancel(member, claims, "the grant was not accepted in time")
-      parts.reputation.setback(member)
+      parts.reputation.setback(member, true)
       for (const { job } of stale) parts.reputation.wasted(member, "idle_claim", job)
       follow(takeReturned(claims), "unanswered grants were not taken back")
     }

@@ -74,6 +74,22 @@ const reports =
     await node.report(claim, item)
   }
 
+/** What a node may do with three grants instead of running them. */
+const WASTES: [string, (node: Worker) => Promise<void>][] = [
+  ["never answers a grant", () => Promise.resolve()],
+  [
+    "takes tasks and, without a restart, forgets them",
+    async (node) => {
+      await node.say({ type: "accept", claims: node.granted.map(({ claim }) => claim) })
+      await node.heartbeat(...node.granted.map(({ claim }) => claim))
+      await expect
+        .poll(() => node.heard.some((one) => one.type === "heartbeat_reply" && one.renewed.length === 3))
+        .toBe(true)
+      await node.connect()
+    },
+  ],
+]
+
 const FAILS: Partial<ResultItem> = { failure_kind: "exit_code", exit_code: 1, result: null }
 
 const FULL = "x".repeat(64 * 1024)
@@ -258,6 +274,22 @@ describe("work", () => {
     expect(await rowOf(good)).toMatchObject({ probation: null })
     expect((await rig.call("GET", "/admin/audit")).json).toMatchObject({ ok: true })
   })
+
+  for (const [how, act] of WASTES) {
+    test(`a node that ${how}: its tasks run elsewhere long before its claims end, and it is on probation`, async () => {
+      await rig[Symbol.asyncDispose]()
+      rig = await startTestCoordinator()
+      const bad = await startWorker(rig, { cpu: 4 })
+      const jobs = [await rig.submit(), await rig.submit(), await rig.submit()]
+      await expect.poll(() => bad.granted.length).toBe(3)
+      await act(bad)
+      const good = await startWorker(rig)
+      using _good = does(good, works(good))
+      await completed(...jobs)
+      await expect.poll(() => probationOf(bad)).toMatch(/taken and never run/)
+      expect(await rowOf(good)).toMatchObject({ probation: null })
+    })
+  }
 
   test("a node whose reports name bytes that it never sent: nothing of them is stored or billed", async () => {
     const { bad, good } = await pair()
