@@ -114,7 +114,7 @@ interface JudgedEnd extends ReportedEnd {
   spilledHere: boolean
   /** Ids are made outside the write, which may be run again. */
   artifactIds: ArtifactId[]
-  checkpointArtifact: ArtifactId
+  checkpointArtifact: ArtifactId | null
 }
 
 /** Everything that needs no write: the result's text, its quality, fresh ids. */
@@ -134,7 +134,7 @@ async function judge(parts: ReportParts, end: ReportedEnd, pins: DisposableStack
     spilled: spilled && spillOf(spilled, newArtifactId(parts.random)),
     spilledHere: isSpilled && uploaded === null,
     artifactIds: item.artifacts.map(() => newArtifactId(parts.random)),
-    checkpointArtifact: newArtifactId(parts.random),
+    checkpointArtifact: item.checkpoint ? newArtifactId(parts.random) : null,
   }
 }
 
@@ -348,7 +348,7 @@ async function storeRemains(
   const progress = item.progress ?? heard
   const isKept = job.resumeKey !== null && progress !== null && objectIn(progress) !== null
   if (isKept) await putTaskProgress(tx, attempt.task, attempt.claim, progress)
-  if (!item.checkpoint || item.checkpoint.claim !== item.claim) return
+  if (!item.checkpoint || checkpointArtifact === null || item.checkpoint.claim !== item.claim) return
   const write = { at, artifactExpiresAt: artifactsExpireAt, artifact: checkpointArtifact, atEnd: true }
   await storeCheckpointIn(tx, attempt, item.checkpoint, job, write)
 }

@@ -7,7 +7,7 @@ import { startFleet, type Client, type Fleet, type FleetNode, type Json } from "
 /** Programs die while tasks leave checkpoints: the work before the last durable one is not done again. */
 
 /**
- * Counts a step each 0.2 s, in MARKS/NAME too, until MARKS/NAME-go is there. With a file: each step leaves a checkpoint of 100 kB
+ * Counts a step each 0.2 s, in MARKS/NAME too (an x before the first of each attempt), until MARKS/NAME-go is there. With a file: each step leaves a checkpoint of 100 kB
  * that tells it, and the latest ten are kept.
  */
 const STEPS_PY = `import json, os, time
@@ -17,6 +17,7 @@ marks = os.path.join(os.environ["MARKS"], payload["name"])
 first = resume.get("step", -1) + 1
 read = int(open(resume["checkpoint"]["path"]).read(12)) if "checkpoint" in resume else None
 step = first
+open(marks, "a").write("x\\n")
 while not os.path.exists(marks + "-go"):
     told = {"step": step}
     if payload["file"]:
@@ -66,8 +67,15 @@ async function stepping(name: string, file: boolean, more: Json = {}): Promise<s
   })
 }
 
-const steps = (name: string): number[] =>
-  readdirSync(marks).includes(name) ? readFileSync(join(marks, name), "utf8").trim().split("\n").map(Number) : []
+/** The steps of each attempt. */
+const attempts = (name: string): number[][] => {
+  const text = readdirSync(marks).includes(name) ? readFileSync(join(marks, name), "utf8") : ""
+  return text
+    .split("x\n")
+    .slice(1)
+    .map((lines) => lines.split("\n").slice(0, -1).map(Number))
+}
+const steps = (name: string): number[] => attempts(name).at(-1) ?? []
 const go = (name: string): void => writeFileSync(join(marks, `${name}-go`), "")
 const taskOf = async (id: string): Promise<Json> => (await client.tasks(id))[0] ?? {}
 /** What the next attempt would go on from. */
@@ -85,10 +93,9 @@ async function busyNode(id: string): Promise<FleetNode> {
 
 /** Resolves once the program has begun again; gives the step it began with, and the last one before. */
 async function begunAgain(name: string): Promise<{ last: number; first: number }> {
-  const at = (): number => steps(name).findIndex((step, index, all) => index > 0 && step <= (all[index - 1] ?? -1))
-  await expect.poll(at, { timeout: 45_000 }).toBeGreaterThan(0)
-  const all = steps(name)
-  return { last: all[at() - 1] ?? -1, first: all[at()] ?? -1 }
+  await expect.poll(() => attempts(name)[1]?.length ?? 0, { timeout: 45_000 }).toBeGreaterThan(0)
+  const [before, after] = attempts(name)
+  return { last: before?.at(-1) ?? -1, first: after?.[0] ?? -1 }
 }
 
 test("CK-008: kill -9 of a node with its task: it goes on elsewhere from the latest durable checkpoint", async () => {

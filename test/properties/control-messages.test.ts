@@ -15,6 +15,7 @@ import {
   lastThatFits,
   MOST_HELD,
   REVOKED_IN_FRAME,
+  type CheckpointItem,
   type ToCoordinator,
   type ToNode,
 } from "../../protocol/wire/control.ts"
@@ -23,7 +24,26 @@ import { HELLO } from "../support/scripted-node.ts"
 
 const claim = fc.integer({ min: 1, max: Number.MAX_SAFE_INTEGER })
 const claims = fc.array(claim, { maxLength: 256 })
+const text = fc.string({ unit: "binary", maxLength: 100 })
+const checkpoint: fc.Arbitrary<CheckpointItem> = fc.record({
+  claim,
+  n: claim,
+  digest: fc.constant("a".repeat(64)),
+  state: text,
+  line: text,
+  file: fc.option(
+    fc.record({ digest: fc.constant("b".repeat(64)), size: fc.nat(), filename: fc.constant("model.bin") }),
+  ),
+  problem: fc.option(fc.record({ status: fc.constantFrom("failed", "skipped"), reason: text })),
+})
 const toCoordinator: fc.Arbitrary<ToCoordinator> = fc.oneof(
+  checkpoint.map((item): ToCoordinator => ({ type: "checkpoint", item })),
+  fc
+    .tuple(claim, fc.array(fc.record({ claim, n: claim, reason: text }), { maxLength: 2 }))
+    .map(([of, unreadable]): ToCoordinator => ({ type: "fell_back", claim: of, unreadable })),
+  fc
+    .tuple(claim, checkpoint)
+    .map(([of, left]): ToCoordinator => ({ type: "report", items: [resultItem(of, { checkpoint: left })] })),
   claims.map((all): ToCoordinator => ({ type: "accept", claims: all })),
   claims.map((all): ToCoordinator => ({ type: "started", claims: all })),
   fc
@@ -75,6 +95,10 @@ test("lists and texts beyond their limits are refused", () => {
     { type: "report", items: [{ ...resultItem(1), digest: "no digest" }] },
     { type: "report", items: [{ ...resultItem(1), failure_kind: "bad_luck" }] },
     { type: "give_back", items: [{ claim: 1, reason: "x".repeat(201) }] },
+    { type: "checkpoint", item: { ...CHECKPOINT, n: 0 } },
+    { type: "checkpoint", item: { ...CHECKPOINT, state: "x".repeat(64 * 1024 + 1) } },
+    { type: "checkpoint", item: { ...CHECKPOINT, problem: { status: "published", reason: "" } } },
+    { type: "fell_back", claim: 1, unreadable: [1, 2, 3].map((n) => ({ claim: 1, n, reason: "" })) },
     {
       type: "claim",
       open: true,
@@ -193,6 +217,8 @@ test("items are cut into frames that fit, in order and with none left out; a tex
     { numRuns: 50 },
   )
 })
+
+const CHECKPOINT = { claim: 1, n: 1, digest: "a".repeat(64), state: "{}", line: "{}", file: null, problem: null }
 
 test("an epoch is believed only under the coordinator's own signature of exactly it", async () => {
   const [ours, other] = await Promise.all([1, 2].map(() => identityFromSeed(systemRandom.bytes(32))))
