@@ -53,7 +53,24 @@ made = os.path.getsize("made-by-run") if os.path.exists("made-by-run") else None
 json.dump({"n": payload["n"] ** 2, "cwd": os.getcwd(), "made": made, "from_image": os.environ.get("FROM_IMAGE"),
            "host": socket.gethostname(), "job_env": os.environ.get("JOB_ENV")}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
-const FILES = { Dockerfile: DOCKERFILE, "computalot.project.json": MANIFEST, "job.py": JOB_PY }
+/** Leaves a checkpoint and fails; with one to go on from it tells what it found. */
+const LEFT_PY = `import json, os, sys
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+resume = payload.get("_resume")
+if resume is None:
+    path = os.path.join(os.environ["COMPUTALOT_ARTIFACT_DIR"], "model.bin")
+    open(path, "w").write("trained so far")
+    print("COMPUTALOT_PROGRESS:" + json.dumps({"epoch": 5, "checkpoint": {"path": path}}), flush=True)
+    sys.exit(1)
+read = open(resume["checkpoint"]["path"]).read()
+json.dump({"epoch": resume["epoch"], "read": read}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
+`
+const FILES = {
+  Dockerfile: DOCKERFILE,
+  "computalot.project.json": MANIFEST,
+  "job.py": JOB_PY,
+  "left.py": LEFT_PY,
+}
 const JOB = {
   project: "path",
   runner_command: ["python", "job.py"],
@@ -88,12 +105,24 @@ for (const driver of DRIVERS) {
       expectFromPeer(worker)
     }
     for (const { artifact_ids: artifacts } of rows) expect(artifacts).toHaveLength(1)
+    // CK-005, CK-006: what one attempt left, the next one reads.
+    const resuming = await client.submit({
+      project: "path",
+      requirements: JOB.requirements,
+      runner_command: ["python", "left.py"],
+      max_retries: 1,
+      checkpointing: { enabled: true, resume_from_latest: true },
+    })
+    expect(await endedSlowly(resuming)).toMatchObject({ status: "completed" })
+    expect(await client.tasks(resuming)).toMatchObject([
+      { attempt: 2, result: { epoch: 5, read: "trained so far" }, checkpoint: { path: "model.bin" } },
+    ])
     const nodes = (await fleet.admin("GET", "/api/v1/admin/nodes")).json["nodes"] as Json[]
     const isolation = { gvisor: "gvisor", bubblewrap: "namespaces", process: "none" }[driver]
     expect(nodes.find(({ id: of }) => of === worker.id)).toMatchObject({
       runtime: driver,
       isolation,
-      tasks_ended: 3,
+      tasks_ended: 5,
       warm_revisions: 1,
     })
     const status = (await client.call("GET", "/api/v1/projects/path/status")).json
