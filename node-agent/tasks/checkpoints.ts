@@ -77,7 +77,7 @@ export function createCheckpoints(parts: CheckpointsParts): Checkpoints {
       return one
     },
     welcome() {
-      for (const one of followed) one.sendAgain()
+      for (const one of followed) one.startOver()
     },
     verdicts(items) {
       for (const one of followed) for (const item of items) one.answered(item)
@@ -118,6 +118,7 @@ class Followed implements FollowedCheckpoints {
   /** The checkpoint that is being uploaded or answered. */
   #publishing: number | null = null
   #sending: Promise<void> | null = null
+  #uploading: AbortController | null = null
   #asked: { item: CheckpointItem; answer: (verdict: ItemVerdict) => void } | null = null
 
   constructor(parts: CheckpointsParts, attempt: FollowedAttempt, over: () => void) {
@@ -164,7 +165,13 @@ class Followed implements FollowedCheckpoints {
     await Promise.all([this.#copying, this.#sending])
   }
 
-  sendAgain(): void {
+  /** What hangs on the connection before this one is tried again on it. */
+  startOver(): void {
+    this.#uploading?.abort(new Error("a new connection starts over"))
+    this.#ask()
+  }
+
+  #ask(): void {
     if (this.#asked) this.#parts.send({ type: "checkpoint", item: this.#asked.item })
   }
 
@@ -297,7 +304,7 @@ class Followed implements FollowedCheckpoints {
   async #publish({ item, file }: StoredCheckpoint): Promise<void> {
     const { signal } = this.#ended
     if (file) await this.#upload(item.n, file, signal)
-    const { verdict, reason } = await this.#ask(item, signal)
+    const { verdict, reason } = await this.#answerTo(item, signal)
     if (verdict === "refused" || verdict === "spent") throw new Error(reason ?? verdict)
     if (item.problem === null) this.publishedAtMs = this.#parts.clock.monotonicMs()
   }
@@ -306,27 +313,31 @@ class Followed implements FollowedCheckpoints {
     const { clock, random, log, outbox, upload } = this.#parts
     const backoff = createBackoff(random, 500, 10_000)
     for (;;) {
+      const abort = new AbortController()
+      this.#uploading = abort
       try {
-        return await upload(claimNumber(this.#attempt.claim), file, signal)
+        return await upload(claimNumber(this.#attempt.claim), file, AbortSignal.any([abort.signal, signal]))
       } catch (error) {
         signal.throwIfAborted()
         if (error instanceof UploadRefused) throw error
         // After an outage only the latest is worth the time.
         if (outbox.checkpoint(this.#attempt.claim)?.item.n !== n) throw error
         log.warn("a checkpoint's upload will be tried again", { claim: this.#attempt.claim, error: errorText(error) })
+      } finally {
+        this.#uploading = null
       }
       await sleep(clock, backoff.next(), signal)
     }
   }
 
   /** Sent now and after every welcome, until it is answered. */
-  async #ask(item: CheckpointItem, signal: AbortSignal): Promise<ItemVerdict> {
+  async #answerTo(item: CheckpointItem, signal: AbortSignal): Promise<ItemVerdict> {
     signal.throwIfAborted()
     const { promise, resolve, reject } = Promise.withResolvers<ItemVerdict>()
     const abort = (): void => reject(signal.reason as Error)
     signal.addEventListener("abort", abort, { once: true })
     this.#asked = { item, answer: resolve }
-    this.sendAgain()
+    this.#ask()
     try {
       return await promise
     } finally {

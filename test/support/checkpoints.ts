@@ -25,6 +25,10 @@ export interface CheckpointRig extends AsyncDisposable {
   uploads: Map<string, Buffer>
   /** Are checkpoints answered `stored` at once? */
   answering: boolean
+  /** Do uploads hang until they are given up? */
+  hanging: boolean
+  /** How many did. */
+  hung: number
   /** What the next attempts are told to go on from. */
   remains: NodeResume
   /** A point to go on from whose file was uploaded before. */
@@ -50,7 +54,11 @@ export function startCheckpointRig({ blobs, hasher }: { blobs: () => Blobs; hash
       outbox,
       hasher,
       send,
-      async upload(_, file) {
+      async upload(_, file, signal) {
+        if (rig.hanging) {
+          rig.hung += 1
+          await new Promise((_, reject) => signal.addEventListener("abort", () => reject(new Error("cut"))))
+        }
         rig.uploads.set(file.digest, readFileSync(file.path))
       },
     }),
@@ -74,6 +82,8 @@ export function startCheckpointRig({ blobs, hasher }: { blobs: () => Blobs; hash
     items: () => rig.said.flatMap((message) => (message.type === "checkpoint" ? [message.item] : [])),
     uploads: new Map(),
     answering: true,
+    hanging: false,
+    hung: 0,
     remains: { payload_key: "_resume", progress: null, points: [], content_grant: null },
     async pointOf({ claim, n, state, line, file }, into) {
       if (!file) throw new Error("it has a file")

@@ -79,6 +79,20 @@ test("what is not answered is sent again after a welcome, and by the next agent;
   expect(await again.end(null, 80)).toMatchObject({ item: { n: 41 } })
 })
 
+test("an upload that hangs is given up at the next welcome and tried again", async () => {
+  rig.hanging = true
+  writeFileSync(join(artifacts, "a"), "first")
+  const one = follow()
+  one.take(line(1, "a"), 0)
+  await expect.poll(() => rig.hung).toBe(1)
+  rig.hanging = false
+  expect(numbers()).toEqual([])
+  rig.checkpoints.welcome()
+  await expect.poll(numbers).toEqual([1])
+  expect([...rig.uploads.values()].map(String)).toEqual(["first"])
+  one[Symbol.dispose]()
+})
+
 test("the attempt's end carries what is not answered, a result's checkpoint before a line's; what is answered is not kept", async () => {
   const answered = follow()
   answered.take(line(1), 0)
