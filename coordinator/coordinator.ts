@@ -79,6 +79,21 @@ export interface CoordinatorParts {
    * proved that a later copy of the data has been running, and the next start refuses.
    */
   onFatal: (error: Error) => void
+  /** A simulation's own mesh, sockets and threads; what is left out is real. */
+  outside?: Partial<CoordinatorOutside>
+}
+
+/** What the coordinator reaches the world through. */
+export interface CoordinatorOutside {
+  createMesh: typeof createMeshNode
+  serveHttp: typeof startHttpServer
+  createScanner: typeof createTarballScanner
+}
+
+const REAL: CoordinatorOutside = {
+  createMesh: createMeshNode,
+  serveHttp: startHttpServer,
+  createScanner: createTarballScanner,
 }
 
 export interface Coordinator extends AsyncDisposable {
@@ -97,12 +112,13 @@ const QUEUE_LOOK_MS = 30_000
 /** Builds every part once, in the order in which they need one another, and opens the doors last. */
 export async function startCoordinator(parts: CoordinatorParts): Promise<Coordinator> {
   const { config, clock, random, log } = parts
+  const outside = { ...REAL, ...parts.outside }
   await using opening = new AsyncDisposableStack()
   await mkdir(config.dataDir, { recursive: true })
 
   const app = createHttpApp({ clock, random, log })
   mountOps(app)
-  const server = opening.use(await startHttpServer({ app, host: config.httpHost, port: config.httpPort, log }))
+  const server = opening.use(await outside.serveHttp({ app, host: config.httpHost, port: config.httpPort, log }))
   const origin = config.publicUrl ?? server.origin
 
   const store = opening.use(await openStore({ dataDir: config.dataDir, clock, log, onFatal: parts.onFatal }))
@@ -135,7 +151,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const watch = createJobWatch()
   const content = createObjectContent(files)
   const background = opening.use(createBackground({ clock, random, log }))
-  const scanner = opening.use(createTarballScanner(clock))
+  const scanner = opening.use(outside.createScanner(clock))
   const enrolment = { store, clock, random, key: identity, certificateTtlMs: config.certificateTtlMs }
   const specs = createRuntimeSpecs({ store, clock, key: identity, content, members })
   const prepare = createPrepare({ store, clock, log, members, specs, policy, waiting: tasksWaiting })
@@ -145,7 +161,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   await fleet.load()
 
   const mesh = opening.use(
-    await createMeshNode({
+    await outside.createMesh({
       identity,
       listen: [`/ip4/${config.meshHost}/tcp/${config.meshPort}`],
       announce: config.meshAnnounce,

@@ -67,9 +67,22 @@ export interface AgentParts {
   version: string
   /** Replaces the real attempt runner: the queue benchmark and simulations. */
   runner?: AttemptRunner
+  /** A simulation's own mesh, machine and threads; what is left out is real. */
+  outside?: Partial<AgentOutside>
   /** Gives up starting: a first start waits for the coordinator for ever. */
   signal?: AbortSignal
 }
+
+/** What the agent reaches the world through. */
+export interface AgentOutside {
+  createMesh: typeof createMeshNode
+  probeHardware: typeof probeHardware
+  chooseDriver: typeof chooseDriver
+  createHasher: typeof createHasher
+  createRuntimes: typeof createRuntimes
+}
+
+const REAL: AgentOutside = { createMesh: createMeshNode, probeHardware, chooseDriver, createHasher, createRuntimes }
 
 export interface Agent extends AsyncDisposable {
   /** Resolves once the coordinator counts this node's capacity; rejects with `AgentStopped`, or when disposed of before. */
@@ -124,10 +137,11 @@ const LAST_VERDICTS_MS = 30_000
  */
 export async function createAgent(parts: AgentParts): Promise<Agent> {
   const { config, clock, random, log } = parts
+  const outside = { ...REAL, ...parts.outside }
   const dataDir = resolve(config.dataDir)
   await using opening = new AsyncDisposableStack()
   opening.use(lockDataDir(dataDir))
-  const hardware = await probeHardware({
+  const hardware = await outside.probeHardware({
     dataDir,
     path: config.environment.PATH ?? "",
     caps: config.caps,
@@ -150,7 +164,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   const attemptsDir = join(dataDir, "attempts")
   mkdirSync(attemptsDir, { recursive: true, mode: 0o711 })
   const blockedAddresses = addressesOf([config.coordinator, ...member.coordinator.addrs])
-  const { driver, probe, problems } = await chooseDriver(
+  const { driver, probe, problems } = await outside.chooseDriver(
     config.runtime,
     { dataDir, attemptsDir, blockedAddresses },
     config,
@@ -162,7 +176,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     throw new Error(`--task-network outbound cannot be enforced here: ${why}`)
   }
   const network = config.taskNetwork === "none" ? "none" : probe.network
-  const hasher = opening.use(createHasher(clock))
+  const hasher = opening.use(outside.createHasher(clock))
   const halfCache = Math.floor(config.cacheBytes / 2)
   const blobs = opening.use(
     await openBlobs({ directory: join(dataDir, "blobs"), quotaBytes: halfCache, clock, log, hasher }),
@@ -187,7 +201,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   }
   const origin = () => ({ peer: coordinator.peerId, addresses: coordinator.addresses() })
   const mesh = opening.use(
-    await createMeshNode({
+    await outside.createMesh({
       identity,
       listen: config.listen,
       announce: config.announce,
@@ -263,7 +277,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   }
   const send = (message: ToCoordinator): void => link.send(message)
   const machineEnv = machineEnvironment(config.environment)
-  const runtimes = createRuntimes({
+  const runtimes = outside.createRuntimes({
     directory: join(dataDir, "runtimes"),
     blobs,
     fetch,
