@@ -1,0 +1,152 @@
+import { errorText } from "../../protocol/base/error-text.ts"
+import type { Deployment } from "./deployment.ts"
+import type { HttpAnswer, HttpAsk } from "./in-process-http.ts"
+import type { Machine } from "./machine.ts"
+import type { Action } from "./plan.ts"
+import type { Watch } from "./watch.ts"
+
+/** People who submit jobs, cancel and look, each over the real API; an answer that does not come is asked for again. */
+export class Clients {
+  readonly #machine: Machine
+  readonly #deployment: Deployment
+  readonly #watch: Watch
+  readonly #http: (from: Machine, ask: HttpAsk) => Promise<HttpAnswer>
+  /** By the plan's name. */
+  readonly jobs = new Map<string, string>()
+  readonly #lastEvent = new Map<string, number>()
+  readonly answers = new Map<number, number>()
+  waiting = 0
+
+  constructor(parts: {
+    machine: Machine
+    deployment: Deployment
+    watch: Watch
+    http: (from: Machine, ask: HttpAsk) => Promise<HttpAnswer>
+  }) {
+    this.#machine = parts.machine
+    this.#deployment = parts.deployment
+    this.#watch = parts.watch
+    this.#http = parts.http
+  }
+
+  /** These jobs are gone: the coordinator was restored from a copy that is older. Event ids begin again from there. */
+  forget(names: readonly string[]): void {
+    for (const name of names) this.jobs.delete(name)
+    this.#lastEvent.clear()
+  }
+
+  act(action: Action): void {
+    this.waiting += 1
+    void this.#act(action).finally(() => {
+      this.waiting -= 1
+    })
+  }
+
+  async #act(action: Action): Promise<void> {
+    switch (action.kind) {
+      case "submit":
+        return await this.#submit(action)
+      case "cancel":
+        return await this.#cancel(action)
+      case "read":
+        return await this.#read(action)
+    }
+  }
+
+  async #submit({ client, name, body }: Extract<Action, { kind: "submit" }>): Promise<void> {
+    const answer = await this.#insist(client, "POST", "/api/v1/jobs", body, `key-${name}`)
+    this.#machine.tell(`submit ${name}: ${answer.status}`)
+    if (answer.status !== 201) {
+      if (answer.status !== 402)
+        this.#watch.wrong(`submit ${name} was answered ${answer.status}: ${answer.body.toString()}`)
+      return
+    }
+    const { id } = JSON.parse(answer.body.toString()) as { id: string }
+    this.jobs.set(name, id)
+    this.#watch.accepted.set(id, { name, atMs: this.#machine.time.nowMs })
+  }
+
+  async #cancel({ client, job }: Extract<Action, { kind: "cancel" }>): Promise<void> {
+    const id = this.jobs.get(job)
+    if (id === undefined) return
+    const answer = await this.#insist(client, "PUT", `/api/v1/jobs/${id}/cancel`, {}, null)
+    this.#machine.tell(`cancel ${job}: ${answer.status}`)
+    if (answer.status === 200 && this.jobs.get(job) === id) {
+      const { status } = JSON.parse(answer.body.toString()) as { status: string }
+      if (status !== "cancelled") this.#watch.wrong(`6: ${job} was cancelled and is shown as ${status}`)
+      this.#watch.jobSeen(id, status, this.#machine.time.nowMs)
+    } else if (answer.status !== 409 && this.jobs.get(job) === id)
+      this.#watch.wrong(`cancel of ${job} was answered ${answer.status}`)
+  }
+
+  async #read({ client, job, what }: Extract<Action, { kind: "read" }>): Promise<void> {
+    const id = this.jobs.get(job)
+    if (id === undefined) return
+    const after = this.#lastEvent.get(id) ?? 0
+    const paths = {
+      job: `/api/v1/jobs/${id}`,
+      tasks: `/api/v1/jobs/${id}/tasks`,
+      events: `/api/v1/jobs/${id}/events?after=${after}`,
+      results: `/api/v1/results/${id}`,
+      output: `/api/v1/jobs/${id}/output`,
+    }
+    const answer = await this.#insist(client, "GET", paths[what], null, null)
+    if (this.jobs.get(job) !== id) return
+    if (answer.status !== 200) return this.#watch.wrong(`6: ${what} of ${job} was answered ${answer.status}`)
+    if (what === "job")
+      this.#watch.jobSeen(
+        id,
+        (JSON.parse(answer.body.toString()) as { status: string }).status,
+        this.#machine.time.nowMs,
+      )
+    if (what === "events") this.#followEvents(id, after, answer)
+  }
+
+  /** 7: ids only grow, also from one page to the next. */
+  #followEvents(id: string, after: number, answer: HttpAnswer): void {
+    const { events } = JSON.parse(answer.body.toString()) as { events: { id: number }[] }
+    let last = after
+    for (const event of events) {
+      if (event.id <= last) this.#watch.wrong(`7: job ${id} shows event ${event.id} after ${last}`)
+      last = event.id
+    }
+    this.#lastEvent.set(id, Math.max(last, this.#lastEvent.get(id) ?? 0))
+  }
+
+  /** Asks until it is answered by a coordinator that is not busy starting or stopping. */
+  async #insist(
+    client: number,
+    method: string,
+    path: string,
+    body: object | null,
+    key: string | null,
+  ): Promise<HttpAnswer> {
+    const { token } = this.#deployment.clients[client] ?? { token: "" }
+    for (;;) {
+      try {
+        const answer = await this.#http(this.#machine, {
+          method,
+          path,
+          headers: {
+            authorization: `Bearer ${token}`,
+            "content-type": "application/json",
+            ...(key === null ? {} : { "idempotency-key": key }),
+          },
+          body: body === null ? null : Buffer.from(JSON.stringify(body)),
+        })
+        this.answers.set(answer.status, (this.answers.get(answer.status) ?? 0) + 1)
+        if (answer.status < 500) return answer
+        this.#machine.tell(`${method} ${path}: ${answer.status} ${answer.body.toString()}`)
+      } catch (error) {
+        // It may have been done or not.
+        this.#machine.tell(`${method} ${path}: ${errorText(error)}`)
+      }
+      await this.#rest(this.#machine.chance.between(300, 1_500))
+    }
+  }
+
+  #rest(ms: number): Promise<void> {
+    const { time, lane } = this.#machine
+    return new Promise((resolve) => void time.at(time.nowMs + ms, lane, resolve))
+  }
+}

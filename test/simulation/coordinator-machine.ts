@@ -1,0 +1,184 @@
+import RealDatabase from "better-sqlite3"
+import { cpSync, rmSync } from "node:fs"
+import type { RequestListener } from "node:http"
+import { join } from "node:path"
+import { errorText } from "../../protocol/base/error-text.ts"
+import type { CoordinatorConfig } from "../../coordinator/config.ts"
+import { startCoordinator, type Coordinator } from "../../coordinator/coordinator.ts"
+import { cutDatabases, setDiskFaults } from "./disk/database.ts"
+import { MachineCrashed, type Machine, type Program } from "./machine.ts"
+import type { SimMesh } from "./sim-mesh.ts"
+
+export interface CoordinatorSettings {
+  claimLifetimeMs: number
+  lostAfterMs: number
+  heartbeatMs: number
+  resultSpillBytes: number
+}
+
+/** The coordinator's machine: its data directory, and the program that runs on it now. */
+export class CoordinatorMachine {
+  readonly machine: Machine
+  readonly directory: string
+  readonly #mesh: SimMesh
+  readonly #settings: CoordinatorSettings
+  program: Program | null = null
+  listener: RequestListener | null = null
+  running: Coordinator | null = null
+  /** The crash that the next commits will bring: after so many of them, before or after the last one's COMMIT. */
+  crashAtCommit: { commits: number; when: "before" | "after"; downMs: number } | null = null
+  /** Each commit stops the machine for this long: a slow disk. */
+  commitMs = 0
+  /** Told of every COMMIT that was done. */
+  committed: (database: RealDatabase.Database) => void = () => {}
+  crashed: (downMs: number) => void = () => {}
+  /** It could not be started, or stopped by itself. */
+  failed: (reason: string) => void = () => {}
+
+  constructor(machine: Machine, directory: string, mesh: SimMesh, settings: CoordinatorSettings) {
+    this.machine = machine
+    this.directory = directory
+    this.#mesh = mesh
+    this.#settings = settings
+  }
+
+  start(): void {
+    if (this.program) return
+    const program = this.machine.start()
+    this.program = program
+    this.machine.tell("start")
+    setDiskFaults(this.directory, { aroundCommit: (when, database) => this.#aroundCommit(program, when, database) })
+    startCoordinator({
+      config: this.#config(),
+      clock: program.clock,
+      random: program.chance.of("random"),
+      log: program.log,
+      version: "0.0.0",
+      onFatal: () => {},
+      outside: {
+        createMesh: this.#mesh.creator(program),
+        serveHttp: async ({ app }) => {
+          this.listener = app.listener
+          const close = async (): Promise<void> => app.close()
+          return { origin: "http://coordinator.sim", port: 80, close, [Symbol.asyncDispose]: close }
+        },
+        createScanner: () => ({
+          scan: () => Promise.reject(new Error("nothing is pushed here")),
+          async [Symbol.asyncDispose]() {},
+        }),
+      },
+    }).then(
+      (running) => {
+        if (program.isAlive) this.running = running
+      },
+      (error: unknown) => {
+        if (!program.isAlive) return
+        this.kill({ hangsUp: true })
+        this.failed(errorText(error))
+      },
+    )
+  }
+
+  /** As kill -9, or with `hangsUp` false as a power cut. Nothing that was not committed is there afterwards. */
+  kill({ hangsUp }: { hangsUp: boolean }): void {
+    const { program } = this
+    if (!program) return
+    this.program = null
+    this.listener = null
+    this.running = null
+    this.crashAtCommit = null
+    this.#mesh.ended(program, { hangsUp })
+    program.end()
+    setDiskFaults(this.directory, null)
+    cutDatabases(this.directory)
+  }
+
+  /** As SIGTERM: calls `stopped` once it has ended by itself. */
+  stop(stopped: () => void): void {
+    const { program, running } = this
+    if (!program || !running) return
+    Promise.resolve(running[Symbol.asyncDispose]()).then(
+      () => {
+        if (this.program !== program) return
+        this.kill({ hangsUp: true })
+        stopped()
+      },
+      (error: unknown) => {
+        if (program.isAlive) this.failed(`it did not stop cleanly: ${errorText(error)}`)
+      },
+    )
+  }
+
+  /** A copy of the data directory as it is now. */
+  backUp(): void {
+    rmSync(this.#backup(), { recursive: true, force: true })
+    cpSync(this.directory, this.#backup(), { recursive: true, filter: (path) => !path.endsWith("/lock") })
+  }
+
+  /** The directory as the last copy has it: what came after is lost. The program must not run. */
+  restore(): void {
+    rmSync(this.directory, { recursive: true, force: true })
+    cpSync(this.#backup(), this.directory, { recursive: true })
+  }
+
+  #backup(): string {
+    return `${this.directory}-backup`
+  }
+
+  /** No job goes on and no attempt lives. */
+  hasNothingLeft(): boolean {
+    const database = new RealDatabase(join(this.directory, "computalot.db"), { readonly: true })
+    try {
+      const { left } = database.prepare(LEFT).get() as { left: number }
+      return left === 0
+    } finally {
+      database.close()
+    }
+  }
+
+  #aroundCommit(program: Program, when: "before" | "after", database: RealDatabase.Database): void {
+    if (when === "after") {
+      this.committed(database)
+      if (this.commitMs > 0) this.machine.freeze(this.commitMs)
+    }
+    const crash = this.crashAtCommit
+    if (!crash || this.program !== program || crash.when !== when || --crash.commits > 0) return
+    this.machine.tell(`crash ${when} COMMIT`)
+    this.kill({ hangsUp: true })
+    this.crashed(crash.downMs)
+    throw new MachineCrashed()
+  }
+
+  #config(): CoordinatorConfig {
+    return {
+      dataDir: this.directory,
+      httpHost: "127.0.0.1",
+      httpPort: 0,
+      meshHost: "127.0.0.1",
+      meshPort: 0,
+      meshAnnounce: [],
+      publicUrl: null,
+      adminToken: "simulated-admin-token",
+      signupCredit: 0n,
+      pricesFile: null,
+      allowUnsandboxed: true,
+      allowUnenforced: true,
+      artifactTtlMs: 7 * 86_400_000,
+      ...this.#settings,
+      priorityAgeingMs: 300_000,
+      queueTimeoutMs: null,
+      stuckSweepMs: 300_000,
+      jobRetentionMs: 30 * 86_400_000,
+      certificateTtlMs: 7 * 86_400_000,
+      sseLimitMs: 3_600_000,
+      ssePingMs: 15_000,
+      quoteTtlMs: 3_600_000,
+      trustProxy: [],
+    }
+  }
+}
+
+/** Bytes that nobody reported are swept within minutes. */
+const LEFT = `SELECT (SELECT count(*) FROM staged_blobs) + (SELECT count(*) FROM jobs WHERE completed_at IS NULL OR outcome IS NULL)
+  + (SELECT count(*) FROM attempts WHERE ended_at IS NULL)
+  + (SELECT count(*) FROM tasks WHERE state IN ('queued', 'granted', 'running', 'lost')) AS left`

@@ -1,0 +1,182 @@
+import RealDatabase from "better-sqlite3"
+import { readFileSync } from "node:fs"
+import { join } from "node:path"
+import { auditMoney } from "../../coordinator/billing/audit.ts"
+import { planTasks } from "../../coordinator/jobs/plan/plan.ts"
+import type { Submission } from "../../coordinator/jobs/submission/submission.ts"
+import { Connection, ActHandle } from "../../coordinator/store/statements.ts"
+import type { NodeMachine } from "./node-machine.ts"
+import { resultFor, scriptOf } from "./scripted-runtime.ts"
+import { TERMINAL, type Watch } from "./watch.ts"
+
+const TASKS_OF_A_JOB = 131_072
+
+interface JobRow {
+  seq: number
+  id: string
+  status: string
+  task_count: number
+  completed: number
+  failed: number
+  cancelled: number
+  submission: string
+}
+
+/** What must hold once everything was mended and has come to rest: the issue's list, by its numbers. */
+export async function checkAtTheEnd(world: {
+  directory: string
+  watch: Watch
+  nodes: readonly NodeMachine[]
+}): Promise<void> {
+  const { watch } = world
+  const database = new RealDatabase(join(world.directory, "computalot.db"), { readonly: true })
+  try {
+    const all = <Row>(sql: string, ...parameters: unknown[]): Row[] => database.prepare(sql).all(...parameters) as Row[]
+    const jobs = all<JobRow>("SELECT * FROM jobs")
+    checkJobs(jobs, watch)
+    for (const job of jobs) checkTasks(world.directory, job, all, watch)
+    for (const { text } of all<{ text: string }>(OFFENDERS)) watch.wrong(text)
+    checkStored(all, watch)
+    const audit = await auditMoney(new ActHandle(new Connection(database)))
+    for (const check of audit.checks) {
+      if (!check.ok) watch.wrong(`4: ${check.name}: ${check.actual} instead of ${check.expected}`)
+    }
+  } finally {
+    database.close()
+  }
+  for (const node of world.nodes) checkOutbox(node, watch)
+}
+
+function checkJobs(jobs: readonly JobRow[], watch: Watch): void {
+  const byId = new Map(jobs.map((job) => [job.id, job]))
+  for (const job of jobs) {
+    if (!TERMINAL.has(job.status)) watch.wrong(`1: job ${job.id} is still ${job.status}`)
+  }
+  for (const [id, { name }] of watch.accepted) {
+    const job = byId.get(id)
+    if (!job) watch.wrong(`6: ${name} was accepted as ${id} and is gone`)
+    else watch.jobSeen(id, job.status, Number.POSITIVE_INFINITY)
+  }
+  const names = [...watch.accepted.values()].map(({ name }) => name)
+  for (const name of new Set(names)) {
+    if (names.filter((other) => other === name).length > 1) watch.wrong(`6: ${name} was accepted twice`)
+  }
+}
+
+interface TaskRow {
+  id: number
+  state: string
+  claim: number | null
+  result_claim: number | null
+  result: string | null
+  result_digest: string | null
+  attempt_state: string | null
+}
+
+type All = <Row>(sql: string, ...parameters: unknown[]) => Row[]
+
+/** 2: each task that completed has one effective result, and it is what its program made of its payload. */
+function checkTasks(directory: string, job: JobRow, all: All, watch: Watch): void {
+  const tasks = all<TaskRow>(
+    `SELECT tasks.id, tasks.state, tasks.claim, r.claim AS result_claim, r.result, r.result_digest, a.state AS attempt_state
+     FROM tasks LEFT JOIN task_results r ON r.task = tasks.id LEFT JOIN attempts a ON a.claim = r.claim
+     WHERE tasks.id / ${TASKS_OF_A_JOB} = ?`,
+    job.seq,
+  )
+  const plan = planTasks(JSON.parse(job.submission) as Submission)
+  for (const task of tasks) {
+    const index = task.id % TASKS_OF_A_JOB
+    const name = `task ${index} of ${job.id}`
+    if (!TERMINAL.has(task.state)) watch.wrong(`1: ${name} is still ${task.state}`)
+    if (task.state !== "completed") continue
+    if (task.attempt_state !== "completed" || task.claim !== task.result_claim) {
+      watch.wrong(`2: ${name} completed by attempt ${task.claim}, its result is of ${task.result_claim}`)
+    }
+    const payload = plan.payloadText(index)
+    const expected = resultFor(payload, scriptOf(payload))
+    const given = task.result_digest === null ? task.result : readBlob(directory, task.result_digest)
+    if (given !== expected && !watch.lied.has(task.claim ?? 0))
+      watch.wrong(`2: the result of ${name} is not what its program made: ${given?.slice(0, 60)}`)
+  }
+  const ended = tasks.filter(({ state }) => state === "completed").length
+  if (ended !== job.completed) watch.wrong(`2: ${job.id} counts ${job.completed} completed tasks, there are ${ended}`)
+}
+
+function readBlob(directory: string, digest: string): string | null {
+  try {
+    return readFileSync(join(directory, "blobs", digest.slice(0, 2), digest), "utf8")
+  } catch {
+    return null
+  }
+}
+
+/** 6: what a node was told to be stored is. */
+function checkStored(all: All, watch: Watch): void {
+  const ended = new Map(
+    all<{ claim: number; state: string }>("SELECT claim, state FROM attempts").map(({ claim, state }) => [
+      claim,
+      state,
+    ]),
+  )
+  for (const claim of watch.stored.keys()) {
+    const state = ended.get(claim)
+    if (state !== "completed" && state !== "failed") {
+      watch.wrong(`6: the node was told that the result of claim ${claim} is stored; its attempt is ${state ?? "gone"}`)
+    }
+  }
+}
+
+/** 8, and 6 from the other side: nothing waits in an outbox for ever. */
+function checkOutbox(node: NodeMachine, watch: Watch): void {
+  const database = new RealDatabase(join(node.directory, "outbox.sqlite"), { readonly: true })
+  try {
+    const { left } = database.prepare("SELECT count(*) AS left FROM results").get() as { left: number }
+    if (left > 0) watch.wrong(`8: ${left} results still wait in the outbox of ${node.machine.name}`)
+    const held = database.prepare("SELECT claim, state FROM attempts").all() as { claim: number; state: string }[]
+    for (const { claim, state } of held) watch.wrong(`8: ${node.machine.name} still holds claim ${claim} as ${state}`)
+  } finally {
+    database.close()
+  }
+}
+
+/** Each row is something wrong. */
+const OFFENDERS = `
+  SELECT '6: ' || client_ref || ' was submitted once and is there ' || count(*) || ' times' AS text FROM jobs
+    GROUP BY client_ref HAVING count(*) > 1
+  UNION ALL
+  SELECT '1: attempt ' || claim || ' is still ' || state FROM attempts WHERE ended_at IS NULL
+  UNION ALL
+  SELECT '2: task ' || task || ' completed by ' || count(*) || ' attempts' FROM attempts
+    WHERE state = 'completed' GROUP BY task HAVING count(*) > 1
+  UNION ALL
+  SELECT '4: attempt ' || c.claim || ' is ' || a.state || ' and was charged' FROM charges c
+    JOIN attempts a ON a.claim = c.claim WHERE a.state IN ('lost', 'returned')
+  UNION ALL
+  SELECT '4: attempt ' || a.claim || ' failed by ' || a.failure_kind || ' and was charged' FROM charges c
+    JOIN attempts a ON a.claim = c.claim WHERE a.failure_kind IN ('node_lost', 'sandbox_error', 'setup_failed')
+  UNION ALL
+  SELECT '4: attempt ' || a.claim || ' completed and was not charged' FROM attempts a
+    WHERE a.state = 'completed' AND NOT EXISTS (SELECT 1 FROM charges c WHERE c.claim = a.claim)
+  UNION ALL
+  SELECT '4: attempt ' || c.claim || ' was charged ' || c.milliseconds || ' ms and lived '
+      || (a.ended_at - a.granted_at) || ' ms' FROM charges c
+    JOIN attempts a ON a.claim = c.claim WHERE c.milliseconds > max(0, a.ended_at - a.granted_at)
+  UNION ALL
+  SELECT '4: hold ' || id || ' is still active' FROM holds WHERE status = 'active'
+  UNION ALL
+  SELECT '4: job ' || job_id || ' has ' || count(*) || ' holds' FROM holds GROUP BY job_id HAVING count(*) > 1
+  UNION ALL
+  SELECT '2: job ' || id || ' counts ' || (completed + failed + cancelled) || ' ended tasks of ' || task_count FROM jobs
+    WHERE status IN ('completed', 'partial', 'failed') AND completed + failed + cancelled > task_count
+  UNION ALL
+  SELECT '7: job ' || j.id || ' has ' || (SELECT count(*) FROM events e WHERE e.job = j.seq
+      AND e.type IN ('job.completed', 'job.partial', 'job.failed', 'job.cancelled')) || ' last events' FROM jobs j
+    WHERE j.status IN ('completed', 'partial', 'failed', 'cancelled') AND 1 <> (SELECT count(*) FROM events e WHERE e.job = j.seq
+      AND e.type IN ('job.completed', 'job.partial', 'job.failed', 'job.cancelled'))
+  UNION ALL
+  SELECT '7: task ' || t.id || ' has ' || (SELECT count(*) FROM events e WHERE e.job = t.id / 131072
+      AND e.task_index = t.id % 131072 AND e.type = 'task.completed') || ' events of its completion' FROM tasks t
+    WHERE t.state = 'completed' AND 1 <> (SELECT count(*) FROM events e WHERE e.job = t.id / 131072
+      AND e.task_index = t.id % 131072 AND e.type = 'task.completed')
+  UNION ALL
+  SELECT '8: blob ' || digest || ' of claim ' || claim || ' is still staged' FROM staged_blobs`

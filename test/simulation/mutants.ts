@@ -1,0 +1,159 @@
+/** A deliberate fault in our own code, put in as the source is loaded: the simulator must notice it. */
+export interface Mutant {
+  name: string
+  edits: { file: string; from: string; to: string }[]
+}
+
+const REPORT = "coordinator/jobs/report.ts"
+const OUTBOX = "node-agent/outbox/outbox.ts"
+
+/** Each is a slip that somebody could make, at a place on which a promise rests. */
+export const MUTANTS: readonly Mutant[] = [
+  {
+    name: "the fencing check is skipped",
+    edits: [{ file: REPORT, from: "if (attempt.endedAt !== null) {", to: "if (attempt.itemDigest === item.digest) {" }],
+  },
+  {
+    name: "anybody reports for any claim",
+    edits: [{ file: REPORT, from: "if (!attempt || attempt.node !== node)", to: "if (!attempt)" }],
+  },
+  {
+    name: "a spent number is answered as stored",
+    edits: [
+      {
+        file: REPORT,
+        from: `      ? { verdict: "already", reason: null }
+      : { verdict: "spent", reason: null }`,
+        to: `      ? { verdict: "already", reason: null }
+      : { verdict: "stored", reason: null }`,
+      },
+    ],
+  },
+  {
+    name: "writes are acknowledged before COMMIT",
+    edits: [
+      {
+        file: "coordinator/store/group-commit.ts",
+        from: "const refusal = (await this.#runActs(settled)) ?? this.#commit()",
+        to: `let refusal = await this.#runActs(settled)
+    for (const { waiting, outcome } of settled) if (outcome.ok) waiting.resolve(outcome.value)
+    await new Promise((resolve) => setImmediate(resolve))
+    refusal ??= this.#commit()`,
+      },
+    ],
+  },
+  {
+    name: "a finished job's hold is not settled",
+    edits: [{ file: "coordinator/jobs/finish.ts", from: "    await settleHold(tx, job.hold, at)\n", to: "" }],
+  },
+  {
+    name: "a cancelled job's hold is not settled",
+    edits: [{ file: "coordinator/jobs/end-early.ts", from: "  await settleHold(tx, job.hold, at)\n", to: "" }],
+  },
+  {
+    name: "a node is believed how long it ran",
+    edits: [
+      {
+        file: "coordinator/billing/pricing.ts",
+        from: "Math.ceil(Math.min(attempt.measuredMs, seen))",
+        to: "Math.ceil(seen > 0 ? attempt.measuredMs : 0)",
+      },
+    ],
+  },
+  {
+    name: "lost attempts are charged",
+    edits: [
+      {
+        file: REPORT,
+        from: "  if (ran) {\n    const amount",
+        to: '  if (ran || item.failure_kind === "node_lost" || item.failure_kind === "sandbox_error") {\n    const amount',
+      },
+    ],
+  },
+  {
+    name: "one row in seven of the outbox is lost",
+    edits: [
+      {
+        file: OUTBOX,
+        from: "if (sql.done.run(end.item.claim).changes === 1) sql.store.run",
+        to: "if (sql.done.run(end.item.claim).changes === 1 && end.item.claim % 7 !== 0) sql.store.run",
+      },
+    ],
+  },
+  {
+    name: "an agent starts again what ran before its crash",
+    edits: [
+      {
+        file: "node-agent/tasks/claim-loop.ts",
+        from: 'if (one.state === "accepted") attempts.set',
+        to: 'if (one.state !== "done") attempts.set',
+      },
+      {
+        file: "node-agent/tasks/claim-loop.ts",
+        from: 'const running = held.filter(({ state }) => state === "running")',
+        to: "const running: HeldAttempt[] = []",
+      },
+      { file: OUTBOX, from: "WHERE claim = ? AND state = 'accepted'\"", to: 'WHERE claim = ?"' },
+    ],
+  },
+  {
+    name: "a job that has ended ends again",
+    edits: [{ file: "coordinator/store/jobs.ts", from: "WHERE seq = ? AND status = 'finishing'", to: "WHERE seq = ?" }],
+  },
+  {
+    name: "claims are not restored at a start",
+    edits: [
+      {
+        file: "coordinator/scheduler/restore-claims.ts",
+        from: "    if (!job || !member) continue",
+        to: "    if (job || !job || !member) continue",
+      },
+    ],
+  },
+  {
+    name: "a job that was finishing is forgotten at a start",
+    edits: [
+      {
+        file: "coordinator/scheduler/job-life.ts",
+        from: 'else if (job.status === "finishing") finish([job.seq])',
+        to: 'else if (job.status === "finishing") continue',
+      },
+    ],
+  },
+  {
+    name: "the answer to a submission is remembered in a write of its own",
+    edits: [
+      {
+        file: "coordinator/http/routes/jobs.ts",
+        from: "      also: request.idempotency.remember(",
+        to: "      also: true ? async () => {} : request.idempotency.remember(",
+      },
+    ],
+  },
+  {
+    name: "one completion in five is not told",
+    edits: [
+      {
+        file: REPORT,
+        from: "  if (kind === null) {\n",
+        to: "  if (kind === null && end.task.key % 5 === 0) return\n  if (kind === null) {\n",
+      },
+    ],
+  },
+  {
+    name: "the old number lives on when a task is granted again",
+    edits: [
+      { file: "coordinator/scheduler/grant.ts", from: "outcome.spent.push(await endLost(tx, task, at))", to: "" },
+    ],
+  },
+]
+
+/** The file's source with the mutant's edits for it. Each place must be found once: a fault that is put nowhere proves nothing. */
+export function mutated({ name, edits }: Mutant, file: string, source: string): string {
+  let text = source
+  for (const { from, to } of edits.filter((edit) => edit.file === file)) {
+    if (text.split(from).length !== 2) throw new Error(`"${name}": its place in ${file} is not found once`)
+    text = text.replace(from, () => to)
+  }
+  return text
+}

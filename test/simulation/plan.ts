@@ -1,0 +1,207 @@
+import type { FailureKind } from "../../protocol/domain/statuses.ts"
+import { Chance } from "./chance.ts"
+import type { CoordinatorSettings } from "./coordinator-machine.ts"
+import type { Script } from "./scripted-runtime.ts"
+
+/** Everything that will be done in one world and to it, before it begins: what a seed stands for, and what can be shortened. */
+export interface Plan {
+  seed: number
+  /** Work and faults come within this; then everything is mended and must come to its end. */
+  busyMs: number
+  nodes: { cpu: number; memoryMb: number; keepRunningMs: number; startMs: number; rate: number; wallOffsetMs: number }[]
+  coordinator: CoordinatorSettings
+  weather: { leastDelayMs: number; mostDelayMs: number; gossipLoss: number; gossipTwice: number; answerLoss: number }
+  actions: Action[]
+  faults: Fault[]
+}
+
+export type Action = { atMs: number; client: number } & (
+  | { kind: "submit"; name: string; body: Record<string, unknown> }
+  | { kind: "cancel"; job: string }
+  | { kind: "read"; job: string; what: "job" | "tasks" | "events" | "results" | "output" }
+)
+
+/** Node −1 is the coordinator. */
+export type Fault = { atMs: number } & (
+  | { kind: "cut"; node: number; other: number; way: "both" | "to node" | "from node"; forMs: number }
+  | { kind: "break"; node: number; other: number }
+  | { kind: "kill agent"; node: number; downMs: number }
+  | { kind: "power cut"; node: number; downMs: number; disk: "same" | "fresh" }
+  | { kind: "kill coordinator"; hangsUp: boolean; downMs: number }
+  | { kind: "stop coordinator"; downMs: number }
+  | { kind: "crash at commit"; commits: number; when: "before" | "after"; downMs: number }
+  | { kind: "crash at outbox write"; node: number; writes: number; when: "before" | "after"; downMs: number }
+  | { kind: "restore backup"; ageMs: number; downMs: number }
+  | { kind: "freeze"; node: number; forMs: number }
+  | { kind: "clock step"; node: number; byMs: number }
+  | { kind: "slow disk"; commitMs: number; forMs: number }
+  | { kind: "clone disk"; node: number; from: number; forMs: number }
+  | { kind: "lie"; node: number; how: Lie }
+)
+
+export const LIES = [
+  "old claim",
+  "foreign claim",
+  "claim never granted",
+  "result twice",
+  "other result",
+  "hours of work",
+  "result too large",
+  "garbage",
+  "hello again",
+] as const
+export type Lie = (typeof LIES)[number]
+
+export const FAULT_KINDS: readonly Fault["kind"][] = [
+  "cut",
+  "break",
+  "kill agent",
+  "power cut",
+  "kill coordinator",
+  "stop coordinator",
+  "crash at commit",
+  "crash at outbox write",
+  "restore backup",
+  "freeze",
+  "clock step",
+  "slow disk",
+  "clone disk",
+  "lie",
+]
+
+export function planOf(seed: number): Plan {
+  const chance = new Chance(`seed ${seed}`)
+  const busyMs = chance.pick([15_000, 30_000, 60_000])
+  const nodes = Array.from({ length: chance.whole(2, 4) }, (_, index) => ({
+    cpu: chance.pick([1, 2, 4]),
+    memoryMb: 4096,
+    keepRunningMs: chance.pick([2_000, 10_000, 60_000]),
+    startMs: index === 0 ? 10 : chance.between(10, 4_000),
+    rate: chance.between(0.9998, 1.0002),
+    wallOffsetMs: chance.happens(0.3) ? chance.between(-20_000, 20_000) : 0,
+  }))
+  return {
+    seed,
+    busyMs,
+    nodes,
+    coordinator: {
+      claimLifetimeMs: chance.pick([8_000, 15_000, 30_000]),
+      lostAfterMs: chance.pick([1_000, 3_000, 5_000]),
+      heartbeatMs: 1_000,
+      resultSpillBytes: chance.pick([300, 262_144]),
+    },
+    weather: {
+      leastDelayMs: 0.2,
+      mostDelayMs: chance.pick([2, 20, 120]),
+      gossipLoss: chance.pick([0, 0.1, 0.5]),
+      gossipTwice: 0.05,
+      answerLoss: chance.pick([0, 0.05]),
+    },
+    actions: actionsOf(chance.of("actions"), busyMs),
+    faults: faultsOf(chance.of("faults"), busyMs, nodes.length),
+  }
+}
+
+const byTime = (left: { atMs: number }, right: { atMs: number }): number => left.atMs - right.atMs
+
+function actionsOf(chance: Chance, busyMs: number): Action[] {
+  const actions: Action[] = []
+  const jobs = chance.whole(2, 7)
+  for (let n = 0; n < jobs; n++) {
+    const name = `job-${n}`
+    const client = chance.happens(0.75) ? 0 : chance.whole(1, 2)
+    const atMs = chance.between(100, busyMs * 0.8)
+    actions.push({ atMs, client, kind: "submit", name, body: jobBody(chance, name) })
+    if (chance.happens(0.25)) {
+      actions.push({ atMs: atMs + chance.between(0, 12_000), client, kind: "cancel", job: name })
+      if (chance.happens(0.3)) actions.push({ atMs: atMs + 12_500, client, kind: "cancel", job: name })
+    }
+    for (let look = chance.whole(0, 3); look > 0; look--) {
+      const what = chance.pick(["job", "tasks", "events", "results", "output"] as const)
+      actions.push({ atMs: atMs + chance.between(50, 20_000), client, kind: "read", job: name, what })
+    }
+  }
+  return actions.toSorted(byTime)
+}
+
+function jobBody(chance: Chance, name: string): Record<string, unknown> {
+  const kind = chance.pick<FailureKind>(["exit_code", "signal", "oom", "sandbox_error"])
+  const script: Script = {
+    runMs: chance.pick([20, 300, 1_500, 6_000]),
+    failures: chance.happens(0.3) ? chance.whole(1, 3) : 0,
+    failureKind: kind,
+    fillBytes: chance.pick([0, 0, 0, 500, 70_000]),
+    progress: chance.happens(0.4),
+  }
+  const common = {
+    project: "p",
+    runner_command: ["python3", "job.py"],
+    payload: { script },
+    timeout_s: chance.pick([2, 8, 60]),
+    max_retries: chance.whole(0, 3),
+    requirements: { cpu: chance.pick([0.5, 1]), memory_mb: 256 },
+    client_ref: name,
+    ...(chance.happens(0.3) ? { reliability_mode: "strict_complete" } : {}),
+    ...(chance.happens(0.3) ? { priority: chance.pick(["high", "low"]) } : {}),
+    ...(chance.happens(0.2) ? { result_schema: { required_fields: [chance.pick(["value", "absent"])] } } : {}),
+  }
+  const tasks = chance.pick([1, 1, 2, 5, 12])
+  if (chance.happens(0.4)) {
+    const reduce = { value: chance.pick(["sum", "max", "mean", "count", "collect"]) }
+    return { ...common, type: "map_reduce", split: { field: "part", total: tasks * 3, chunks: tasks }, reduce }
+  }
+  const fanOut = tasks === 1 ? {} : { fan_out: { chunks: tasks, total: tasks * 2 } }
+  return { ...common, type: "structured_runner", ...fanOut }
+}
+
+function faultsOf(chance: Chance, busyMs: number, nodes: number): Fault[] {
+  const faults: Fault[] = []
+  // Some worlds see one kind of trouble only, so that others do not hide what it does.
+  const kinds = chance.happens(0.3) ? [chance.pick(FAULT_KINDS)] : FAULT_KINDS
+  for (let left = chance.whole(0, 14); left > 0; left--) faults.push(fault(chance, chance.pick(kinds), busyMs, nodes))
+  // A restored copy relies on a clock that went on: numbers begin at its time.
+  const isRestored = faults.some(({ kind }) => kind === "restore backup")
+  const mayCome = (one: Fault): boolean => !(isRestored && one.kind === "clock step" && one.node === -1)
+  return faults.filter(mayCome).toSorted(byTime)
+}
+
+function fault(chance: Chance, kind: Fault["kind"], busyMs: number, nodes: number): Fault {
+  const atMs = chance.between(500, busyMs)
+  const node = chance.integer(nodes)
+  const other = chance.happens(0.7) ? -1 : (node + 1 + chance.integer(nodes - 1)) % nodes
+  const soon = (): number => chance.pick([50, 1_000, 5_000, 20_000]) * chance.between(0.5, 1.5)
+  switch (kind) {
+    case "cut":
+      return { atMs, kind, node, other, way: chance.pick(["both", "to node", "from node"]), forMs: soon() }
+    case "break":
+      return { atMs, kind, node, other }
+    case "kill agent":
+      return { atMs, kind, node, downMs: soon() }
+    case "power cut":
+      return { atMs, kind, node, downMs: soon(), disk: chance.happens(0.3) ? "fresh" : "same" }
+    case "kill coordinator":
+      return { atMs, kind, hangsUp: chance.happens(0.7), downMs: soon() }
+    case "stop coordinator":
+      return { atMs, kind, downMs: soon() }
+    case "crash at commit": {
+      const when = chance.pick(["before", "after"] as const)
+      return { atMs, kind, commits: chance.whole(1, 6), when, downMs: soon() }
+    }
+    case "crash at outbox write": {
+      const when = chance.pick(["before", "after"] as const)
+      return { atMs, kind, node, writes: chance.whole(1, 6), when, downMs: soon() }
+    }
+    case "restore backup":
+      return { atMs, kind, ageMs: chance.between(10, 8_000), downMs: soon() }
+    case "freeze":
+      return { atMs, kind, node: chance.happens(0.3) ? -1 : node, forMs: soon() }
+    case "clock step":
+      return { atMs, kind, node: chance.happens(0.3) ? -1 : node, byMs: chance.between(-60_000, 60_000) }
+    case "slow disk":
+      return { atMs, kind, commitMs: chance.between(5, 400), forMs: soon() }
+    case "clone disk":
+      return { atMs, kind, node, from: (node + 1) % nodes, forMs: soon() }
+    case "lie":
+      return { atMs, kind, node, how: chance.pick(LIES) }
+  }
+}

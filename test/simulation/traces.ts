@@ -1,0 +1,36 @@
+import RealDatabase from "better-sqlite3"
+
+/** One step of a job's, task's or attempt's state, as the database made it. */
+export interface Step {
+  seq: number
+  kind: "job" | "task" | "attempt"
+  id: number
+  from: string
+  to: string
+}
+
+/** Has the database itself note every change of state: what a write rolled back leaves no trace. */
+export function layTraces(file: string): void {
+  const database = new RealDatabase(file)
+  database.exec(`
+    CREATE TABLE traces (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id INTEGER NOT NULL, old TEXT NOT NULL, new TEXT NOT NULL);
+    CREATE TRIGGER trace_jobs AFTER UPDATE OF status ON jobs WHEN old.status <> new.status
+      BEGIN INSERT INTO traces (kind, id, old, new) VALUES ('job', new.seq, old.status, new.status); END;
+    CREATE TRIGGER trace_tasks AFTER UPDATE OF state ON tasks WHEN old.state <> new.state
+      BEGIN INSERT INTO traces (kind, id, old, new) VALUES ('task', new.id, old.state, new.state); END;
+    CREATE TRIGGER trace_attempts AFTER UPDATE OF state ON attempts WHEN old.state <> new.state
+      BEGIN INSERT INTO traces (kind, id, old, new) VALUES ('attempt', new.claim, old.state, new.state); END;
+  `)
+  database.close()
+}
+
+/** The steps after `seq`, in order. */
+export function stepsAfter(database: RealDatabase.Database, seq: number): Step[] {
+  return database
+    .prepare<[number], Step>("SELECT seq, kind, id, old AS 'from', new AS 'to' FROM traces WHERE seq > ? ORDER BY seq")
+    .all(seq)
+}
+
+export function lastStep(database: RealDatabase.Database): number {
+  return (database.prepare("SELECT coalesce(max(seq), 0) AS seq FROM traces").get() as { seq: number }).seq
+}

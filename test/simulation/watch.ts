@@ -1,0 +1,144 @@
+import type RealDatabase from "better-sqlite3"
+import {
+  isAttemptOver,
+  nextAttemptState,
+  type AttemptEvent,
+  type AttemptState,
+} from "../../coordinator/jobs/attempt-state.ts"
+import { nextJobState, type JobEvent, type JobState } from "../../coordinator/jobs/job-state.ts"
+import { lastStep, stepsAfter, type Step } from "./traces.ts"
+
+/** What the world was told and what it saw, kept outside of every machine: it must still be true after any crash. */
+export class Watch {
+  readonly problems: string[] = []
+  /** Jobs that a client was told are there, by id, each with its submission. */
+  readonly accepted = new Map<string, { name: string; atMs: number }>()
+  /** The end that a client was shown. */
+  readonly ends = new Map<string, { status: string; atMs: number }>()
+  /** Claims of which a node was told that their result is stored, by claim, and when. */
+  readonly stored = new Map<number, number>()
+  /** Machines on which the program of a claim was started. */
+  readonly starts = new Map<number, string[]>()
+  /** Claims about which their own node lied: what it said of them is its affair. */
+  readonly lied = new Set<number>()
+  /** Claims that exist twice because a disk was copied. */
+  readonly cloned = new Set<number>()
+  /** How often each step of a state was taken. */
+  readonly steps = new Map<string, number>()
+  /** The last step that was looked at; null: begin with the newest. */
+  #seen: number | null = 0
+
+  wrong(problem: string): void {
+    // One line for each thing that is wrong; a broken world repeats itself.
+    if (this.problems.length < 20 && !this.problems.includes(problem)) this.problems.push(problem)
+  }
+
+  /** After each COMMIT: what changed may change so. */
+  committed(database: RealDatabase.Database): void {
+    this.#seen ??= lastStep(database)
+    for (const step of stepsAfter(database, this.#seen)) {
+      this.#seen = step.seq
+      this.#judge(step)
+    }
+  }
+
+  jobSeen(id: string, status: string, atMs: number): void {
+    const before = this.ends.get(id)?.status
+    if (before !== undefined && before !== status) this.wrong(`3: job ${id} was ${before} and is ${status}`)
+    if (before === undefined && TERMINAL.has(status)) this.ends.set(id, { status, atMs })
+  }
+
+  /** The coordinator goes on from a copy of that time: what was said since is void. Gives the jobs that are gone. */
+  restored(copyMs: number): string[] {
+    const gone = [...this.accepted].filter(([, { atMs }]) => atMs >= copyMs)
+    for (const [id] of gone) this.accepted.delete(id)
+    for (const [id, { atMs }] of this.ends) if (atMs >= copyMs) this.ends.delete(id)
+    for (const [claim, atMs] of this.stored) if (atMs >= copyMs) this.stored.delete(claim)
+    this.#seen = null
+    return gone.map(([, { name }]) => name)
+  }
+
+  programStarted(claim: number, machine: string): void {
+    const before = this.starts.get(claim) ?? []
+    if (before.length > 0 && !this.cloned.has(claim)) {
+      this.wrong(`5: the program of claim ${claim} was started on ${[...before, machine].join(" and ")}`)
+    }
+    this.starts.set(claim, [...before, machine])
+  }
+
+  #judge({ kind, id, from, to }: Step): void {
+    const step = `${kind} ${from} → ${to}`
+    this.steps.set(step, (this.steps.get(step) ?? 0) + 1)
+    if (!STEPS.has(step)) this.wrong(`3: ${kind} ${id} went from ${from} to ${to}`)
+  }
+}
+
+export const TERMINAL: ReadonlySet<string> = new Set(["completed", "partial", "failed", "cancelled"])
+
+/** Every step that the tables allow, as the rows show it. */
+export const STEPS: ReadonlySet<string> = new Set([...jobSteps(), ...taskSteps(), ...attemptSteps()])
+
+function jobSteps(): string[] {
+  const states: JobState[] = [
+    "planning",
+    "queued",
+    "running",
+    "finishing",
+    "completed",
+    "partial",
+    "failed",
+    "cancelled",
+  ]
+  const events: JobEvent[] = [
+    "planned",
+    "task_started",
+    "all_tasks_ended",
+    "completed",
+    "partial",
+    "failed",
+    "cancelled",
+  ]
+  // A strict job fails by its first task; what else of it runs is stopped.
+  return [...stepsOf("job", states, events, nextJobState), "job queued → failed", "job running → failed"]
+}
+
+/** Rows know more states than the table of facts: a granted task is queued there, a lost one waits with a loss pending. */
+function taskSteps(): string[] {
+  const from: Record<string, string[]> = {
+    queued: ["granted", "failed", "cancelled"],
+    granted: ["running", "queued", "lost", "completed", "failed", "cancelled"],
+    running: ["queued", "lost", "completed", "failed", "cancelled"],
+    lost: ["granted", "running", "queued", "completed", "failed", "cancelled"],
+  }
+  return Object.entries(from).flatMap(([state, next]) => next.map((to) => `task ${state} → ${to}`))
+}
+
+function attemptSteps(): string[] {
+  const states: AttemptState[] = ["offered", "accepted", "running"]
+  const events: AttemptEvent[] = ["accepted", "started", "succeeded", "failed", "lost", "cancelled", "returned"]
+  // Rows skip `accepted`: it costs no write of its own, and comes with the start or the end.
+  const skipped = ["running", "completed", "failed"].map((to) => `attempt offered → ${to}`)
+  return [
+    ...stepsOf(
+      "attempt",
+      states.filter((state) => !isAttemptOver(state)),
+      events,
+      nextAttemptState,
+    ),
+    ...skipped,
+  ]
+}
+
+function stepsOf<State extends string, Event>(
+  kind: string,
+  states: readonly State[],
+  events: readonly Event[],
+  next: (state: State, event: Event) => State | null,
+): string[] {
+  return states.flatMap((state) =>
+    events.flatMap((event) => {
+      const to = next(state, event)
+      return to === null || to === state ? [] : [`${kind} ${state} → ${to}`]
+    }),
+  )
+}

@@ -1,0 +1,279 @@
+import { mkdirSync, rmSync } from "node:fs"
+import { join } from "node:path"
+import { Chance } from "./chance.ts"
+import { Clients } from "./clients.ts"
+import { CoordinatorMachine } from "./coordinator-machine.ts"
+import { copyDeployment, type Deployment } from "./deployment.ts"
+import { applyFault, type FaultyWorld } from "./faults.ts"
+import { checkAtTheEnd } from "./final-checks.ts"
+import { askInProcess, type HttpAnswer, type HttpAsk } from "./in-process-http.ts"
+import { Machine } from "./machine.ts"
+import { Network } from "./network.ts"
+import { NodeMachine } from "./node-machine.ts"
+import type { Fault, Plan } from "./plan.ts"
+import { SimMesh } from "./sim-mesh.ts"
+import { VirtualTime } from "./virtual-time.ts"
+import { Watch } from "./watch.ts"
+import { CONTROL_PROTOCOL } from "../../protocol/wire/control.ts"
+
+export interface Outcome {
+  problems: string[]
+  log: string[]
+  steps: ReadonlyMap<string, number>
+  /** Faults that came about, by kind. */
+  faults: ReadonlyMap<string, number>
+  virtualMs: number
+  events: number
+  jobs: number
+  attempts: number
+}
+
+/** How long a mended world may take to come to its end. */
+const REST_MS = 20 * 60_000
+const HTTP_TIMEOUT_MS = 10_000
+const LAST_WORDS_MS = 5_000
+
+/** One simulated deployment: builds it, does what the plan says, mends everything, and looks whether all came right. */
+export class World implements FaultyWorld {
+  readonly plan: Plan
+  readonly time = new VirtualTime()
+  readonly watch = new Watch()
+  readonly log: string[] = []
+  readonly network: Network
+  readonly mesh: SimMesh
+  readonly coordinator: CoordinatorMachine
+  readonly nodes: NodeMachine[]
+  readonly clients: Clients
+  readonly faults = new Map<string, number>()
+  readonly chance: Chance
+  readonly #machines = new Map<string, Machine>()
+  readonly #directory: string
+  /** Mending has begun: no fault comes about any more. */
+  #isMended = false
+  /** Answers that an older copy of the coordinator's data gave before it was restored are lost. */
+  #era = 0
+  #isRestored = false
+
+  constructor(plan: Plan, deployment: Deployment, directory: string) {
+    this.plan = plan
+    this.chance = new Chance(`world ${plan.seed}`)
+    this.#directory = directory
+    rmSync(directory, { recursive: true, force: true })
+    mkdirSync(directory, { recursive: true })
+    this.network = new Network(this.time, this.chance.of("network"), plan.weather)
+    this.mesh = new SimMesh(this.network)
+    const home = join(directory, "coordinator")
+    copyDeployment(deployment, home)
+    this.coordinator = new CoordinatorMachine(this.#machine("coordinator", 1, 0), home, this.mesh, plan.coordinator)
+    this.coordinator.committed = (database) => this.watch.committed(database)
+    this.coordinator.crashed = (downMs) => this.unlessMended(downMs, () => this.coordinator.start())
+    this.coordinator.failed = (reason) => this.watch.wrong(`the coordinator ended: ${reason}`)
+    this.nodes = plan.nodes.map((settings, index) => {
+      const machine = this.#machine(`node-${index}`, settings.rate, settings.wallOffsetMs)
+      const node = new NodeMachine(
+        machine,
+        join(directory, machine.name),
+        this.mesh,
+        { ...settings, joinToken: deployment.joinToken },
+        {
+          started: (claim) => this.watch.programStarted(claim, machine.name),
+          ended: () => {},
+        },
+      )
+      node.crashed = (downMs) => this.unlessMended(downMs, () => node.start())
+      node.failed = (reason) => this.#nodeFailed(node, reason)
+      return node
+    })
+    this.clients = new Clients({
+      machine: this.#machine("clients", 1, 0),
+      deployment,
+      watch: this.watch,
+      http: (from, ask) => this.http(from, ask),
+    })
+    this.mesh.tap = ({ to, protocol, bytes }) => {
+      if (protocol === CONTROL_PROTOCOL.name) this.#hearVerdicts(to.isAlive, bytes)
+    }
+  }
+
+  async run(): Promise<Outcome> {
+    const realFetch = globalThis.fetch
+    globalThis.fetch = (address, init) =>
+      this.#fetch(new URL(address instanceof Request ? address.url : address), init ?? {})
+    try {
+      await this.#run()
+    } finally {
+      globalThis.fetch = realFetch
+      for (const node of this.nodes) node.kill({ power: true })
+      this.coordinator.kill({ hangsUp: false })
+      rmSync(this.#directory, { recursive: true, force: true })
+    }
+    return {
+      problems: this.watch.problems,
+      log: this.log,
+      steps: this.watch.steps,
+      faults: this.faults,
+      virtualMs: this.time.nowMs,
+      events: this.time.events,
+      jobs: this.watch.accepted.size,
+      attempts: this.watch.starts.size,
+    }
+  }
+
+  async #run(): Promise<void> {
+    const { plan } = this
+    this.coordinator.start()
+    for (const [index, { startMs }] of plan.nodes.entries()) this.#at(startMs, () => this.nodes[index]?.start())
+    for (const action of plan.actions) this.#at(action.atMs, () => this.clients.act(action))
+    for (const fault of plan.faults) this.#at(fault.atMs, () => this.#apply(fault))
+    const broken = (): boolean => this.watch.problems.length > 0
+    await this.time.runUntil(broken, plan.busyMs)
+    if (broken()) return
+    this.#mend()
+    const rested = await this.time.runUntil(() => broken() || this.#isAtRest(), plan.busyMs + REST_MS)
+    if (!rested) this.watch.wrong(`1: the mended world does not come to rest: ${this.#unrest()}`)
+    // What was sent last arrives.
+    if (!broken()) await this.time.runUntil(broken, this.time.nowMs + LAST_WORDS_MS)
+    if (!broken()) await checkAtTheEnd({ directory: this.coordinator.directory, watch: this.watch, nodes: this.nodes })
+  }
+
+  #at(atMs: number, act: () => void): void {
+    this.time.at(atMs, 0, act)
+  }
+
+  unlessMended(delayMs: number, act: () => void): void {
+    this.#at(this.time.nowMs + delayMs, () => {
+      if (!this.#isMended) act()
+    })
+  }
+
+  restored(copyMs: number): void {
+    this.#era += 1
+    this.#isRestored = true
+    this.clients.forget(this.watch.restored(copyMs))
+  }
+
+  /** Who joined after the copy was made is unknown to the restored coordinator: its operator lets it join again. */
+  #nodeFailed(node: NodeMachine, reason: string): void {
+    if (!this.#isRestored || !reason.startsWith("this node "))
+      return this.watch.wrong(`${node.machine.name} ended: ${reason}`)
+    this.tell(node.machine.name, "joins again")
+    node.makeStranger()
+  }
+
+  tell(who: string, what: string): void {
+    this.log.push(`${(this.time.nowMs / 1000).toFixed(3).padStart(9)} ${who} ${what.replaceAll(this.#directory, "~")}`)
+  }
+
+  count(fault: Fault["kind"]): void {
+    this.faults.set(fault, (this.faults.get(fault) ?? 0) + 1)
+  }
+
+  /** A request from one machine to the coordinator's API. Rejects like `fetch` when no answer comes. */
+  http(from: Machine, ask: HttpAsk): Promise<HttpAnswer> {
+    const { network, coordinator } = this
+    const era = this.#era
+    return new Promise((resolve, reject) => {
+      const fail = (why: string): void => reject(new TypeError(`fetch failed: ${why}`))
+      const timeout = this.time.at(this.time.nowMs + HTTP_TIMEOUT_MS, from.lane, () => fail("no answer"))
+      const back = (give: () => void): void => {
+        if (network.chance.happens(this.#isMended ? 0 : this.plan.weather.answerLoss)) return
+        network.packet(coordinator.machine, from, () => {
+          if (era !== this.#era) return
+          timeout.cancel()
+          give()
+        })
+      }
+      network.packet(from, coordinator.machine, () => {
+        const { program, listener } = coordinator
+        if (!program || !listener) return back(() => fail("refused"))
+        program.ended.signal.addEventListener("abort", () => back(() => fail("the connection closed")), { once: true })
+        askInProcess(listener, ask).then(
+          (answer) => {
+            if (program.isAlive) back(() => resolve(answer))
+          },
+          (error: unknown) => back(() => fail(String(error))),
+        )
+      })
+    })
+  }
+
+  async #fetch(url: URL, init: RequestInit): Promise<Response> {
+    const machine = this.#machines.get(url.hostname.replace(/^coordinator-for-(.*)\.sim$/, "$1"))
+    if (!machine) throw new TypeError(`fetch failed: nobody asks as ${url.hostname}`)
+    const body = init.body ? new Uint8Array(await new Response(init.body).arrayBuffer()) : null
+    const headers = Object.fromEntries(new Headers(init.headers))
+    const asked = this.http(machine, { method: init.method ?? "GET", path: url.pathname + url.search, headers, body })
+    const aborted = new Promise<never>((_, reject) => {
+      init.signal?.addEventListener("abort", () => reject(init.signal?.reason as Error), { once: true })
+    })
+    const answer = await Promise.race([asked, aborted])
+    return new Response(answer.status === 204 ? null : new Uint8Array(answer.body), answer)
+  }
+
+  #machine(name: string, rate: number, wallOffsetMs: number): Machine {
+    const machine = new Machine({
+      name,
+      lane: this.#machines.size + 1,
+      time: this.time,
+      chance: this.chance.of(name),
+      rate,
+      tell: (line) => this.tell(name, line),
+    })
+    machine.wallOffsetMs = wallOffsetMs
+    this.#machines.set(name, machine)
+    return machine
+  }
+
+  #apply(fault: Fault): void {
+    this.tell("fault", JSON.stringify(fault))
+    applyFault(this, fault)
+  }
+
+  /** Everything works from now on: what was submitted must come to its end. */
+  #mend(): void {
+    this.tell("world", "everything is mended")
+    this.#isMended = true
+    this.network.weather.gossipLoss = 0
+    this.network.mendAll()
+    this.coordinator.commitMs = 0
+    this.coordinator.crashAtCommit = null
+    for (const machine of this.#machines.values()) machine.frozenUntilMs = 0
+    for (const node of this.nodes) {
+      node.crashAtWrite = null
+      if (node.isClone) node.makeStranger()
+      node.powerOn()
+      node.start()
+    }
+    this.coordinator.start()
+  }
+
+  /** Nothing is left to do: asked at times only, because it looks into the database. */
+  #lookAgainMs = 0
+  #isAtRest(): boolean {
+    if (this.time.nowMs < this.#lookAgainMs) return false
+    this.#lookAgainMs = this.time.nowMs + 1_000
+    return this.#unrest() === null
+  }
+
+  /** What still goes on, or null. */
+  #unrest(): string | null {
+    if (this.clients.waiting > 0) return `${this.clients.waiting} requests are not answered`
+    if (!this.coordinator.running) return "the coordinator does not run"
+    for (const { agent, machine, processes } of this.nodes) {
+      if (agent === null) return `${machine.name} does not run`
+      for (const claim of processes.running.keys()) return `the program of claim ${claim} runs on ${machine.name}`
+    }
+    if (!this.coordinator.hasNothingLeft()) return "jobs, tasks, attempts or staged bytes have not ended"
+    const holder = this.nodes.find((node) => node.heldClaims().length > 0)
+    return holder ? `${holder.machine.name} holds claims: ${holder.heldClaims().join(", ")}` : null
+  }
+
+  #hearVerdicts(isHeard: boolean, bytes: Uint8Array): void {
+    if (!isHeard || !VERDICTS.equals(bytes.subarray(0, VERDICTS.length))) return
+    const { items } = JSON.parse(Buffer.from(bytes).toString()) as { items: { claim: number; verdict: string }[] }
+    for (const { claim, verdict } of items)
+      if (verdict === "stored" || verdict === "already") this.watch.stored.set(claim, this.time.nowMs)
+  }
+}
+
+const VERDICTS = Buffer.from('{"type":"verdicts"')
