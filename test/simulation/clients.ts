@@ -13,6 +13,7 @@ export class Clients {
   readonly #http: (from: Machine, ask: HttpAsk) => Promise<HttpAnswer>
   /** By the plan's name. */
   readonly jobs = new Map<string, string>()
+  readonly #submitting = new Map<string, Promise<void>>()
   readonly #lastEvent = new Map<string, number>()
   readonly answers = new Map<number, number>()
   waiting = 0
@@ -44,8 +45,11 @@ export class Clients {
 
   async #act(action: Action): Promise<void> {
     switch (action.kind) {
-      case "submit":
-        return await this.#submit(action)
+      case "submit": {
+        const submitted = this.#submit(action)
+        this.#submitting.set(action.name, submitted)
+        return await submitted
+      }
       case "cancel":
         return await this.#cancel(action)
       case "read":
@@ -67,6 +71,7 @@ export class Clients {
   }
 
   async #cancel({ client, job }: Extract<Action, { kind: "cancel" }>): Promise<void> {
+    await this.#submitting.get(job)
     const id = this.jobs.get(job)
     if (id === undefined) return
     const answer = await this.#insist(client, "PUT", `/api/v1/jobs/${id}/cancel`, {}, null)

@@ -5,7 +5,6 @@ import { join } from "node:path"
 import { parseArgs } from "node:util"
 import { makeDeployment, type Deployment } from "./deployment.ts"
 import { MUTANTS } from "./mutants.ts"
-import { MachineCrashed } from "./machine.ts"
 import { FAULT_KINDS, planOf, type Plan } from "./plan.ts"
 import { keepOf, shorten, shortened } from "./shorten.ts"
 import { STEPS } from "./watch.ts"
@@ -34,6 +33,8 @@ export async function command(args: string[]): Promise<number> {
   })
   if (values.mutants) return await tryMutants(Number(values.first ?? 1), Number(values.minutes))
   const folder = mkdtempSync(FOLDER)
+  process.on("exit", () => rmSync(folder, { recursive: true, force: true }))
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(130))
   try {
     const simulator = new Simulator(await makeDeployment(join(folder, "deployment")), join(folder, "world"))
     if (values.seed !== undefined) return await replay(simulator, shortened(planOf(Number(values.seed)), values.keep))
@@ -59,10 +60,7 @@ class Simulator {
   constructor(deployment: Deployment, directory: string) {
     this.#deployment = deployment
     this.#directory = directory
-    const uncaught = (error: unknown): void => {
-      if (error instanceof MachineCrashed) return
-      this.#world?.watch.wrong(`uncaught: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`)
-    }
+    const uncaught = (error: unknown): void => this.#world?.uncaught(error)
     process.on("uncaughtException", uncaught)
     process.on("unhandledRejection", uncaught)
   }

@@ -27,8 +27,7 @@ export class CoordinatorMachine {
   running: Coordinator | null = null
   /** The crash that the next commits will bring: after so many of them, before or after the last one's COMMIT. */
   crashAtCommit: { commits: number; when: "before" | "after"; downMs: number } | null = null
-  /** Each commit stops the machine for this long: a slow disk. */
-  commitMs = 0
+  isDiskFull = false
   /** Told of every COMMIT that was done. */
   committed: (database: RealDatabase.Database) => void = () => {}
   crashed: (downMs: number) => void = () => {}
@@ -47,7 +46,10 @@ export class CoordinatorMachine {
     const program = this.machine.start()
     this.program = program
     this.machine.tell("start")
-    setDiskFaults(this.directory, { aroundCommit: (when, database) => this.#aroundCommit(program, when, database) })
+    setDiskFaults(this.directory, {
+      aroundCommit: (when, database) => this.#aroundCommit(program, when, database),
+      slow: program.disk,
+    })
     startCoordinator({
       config: this.#config(),
       clock: program.clock,
@@ -137,9 +139,10 @@ export class CoordinatorMachine {
   }
 
   #aroundCommit(program: Program, when: "before" | "after", database: RealDatabase.Database): void {
+    if (when === "before" && this.isDiskFull) throw new RealDatabase.SqliteError("the disk is full", "SQLITE_FULL")
     if (when === "after") {
       this.committed(database)
-      if (this.commitMs > 0) this.machine.freeze(this.commitMs)
+      if (this.machine.diskMs > 0) this.machine.freeze(this.machine.diskMs)
     }
     const crash = this.crashAtCommit
     if (!crash || this.program !== program || crash.when !== when || --crash.commits > 0) return

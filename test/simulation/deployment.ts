@@ -52,30 +52,31 @@ export async function makeDeployment(directory: string): Promise<Deployment> {
     )
     await adjustCredit({ store, clock }, { account: user.account, amount, description: null })
     clients.push({ token, account: user.account })
-    await store.write(async (tx) => {
-      const fields = { remoteDir: "/root/p", env: {}, setupTimeoutSeconds: 600, runtimeKind: "oci" as const }
-      const more = { imageRef: null, imageDigest: null, manifest: null, cachePolicy: null, runtimeVersion: 1, at }
-      await insertProject(tx, { account: user.account, name: "p", ...fields, ...more })
-      const project = await findProject(tx, user.account, "p")
-      if (!project) throw new Error("the project is there")
-      const id = newRevisionId(new Chance(`revision ${user.account}`))
-      await insertRevision(tx, {
-        id,
-        project: project.id,
-        contentHash: digest("a".repeat(64)),
-        tarball: { digest: blob.digest, size: blob.size },
-        manifest: MANIFEST,
-        hasDockerfile: true,
-        env: {},
-        build: "queued",
-        builder: null,
-        image: null,
-        buildChangedAt: at,
-        pushedAt: at,
+    for (const name of ["p", "unprepared"])
+      await store.write(async (tx) => {
+        const fields = { remoteDir: `/root/${name}`, env: {}, setupTimeoutSeconds: 600, runtimeKind: "oci" as const }
+        const more = { imageRef: null, imageDigest: null, manifest: null, cachePolicy: null, runtimeVersion: 1, at }
+        await insertProject(tx, { account: user.account, name, ...fields, ...more })
+        const project = await findProject(tx, user.account, name)
+        if (!project) throw new Error("the project is there")
+        const id = newRevisionId(new Chance(`revision ${name} ${user.account}`))
+        await insertRevision(tx, {
+          id,
+          project: project.id,
+          contentHash: digest("a".repeat(64)),
+          tarball: { digest: blob.digest, size: blob.size },
+          manifest: MANIFEST,
+          hasDockerfile: true,
+          env: {},
+          build: "queued",
+          builder: null,
+          image: null,
+          buildChangedAt: at,
+          pushedAt: at,
+        })
+        await addBlobReference(tx, blob.digest, { kind: "revision", owner: id })
+        await setActiveRevision(tx, project.id, { revision: id, manifest: null, at })
       })
-      await addBlobReference(tx, blob.digest, { kind: "revision", owner: id })
-      await setActiveRevision(tx, project.id, { revision: id, manifest: null, at })
-    })
   }
   const key = await identityFromSeed(random.bytes(32))
   const token = await createJoinToken(

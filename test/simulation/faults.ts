@@ -60,9 +60,15 @@ function bringAbout(world: FaultyWorld, fault: Fault): boolean {
       machineOf(fault.node).wallOffsetMs += fault.byMs
       return true
     case "slow disk":
-      coordinator.commitMs = fault.commitMs
+      machineOf(fault.node).diskMs = fault.actMs
       world.unlessMended(fault.forMs, () => {
-        coordinator.commitMs = 0
+        machineOf(fault.node).diskMs = 0
+      })
+      return true
+    case "full disk":
+      coordinator.isDiskFull = true
+      world.unlessMended(fault.forMs, () => {
+        coordinator.isDiskFull = false
       })
       return true
     case "kill agent":
@@ -152,7 +158,8 @@ function clone(world: FaultyWorld, node: NodeMachine, fault: Extract<Fault, { ki
 /** Says what no honest agent would, on the node's own control stream. */
 function lie(world: FaultyWorld, node: NodeMachine, how: Lie): boolean {
   const spoken = node.program && world.mesh.spoken.get(node.program)
-  if (!spoken || spoken.stream.ended.aborted) return false
+  // Before its hello a stream is closed whatever it says.
+  if (!spoken || spoken.stream.ended.aborted || spoken.frames.length === 0) return false
   const words = lieOf(world, node, how, spoken.frames)
   if (words === null) return false
   const frame = words instanceof Uint8Array ? words : Buffer.from(JSON.stringify(words))
@@ -167,7 +174,7 @@ function lieOf(
   frames: readonly Uint8Array[],
 ): Uint8Array | ToCoordinator | null {
   const { watch, chance } = world
-  const messages = frames.map((frame) => JSON.parse(Buffer.from(frame).toString()) as ToCoordinator)
+  const messages = frames.flatMap(readable)
   const reported = messages.findLast((message) => message.type === "report")
   const started = (own: boolean): number[] =>
     [...watch.starts].flatMap(([claim, machines]) => (machines.includes(machine.name) === own ? [claim] : []))
@@ -206,6 +213,15 @@ function lieOf(
       return chance.bytes(chance.whole(1, 2_000))
     case "hello again":
       return messages.find(({ type }) => type === "hello") ?? null
+  }
+}
+
+/** Its own garbage was overheard too. */
+function readable(frame: Uint8Array): ToCoordinator[] {
+  try {
+    return [JSON.parse(Buffer.from(frame).toString()) as ToCoordinator]
+  } catch {
+    return []
   }
 }
 

@@ -19,6 +19,8 @@ export class Machine {
   wallOffsetMs = 0
   readonly rate: number
   starts = 0
+  /** When its last program was killed. */
+  diedMs = Number.NEGATIVE_INFINITY
 
   constructor(parts: {
     name: string
@@ -40,6 +42,9 @@ export class Machine {
     this.starts += 1
     return new Program(this, this.starts)
   }
+
+  /** Each act of its disk takes this long. */
+  diskMs = 0
 
   freeze(forMs: number): void {
     this.frozenUntilMs = Math.max(this.frozenUntilMs, this.time.nowMs + forMs)
@@ -71,7 +76,14 @@ export class Program {
 
   end(): void {
     this.isAlive = false
+    this.machine.diedMs = this.machine.time.nowMs
     this.ended.abort()
+  }
+
+  /** For the disk: resolves when it is through with one act, never once the program is gone. */
+  readonly disk = (): Promise<void> | null => {
+    const { diskMs } = this.machine
+    return diskMs === 0 ? null : new Promise((resolve) => void this.clock.after(diskMs, resolve))
   }
 
   #after(delayMs: number, run: () => void): Timer {

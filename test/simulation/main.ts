@@ -8,4 +8,7 @@ if (named !== undefined && mutant === null) throw new Error(`there is no mutant 
 substitute(mutant)
 // Only now: what is imported from here on gets the simulated disk.
 const { command } = await import("./command.ts")
-process.exitCode = await command(process.argv.slice(2))
+process.exitCode = await command(process.argv.slice(2)).catch((error: unknown) => {
+  console.error(error)
+  return 2
+})

@@ -50,7 +50,10 @@ export class NodeMachine {
     this.program = program
     this.machine.tell("start")
     mkdirSync(this.directory, { recursive: true })
-    setDiskFaults(this.directory, { aroundCommit: (when) => this.#aroundWrite(program, when) })
+    setDiskFaults(this.directory, {
+      aroundCommit: (when) => this.#aroundWrite(program, when),
+      slow: program.disk,
+    })
     const { cpu, memoryMb } = this.#settings
     const runtimes = scriptedRuntimes(program, this.#warm)
     createAgent({

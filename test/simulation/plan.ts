@@ -34,7 +34,8 @@ export type Fault = { atMs: number } & (
   | { kind: "restore backup"; ageMs: number; downMs: number }
   | { kind: "freeze"; node: number; forMs: number }
   | { kind: "clock step"; node: number; byMs: number }
-  | { kind: "slow disk"; commitMs: number; forMs: number }
+  | { kind: "slow disk"; node: number; actMs: number; forMs: number }
+  | { kind: "full disk"; forMs: number }
   | { kind: "clone disk"; node: number; from: number; forMs: number }
   | { kind: "lie"; node: number; how: Lie }
 )
@@ -65,6 +66,7 @@ export const FAULT_KINDS: readonly Fault["kind"][] = [
   "freeze",
   "clock step",
   "slow disk",
+  "full disk",
   "clone disk",
   "lie",
 ]
@@ -72,7 +74,7 @@ export const FAULT_KINDS: readonly Fault["kind"][] = [
 export function planOf(seed: number): Plan {
   const chance = new Chance(`seed ${seed}`)
   const busyMs = chance.pick([15_000, 30_000, 60_000])
-  const nodes = Array.from({ length: chance.whole(2, 4) }, (_, index) => ({
+  const nodes = Array.from({ length: chance.pick([1, 2, 2, 3, 3, 4]) }, (_, index) => ({
     cpu: chance.pick([1, 2, 4]),
     memoryMb: 4096,
     keepRunningMs: chance.pick([2_000, 10_000, 60_000]),
@@ -111,7 +113,14 @@ function actionsOf(chance: Chance, busyMs: number): Action[] {
     const name = `job-${n}`
     const client = chance.happens(0.75) ? 0 : chance.whole(1, 2)
     const atMs = chance.between(100, busyMs * 0.8)
-    actions.push({ atMs, client, kind: "submit", name, body: jobBody(chance, name) })
+    const body = jobBody(chance, name)
+    actions.push({ atMs, client, kind: "submit", name, body })
+    if (chance.happens(0.01)) {
+      // More tasks than one slice of planning takes: it is gone before they all run.
+      Object.assign(body, { type: "structured_runner", fan_out: { chunks: MANY_TASKS, total: MANY_TASKS } })
+      for (const field of ["split", "reduce"]) delete body[field]
+      actions.push({ atMs: atMs + chance.pick([5, 40, 400]), client, kind: "cancel", job: name })
+    }
     if (chance.happens(0.25)) {
       actions.push({ atMs: atMs + chance.between(0, 12_000), client, kind: "cancel", job: name })
       if (chance.happens(0.3)) actions.push({ atMs: atMs + 12_500, client, kind: "cancel", job: name })
@@ -124,20 +133,22 @@ function actionsOf(chance: Chance, busyMs: number): Action[] {
   return actions.toSorted(byTime)
 }
 
+const MANY_TASKS = 3_000
+
 function jobBody(chance: Chance, name: string): Record<string, unknown> {
   const kind = chance.pick<FailureKind>(["exit_code", "signal", "oom", "sandbox_error"])
   const script: Script = {
-    runMs: chance.pick([20, 300, 1_500, 6_000]),
+    runMs: chance.pick([20, 300, 1_500, 6_000, 10_000]),
     failures: chance.happens(0.3) ? chance.whole(1, 3) : 0,
     failureKind: kind,
     fillBytes: chance.pick([0, 0, 0, 500, 70_000]),
     progress: chance.happens(0.4),
   }
   const common = {
-    project: "p",
+    project: chance.happens(0.06) ? "unprepared" : "p",
     runner_command: ["python3", "job.py"],
     payload: { script },
-    timeout_s: chance.pick([2, 8, 60]),
+    timeout_s: chance.pick([2, 20, 60]),
     max_retries: chance.whole(0, 3),
     requirements: { cpu: chance.pick([0.5, 1]), memory_mb: 256 },
     client_ref: name,
@@ -157,7 +168,7 @@ function jobBody(chance: Chance, name: string): Record<string, unknown> {
 function faultsOf(chance: Chance, busyMs: number, nodes: number): Fault[] {
   const faults: Fault[] = []
   // Some worlds see one kind of trouble only, so that others do not hide what it does.
-  const kinds = chance.happens(0.3) ? [chance.pick(FAULT_KINDS)] : FAULT_KINDS
+  const kinds = chance.happens(0.3) ? [chance.pick(FAULT_KINDS)] : [...FAULT_KINDS, ...OFTEN]
   for (let left = chance.whole(0, 14); left > 0; left--) faults.push(fault(chance, chance.pick(kinds), busyMs, nodes))
   // A restored copy relies on a clock that went on: numbers begin at its time.
   const isRestored = faults.some(({ kind }) => kind === "restore backup")
@@ -165,11 +176,25 @@ function faultsOf(chance: Chance, busyMs: number, nodes: number): Fault[] {
   return faults.filter(mayCome).toSorted(byTime)
 }
 
+/** Lost contact is what most rests on, and lies are cheap. */
+const OFTEN: readonly Fault["kind"][] = [
+  "cut",
+  "cut",
+  "cut",
+  "cut",
+  "power cut",
+  "kill agent",
+  "freeze",
+  "lie",
+  "lie",
+  "lie",
+]
+
 function fault(chance: Chance, kind: Fault["kind"], busyMs: number, nodes: number): Fault {
   const atMs = chance.between(500, busyMs)
   const node = chance.integer(nodes)
-  const other = chance.happens(0.7) ? -1 : (node + 1 + chance.integer(nodes - 1)) % nodes
-  const soon = (): number => chance.pick([50, 1_000, 5_000, 20_000]) * chance.between(0.5, 1.5)
+  const other = nodes === 1 || chance.happens(0.7) ? -1 : (node + 1 + chance.integer(nodes - 1)) % nodes
+  const soon = (): number => chance.pick([50, 1_000, 5_000, 8_000, 20_000]) * chance.between(0.5, 1.5)
   switch (kind) {
     case "cut":
       return { atMs, kind, node, other, way: chance.pick(["both", "to node", "from node"]), forMs: soon() }
@@ -198,7 +223,9 @@ function fault(chance: Chance, kind: Fault["kind"], busyMs: number, nodes: numbe
     case "clock step":
       return { atMs, kind, node: chance.happens(0.3) ? -1 : node, byMs: chance.between(-60_000, 60_000) }
     case "slow disk":
-      return { atMs, kind, commitMs: chance.between(5, 400), forMs: soon() }
+      return { atMs, kind, node: chance.happens(0.7) ? -1 : node, actMs: chance.between(5, 400), forMs: soon() }
+    case "full disk":
+      return { atMs, kind, forMs: soon() }
     case "clone disk":
       return { atMs, kind, node, from: (node + 1) % nodes, forMs: soon() }
     case "lie":

@@ -1,5 +1,6 @@
 import { writeFileSync } from "node:fs"
 import { join } from "node:path"
+import { sleep } from "../../protocol/base/clock.ts"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import type { ResultItem, RuntimeSpec, ToCoordinator } from "../../protocol/wire/control.ts"
@@ -7,7 +8,7 @@ import type { HeldGrant, StoredEnd } from "../../node-agent/outbox/outbox.ts"
 import type { DriverProbe, RuntimeDriver } from "../../node-agent/runtime/driver.ts"
 import type { ChosenDriver } from "../../node-agent/runtime/choose-driver.ts"
 import type { AttemptEnd, AttemptRunner, AttemptWatch, RunningWork } from "../../node-agent/tasks/attempt-runner.ts"
-import type { HeldRuntime, Runtimes, RuntimesParts } from "../../node-agent/tasks/runtimes.ts"
+import { RuntimeFailure, type HeldRuntime, type Runtimes, type RuntimesParts } from "../../node-agent/tasks/runtimes.ts"
 import type { Program } from "./machine.ts"
 
 /** What a task's payload says of how it will go. Everything follows from it and the attempt's number. */
@@ -120,6 +121,7 @@ export function scriptedRunner(parts: {
         try {
           await parts.runtimes()?.ready(spec.runtime, stopped.signal)
         } catch {
+          await sleep(clock, RETURN_REST_MS)
           return { kind: "returned", reason: "it was not prepared" }
         }
         if (stopped.signal.aborted) return { kind: "returned", reason: "it was stopped before it began" }
@@ -220,20 +222,27 @@ export function scriptedRuntimes(
   const prepareMs = program.chance.between(5, 1500)
   const create = (parts: RuntimesParts): Runtimes => {
     const making = new Map<string, Promise<void>>()
+    const failed = new Set<string>()
     const say = (revision: string): void => {
-      const state = disk.has(revision) ? "ready" : "initializing"
+      const state = disk.has(revision) ? "ready" : failed.has(revision) ? "failed" : "initializing"
       const message: ToCoordinator = { type: "replica", revision, state, message: null, log_tail: null }
       parts.send(message)
     }
     const make = (spec: RuntimeSpec): Promise<void> => {
       const known = making.get(spec.revision)
       if (known) return known
-      const { promise, resolve } = Promise.withResolvers<void>()
+      const { promise, resolve, reject } = Promise.withResolvers<void>()
+      promise.catch(() => {})
       making.set(spec.revision, promise)
       if (disk.has(spec.revision)) resolve()
       else {
         say(spec.revision)
         program.clock.after(prepareMs, () => {
+          if (spec.remote_dir === NEVER_PREPARED) {
+            failed.add(spec.revision)
+            say(spec.revision)
+            return reject(new RuntimeFailure("validation", "it is never ready"))
+          }
           disk.add(spec.revision)
           say(spec.revision)
           parts.changed()
@@ -256,7 +265,7 @@ export function scriptedRuntimes(
       warm: () => [...disk],
       knows: (revision) => disk.has(revision) || making.has(revision),
       announce() {
-        for (const revision of disk) say(revision)
+        for (const revision of [...disk, ...failed]) say(revision)
       },
       async restore() {},
       async [Symbol.asyncDispose]() {},
@@ -292,5 +301,9 @@ export function namedDriver(): ChosenDriver {
   return { driver, probe, problems: [] }
 }
 
+/** A project that fails its checks on every node, by this mark. */
+const NEVER_PREPARED = "/root/unprepared"
+/** As the real runner: what cannot be had here is not given back at once. */
+const RETURN_REST_MS = 1_000
 /** What a program takes to die. */
 const STOPS_WITHIN_MS = 5

@@ -16,6 +16,12 @@ export class VirtualTime {
   events = 0
   readonly #heap: Event[] = []
   #order = 0
+  /** What an event throws is what a timer throws: nobody catches it. */
+  readonly #uncaught: (error: unknown) => void
+
+  constructor(uncaught: (error: unknown) => void) {
+    this.#uncaught = uncaught
+  }
 
   at(atMs: number, lane: number, run: () => void): Timer {
     const event: Event = { atMs: Math.max(atMs, this.nowMs), lane, order: this.#order++, run }
@@ -41,7 +47,11 @@ export class VirtualTime {
       if (next.run === null) continue
       this.nowMs = next.atMs
       this.events += 1
-      next.run()
+      try {
+        next.run()
+      } catch (error) {
+        this.#uncaught(error)
+      }
       await quiet()
     }
   }

@@ -1,10 +1,5 @@
 import type RealDatabase from "better-sqlite3"
-import {
-  isAttemptOver,
-  nextAttemptState,
-  type AttemptEvent,
-  type AttemptState,
-} from "../../coordinator/jobs/attempt-state.ts"
+import { nextAttemptState, type AttemptEvent, type AttemptState } from "../../coordinator/jobs/attempt-state.ts"
 import { nextJobState, type JobEvent, type JobState } from "../../coordinator/jobs/job-state.ts"
 import { lastStep, stepsAfter, type Step } from "./traces.ts"
 
@@ -113,20 +108,11 @@ function taskSteps(): string[] {
   return Object.entries(from).flatMap(([state, next]) => next.map((to) => `task ${state} → ${to}`))
 }
 
+/** No row is ever `accepted`: that costs no write of its own, and comes with the start or the end. */
 function attemptSteps(): string[] {
-  const states: AttemptState[] = ["offered", "accepted", "running"]
-  const events: AttemptEvent[] = ["accepted", "started", "succeeded", "failed", "lost", "cancelled", "returned"]
-  // Rows skip `accepted`: it costs no write of its own, and comes with the start or the end.
-  const skipped = ["running", "completed", "failed"].map((to) => `attempt offered → ${to}`)
-  return [
-    ...stepsOf(
-      "attempt",
-      states.filter((state) => !isAttemptOver(state)),
-      events,
-      nextAttemptState,
-    ),
-    ...skipped,
-  ]
+  const events: AttemptEvent[] = ["started", "succeeded", "failed", "lost", "cancelled", "returned"]
+  const accepted = stepsOf<AttemptState, AttemptEvent>("attempt", ["accepted", "running"], events, nextAttemptState)
+  return accepted.map((step) => step.replace("accepted", "offered"))
 }
 
 function stepsOf<State extends string, Event>(

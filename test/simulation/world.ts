@@ -7,13 +7,14 @@ import { copyDeployment, type Deployment } from "./deployment.ts"
 import { applyFault, type FaultyWorld } from "./faults.ts"
 import { checkAtTheEnd } from "./final-checks.ts"
 import { askInProcess, type HttpAnswer, type HttpAsk } from "./in-process-http.ts"
-import { Machine } from "./machine.ts"
+import { Machine, MachineCrashed } from "./machine.ts"
 import { Network } from "./network.ts"
 import { NodeMachine } from "./node-machine.ts"
 import type { Fault, Plan } from "./plan.ts"
 import { SimMesh } from "./sim-mesh.ts"
 import { VirtualTime } from "./virtual-time.ts"
 import { Watch } from "./watch.ts"
+import { errorText } from "../../protocol/base/error-text.ts"
 import { CONTROL_PROTOCOL } from "../../protocol/wire/control.ts"
 
 export interface Outcome {
@@ -29,14 +30,14 @@ export interface Outcome {
 }
 
 /** How long a mended world may take to come to its end. */
-const REST_MS = 20 * 60_000
+const REST_MS = 10 * 60_000
 const HTTP_TIMEOUT_MS = 10_000
 const LAST_WORDS_MS = 5_000
 
 /** One simulated deployment: builds it, does what the plan says, mends everything, and looks whether all came right. */
 export class World implements FaultyWorld {
   readonly plan: Plan
-  readonly time = new VirtualTime()
+  readonly time = new VirtualTime((error) => this.uncaught(error))
   readonly watch = new Watch()
   readonly log: string[] = []
   readonly network: Network
@@ -67,7 +68,7 @@ export class World implements FaultyWorld {
     this.coordinator = new CoordinatorMachine(this.#machine("coordinator", 1, 0), home, this.mesh, plan.coordinator)
     this.coordinator.committed = (database) => this.watch.committed(database)
     this.coordinator.crashed = (downMs) => this.unlessMended(downMs, () => this.coordinator.start())
-    this.coordinator.failed = (reason) => this.watch.wrong(`the coordinator ended: ${reason}`)
+    this.coordinator.failed = (reason) => this.#coordinatorFailed(reason)
     this.nodes = plan.nodes.map((settings, index) => {
       const machine = this.#machine(`node-${index}`, settings.rate, settings.wallOffsetMs)
       const node = new NodeMachine(
@@ -140,6 +141,14 @@ export class World implements FaultyWorld {
     this.time.at(atMs, 0, act)
   }
 
+  /** A program would end by this; but what crashed at this moment may stumble over the disk that it has lost. */
+  uncaught(error: unknown): void {
+    if (error instanceof MachineCrashed) return
+    const diedNow = [...this.#machines.values()].some(({ diedMs }) => diedMs === this.time.nowMs)
+    if (diedNow && errorText(error) === "The database connection is not open") return
+    this.watch.wrong(`uncaught: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`)
+  }
+
   unlessMended(delayMs: number, act: () => void): void {
     this.#at(this.time.nowMs + delayMs, () => {
       if (!this.#isMended) act()
@@ -150,6 +159,13 @@ export class World implements FaultyWorld {
     this.#era += 1
     this.#isRestored = true
     this.clients.forget(this.watch.restored(copyMs))
+  }
+
+  /** On a full disk it does not start: its service manager tries again. */
+  #coordinatorFailed(reason: string): void {
+    if (!this.coordinator.isDiskFull) return this.watch.wrong(`the coordinator ended: ${reason}`)
+    this.tell("coordinator", `did not start: ${reason}`)
+    this.unlessMended(1_000, () => this.coordinator.start())
   }
 
   /** Who joined after the copy was made is unknown to the restored coordinator: its operator lets it join again. */
@@ -235,9 +251,12 @@ export class World implements FaultyWorld {
     this.#isMended = true
     this.network.weather.gossipLoss = 0
     this.network.mendAll()
-    this.coordinator.commitMs = 0
     this.coordinator.crashAtCommit = null
-    for (const machine of this.#machines.values()) machine.frozenUntilMs = 0
+    this.coordinator.isDiskFull = false
+    for (const machine of this.#machines.values()) {
+      machine.frozenUntilMs = 0
+      machine.diskMs = 0
+    }
     for (const node of this.nodes) {
       node.crashAtWrite = null
       if (node.isClone) node.makeStranger()

@@ -4,6 +4,8 @@ import RealDatabase from "better-sqlite3"
 export interface DiskFaults {
   /** Called around each COMMIT; a throw before it leaves nothing of the transaction, as a crash does. */
   aroundCommit: (when: "before" | "after", database: RealDatabase.Database) => void
+  /** What each act on a file waits for; null while the disk is fast. */
+  slow: () => Promise<void> | null
 }
 
 const faults = new Map<string, DiskFaults>()
@@ -13,6 +15,13 @@ const open = new Map<string, Set<RealDatabase.Database>>()
 export function setDiskFaults(directory: string, wanted: DiskFaults | null): void {
   if (wanted === null) faults.delete(directory)
   else faults.set(directory, wanted)
+}
+
+/** What a file below a simulated disk waits for before anything is done to it. */
+export function slowness(path: unknown): Promise<void> | null {
+  if (faults.size === 0 || typeof path !== "string") return null
+  for (const [directory, { slow }] of faults) if (path.startsWith(`${directory}/`)) return slow()
+  return null
 }
 
 /** Ends the connections below `directory` without a word to their owners: what is not committed is gone. */

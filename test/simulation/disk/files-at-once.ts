@@ -1,13 +1,19 @@
 import * as fs from "node:fs"
+import { slowness } from "./database.ts"
 
 /**
- * `node:fs/promises` without threads: every call acts at once, so that parallel ones end in the order in which they began.
+ * `node:fs/promises` without threads: every call acts at once, so that parallel ones end in the order in which they began; on
+ * a slow disk it waits by the simulation's clock.
  * What nobody uses yet may be missing: that shows when the modules are linked.
  */
 type Sync = (...parameters: never[]) => unknown
 
 function atOnce<Act extends Sync>(act: Act): (...parameters: Parameters<Act>) => Promise<ReturnType<Act>> {
-  return async (...parameters) => act(...parameters) as ReturnType<Act>
+  return async (...parameters) => {
+    const slow = slowness(parameters[0])
+    if (slow !== null) await slow
+    return act(...parameters) as ReturnType<Act>
+  }
 }
 
 export const access = atOnce(fs.accessSync)
@@ -38,6 +44,8 @@ export async function* opendir(path: string): AsyncGenerator<fs.Dirent> {
 }
 
 export async function open(path: string, flags?: string, mode?: number): Promise<FileHandle> {
+  const slow = slowness(path)
+  if (slow !== null) await slow
   return new FileHandle(fs.openSync(path, flags ?? "r", mode))
 }
 
