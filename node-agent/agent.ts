@@ -637,6 +637,11 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   }
 
   async function lookAtDisk(): Promise<void> {
+    try {
+      outbox.flush()
+    } catch (error) {
+      log.warn("answered results stay in the outbox for now", { error: errorText(error) })
+    }
     const { bavail, bsize } = await statfs(dataDir)
     const room = bavail * bsize >= LEAST_FREE_BYTES
     if (room !== state.roomOnDisk) log.warn(room ? "there is disk again" : "the disk is full: nothing new is claimed")

@@ -61,6 +61,8 @@ export interface Outbox extends Disposable {
    * one task after another costs one write each. What a crash brings back is listed in hello and answered `already`.
    */
   answered(claims: readonly number[]): void
+  /** Writes down what was answered, where no other write has come by: called now and then. Nothing to write: nothing happens. */
+  flush(): void
   /** Keeps a refused result aside as evidence for `REFUSED_KEPT_DAYS`, and forgets the attempt. */
   setAside(claim: number, reason: string, at: Instant): void
 }
@@ -283,6 +285,9 @@ export function openOutbox(file: string, now: Instant): Outbox {
     forget,
     answered(claims) {
       for (const claim of claims) leaving.add(claim)
+    },
+    flush() {
+      if (leaving.size > 0) forget([])
     },
     setAside: (claim, reason, at) => setAside.immediate(claim, reason, at),
     [Symbol.dispose]() {

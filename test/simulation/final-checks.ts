@@ -37,7 +37,10 @@ export async function checkAtTheEnd(world: {
     for (const job of jobs) checkTasks(world.directory, job, all, watch)
     for (const { text } of all<{ text: string }>(OFFENDERS)) watch.wrong(text)
     checkStored(all, watch)
-    const audit = await auditMoney(new ActHandle(new Connection(database)))
+    const view = new ActHandle(
+      new Connection(database, (error) => watch.wrong(`6: the database is damaged: ${String(error)}`)),
+    )
+    const audit = await auditMoney({ readAside: (read, ...args) => read.run(view, ...args) })
     for (const check of audit.checks) {
       if (!check.ok) watch.wrong(`4: ${check.name}: ${check.actual} instead of ${check.expected}`)
     }

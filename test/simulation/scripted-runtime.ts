@@ -295,6 +295,7 @@ export function namedDriver(): ChosenDriver {
     start: unused,
     adopt: unused,
     release: unused,
+    remove: unused,
     sweep: unused,
     async [Symbol.asyncDispose]() {},
   }
