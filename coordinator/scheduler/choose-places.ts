@@ -4,10 +4,12 @@ import { slots } from "../fleet/fit.ts"
 import type { ReadyJob, ReadyQueue } from "./ready-queue.ts"
 
 export interface ChooseParts {
-  queue: Pick<ReadyQueue, "take" | "first" | "firsts" | "sample" | "waiting">
+  queue: Pick<ReadyQueue, "take" | "first" | "firsts" | "sample" | "waiting" | "block" | "unblock">
   kept: Pick<KeptNodes, "look">
   /** What placing a task of the job looks at; undefined when the job is over. */
   wanted: (job: number) => Wanted | undefined
+  /** Nodes on which all that waits of the job failed a moment ago. */
+  avoids: (job: number) => ReadonlySet<string> | undefined
   /** Wall time, by which priorities age. */
   now: number
   monotonicMs: number
@@ -43,13 +45,25 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
     return wantedByKind.get(kind)
   }
 
-  /** Takes the next task of the kind for this place. False when none waits. */
+  /** Jobs that only avoided nodes have room for: they wait for the next round. */
+  const setAside = new Set<number>()
+
+  /** Takes the next task of the kind for this place. False when none waits, or when its job avoids the node. */
   function takeFor({ kind }: Pick<ReadyJob, "kind">, { node, gpus }: Chosen<N>, wanted: Wanted): boolean {
     const next = queue.take(now, (other) => other === kind)
     if (!next) return false
+    if (parts.avoids(next.seq)?.has(node.id)) {
+      leave(next)
+      return false
+    }
     round.places.push({ job: next.seq, node, gpus })
     occupy(node, wanted.requirements, gpus)
     return true
+  }
+
+  function leave({ seq }: ReadyJob): void {
+    queue.block(seq, 1)
+    setAside.add(seq)
   }
 
   // Without any node nobody can be first; a fleet that is back in a moment goes on where it was.
@@ -57,6 +71,7 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
   fillKept()
   fillSlots(nodes.filter((node) => !round.kept.has(node)))
   if (round.places.length < parts.most) handAhead(nodes.filter((node) => !round.kept.has(node)))
+  for (const seq of setAside) queue.unblock(seq)
   return round
 
   function fillKept(): void {
@@ -97,10 +112,21 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
       const place = found.get(next.kind)
       const wanted = wantedOf(next.kind)
       if (!place || !wanted) continue
-      round.places.push({ job: next.seq, ...place })
-      occupy(place.node, wanted.requirements, place.gpus)
+      const avoid = parts.avoids(next.seq)
+      const chosen = avoid?.has(place.node.id)
+        ? chooseSlot(
+            open.filter(({ id }) => !avoid.has(id)),
+            wanted,
+          )
+        : place
+      if (!chosen) {
+        leave(next)
+        continue
+      }
+      round.places.push({ job: next.seq, ...chosen })
+      occupy(chosen.node, wanted.requirements, chosen.gpus)
       // The node has less room now: kinds that were placed there look again, kinds that fit nowhere still do not.
-      for (const [kind, other] of found) if (other?.node === place.node) found.delete(kind)
+      for (const [kind, other] of found) if (other?.node === chosen.node) found.delete(kind)
     }
   }
 

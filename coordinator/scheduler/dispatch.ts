@@ -82,8 +82,8 @@ const GRANTS_AT_ONCE = 128
 export function createDispatch(parts: DispatchParts): Dispatch {
   const { clock, log, members, queue } = parts
   const takeBacks = createTakeBacks(clock)
-  /** Nodes on which all that waits of a revision failed a moment ago. */
-  const avoided = new Map<string, { nodes: ReadonlySet<string>; untilMs: number }>()
+  /** Nodes on which all that waits of a job failed a moment ago. */
+  const avoided = new Map<number, { nodes: ReadonlySet<string>; untilMs: number }>()
   let waiting = false
   let stopped = false
   let running: Promise<void> | null = null
@@ -114,7 +114,14 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     while (!stopped) {
       const nodes = placeableNodes()
       const round = choosePlaces(
-        { ...parts, wanted, now: clock.now(), monotonicMs: clock.monotonicMs(), most: GRANTS_AT_ONCE },
+        {
+          ...parts,
+          wanted,
+          avoids: avoidedBy,
+          now: clock.now(),
+          monotonicMs: clock.monotonicMs(),
+          most: GRANTS_AT_ONCE,
+        },
         nodes,
       )
       if (round.places.length > 0) await grant(round, nodes)
@@ -189,12 +196,11 @@ export function createDispatch(parts: DispatchParts): Dispatch {
   function wanted(job: number): Wanted | undefined {
     const facts = parts.known.get(job)
     if (!facts) return undefined
-    const avoid = avoidedBy(facts.revision)
     return {
       requirements: facts.requirements,
       paceMs: parts.pace.of(job),
       isWarm: (node) => memberOf(node).standing?.warm.has(facts.revision) ?? false,
-      mayRun: (node) => avoid?.has(node.id) !== true && parts.runtimes.canRun(facts.revision, memberOf(node)),
+      mayRun: (node) => parts.runtimes.canRun(facts.revision, memberOf(node)),
     }
   }
 
@@ -210,10 +216,10 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     return found
   }
 
-  function avoidedBy(revision: string): ReadonlySet<string> | undefined {
-    const its = avoided.get(revision)
-    if (its && its.untilMs <= clock.monotonicMs()) avoided.delete(revision)
-    return avoided.get(revision)?.nodes
+  function avoidedBy(job: number): ReadonlySet<string> | undefined {
+    const its = avoided.get(job)
+    if (its && its.untilMs <= clock.monotonicMs()) avoided.delete(job)
+    return avoided.get(job)?.nodes
   }
 
   function settle(places: readonly Place[], outcome: GrantOutcome): void {
@@ -234,14 +240,12 @@ export function createDispatch(parts: DispatchParts): Dispatch {
 
   /** All that waits of the job failed on these nodes: others are asked at once, and these again in a moment. */
   function avoid(job: number, places: readonly Place[], { granted }: GrantOutcome): void {
-    const revision = parts.known.get(job)?.revision
-    if (revision === undefined) return
     const isIts = (one: Place): boolean => one.job === job
     const nodes = new Set<string>(places.filter(isIts).map(({ node }) => node))
     for (const { node } of granted.filter(isIts)) nodes.delete(node)
-    avoided.set(revision, { nodes, untilMs: clock.monotonicMs() + AVOIDED_MS })
+    avoided.set(job, { nodes, untilMs: clock.monotonicMs() + AVOIDED_MS })
     clock.after(AVOIDED_MS, () => {
-      avoidedBy(revision)
+      avoidedBy(job)
       wake()
     })
     wake()

@@ -202,7 +202,7 @@ test("architecture §5.3: a node may hold as many attempts as a hello carries; o
   await node.heartbeat(...held.map(({ claim }) => claim))
   await expect.poll(() => node.heard.at(-1)).toMatchObject({ type: "heartbeat_reply", spent: { length: MOST_HELD } })
   const tooMany = [...held, { claim: 1, state: "running" as const }]
-  await expect(node.connect({ attempts: tooMany })).rejects.toThrow()
+  expect(await node.connect({ attempts: tooMany })).toMatchObject({ type: "refusal", reason: "malformed" })
   expect(await node.connect()).toMatchObject({ type: "welcome" })
 })
 

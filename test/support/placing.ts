@@ -44,7 +44,15 @@ export function createPlacing(ageingMs: number): Placing {
     },
     look(nodes, nowMs) {
       const round = choosePlaces(
-        { queue, kept, wanted: (job) => jobs.get(job), now: nowMs, monotonicMs: nowMs, most: 512 },
+        {
+          queue,
+          kept,
+          wanted: (job) => jobs.get(job),
+          avoids: () => undefined,
+          now: nowMs,
+          monotonicMs: nowMs,
+          most: 512,
+        },
         nodes,
       )
       for (const { job } of round.places) kept.granted(job)
