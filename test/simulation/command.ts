@@ -25,30 +25,37 @@ export async function command(args: string[]): Promise<number> {
       keep: { type: "string" },
       seeds: { type: "string" },
       first: { type: "string" },
-      minutes: { type: "string", default: "2" },
+      minutes: { type: "string" },
       mutant: { type: "string" },
       mutants: { type: "boolean", default: false },
       "until-broken": { type: "boolean", default: false },
     },
   })
-  if (values.mutants) return await tryMutants(Number(values.first ?? 1), Number(values.minutes))
+  if (values.mutants) return await tryMutants(numberOf(values.first, 1), numberOf(values.minutes, 2))
   const folder = mkdtempSync(FOLDER)
   process.on("exit", () => rmSync(folder, { recursive: true, force: true }))
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(130))
   try {
     const simulator = new Simulator(await makeDeployment(join(folder, "deployment")), join(folder, "world"))
-    if (values.seed !== undefined) return await replay(simulator, shortened(planOf(Number(values.seed)), values.keep))
-    const most = Number(values.seeds ?? Number.POSITIVE_INFINITY)
-    const first = Number(values.first ?? Math.floor(Date.now() / 1000) * 1000)
+    if (values.seed !== undefined)
+      return await replay(simulator, shortened(planOf(numberOf(values.seed, 0)), values.keep))
+    const most = numberOf(values.seeds, Number.POSITIVE_INFINITY)
+    const first = numberOf(values.first, Math.floor(Date.now() / 1000) * 1000)
     return await search(simulator, {
       first,
       most,
-      minutes: Number(values.minutes),
+      minutes: numberOf(values.minutes, values.seeds === undefined ? 2 : Number.POSITIVE_INFINITY),
       untilBroken: values["until-broken"],
     })
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }
+}
+
+function numberOf(text: string | undefined, otherwise: number): number {
+  const value = text === undefined ? otherwise : Number(text)
+  if (Number.isNaN(value)) throw new Error(`${text} is no number`)
+  return value
 }
 
 /** One world after another; what is thrown where nobody catches it belongs to the one that runs. */
@@ -92,6 +99,7 @@ async function search(simulator: Simulator, { first, most, minutes, untilBroken 
   const endMs = startedMs + minutes * 60_000
   const steps = new Map<string, number>()
   const faults = new Map<string, number>()
+  const gossip = { sent: 0, lost: 0, twice: 0 }
   const sums = { seeds: 0, broken: 0, virtualMs: 0, events: 0, jobs: 0, attempts: 0 }
   for (let seed = first; sums.seeds < most && performance.now() < endMs; seed++) {
     const plan = planOf(seed)
@@ -101,6 +109,7 @@ async function search(simulator: Simulator, { first, most, minutes, untilBroken 
     sums.events += outcome.events
     sums.jobs += outcome.jobs
     sums.attempts += outcome.attempts
+    for (const fate of ["sent", "lost", "twice"] as const) gossip[fate] += outcome.gossip[fate]
     addTo(steps, outcome.steps)
     addTo(faults, outcome.faults)
     if (outcome.problems.length === 0) continue
@@ -115,6 +124,7 @@ async function search(simulator: Simulator, { first, most, minutes, untilBroken 
       `${(sums.virtualMs / 3_600_000).toFixed(1)} simulated hours, ${sums.events} events, ${sums.jobs} jobs, ${sums.attempts} attempts`,
   )
   console.log(`faults: ${FAULT_KINDS.map((kind) => `${kind} ${faults.get(kind) ?? 0}`).join(", ")}`)
+  console.log(`gossip: ${gossip.sent} words, ${gossip.lost} lost, ${gossip.twice} heard twice`)
   const taken = [...STEPS].filter((step) => steps.has(step))
   console.log(`steps of states: ${taken.length} of ${STEPS.size} taken`)
   for (const kind of ["job", "task", "attempt"]) {

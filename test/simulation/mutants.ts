@@ -7,15 +7,37 @@ export interface Mutant {
 const REPORT = "coordinator/jobs/report.ts"
 const OUTBOX = "node-agent/outbox/outbox.ts"
 
+/** What memory does not hold any more is refused too: without that the check in the write stands alone. */
+const LOOK_UP_THE_JOB = [
+  {
+    file: REPORT,
+    from: 'import { rateOfJob, type JobFacts } from "./job-facts.ts"',
+    to: 'import { jobFacts, rateOfJob, type JobFacts } from "./job-facts.ts"\nimport { jobBySeq } from "../store/jobs.ts"',
+  },
+  {
+    file: REPORT,
+    from: "const { item, job } = end\n  const { at } = batch",
+    to: "let { item, job } = end\n  const { at } = batch",
+  },
+  {
+    file: REPORT,
+    from: "  if (!task || !job) return",
+    to: "  if (task) job ??= jobFacts(await jobBySeq(tx, Math.floor(task.key / 131072)))\n  if (!task || !job) return",
+  },
+]
+
 /** Each is a slip that somebody could make, at a place on which a promise rests. */
 export const MUTANTS: readonly Mutant[] = [
   {
     name: "the fencing check is skipped",
-    edits: [{ file: REPORT, from: "if (attempt.endedAt !== null) {", to: "if (attempt.itemDigest === item.digest) {" }],
+    edits: [
+      { file: REPORT, from: "if (attempt.endedAt !== null) {", to: "if (attempt.itemDigest === item.digest) {" },
+      ...LOOK_UP_THE_JOB,
+    ],
   },
   {
     name: "anybody reports for any claim",
-    edits: [{ file: REPORT, from: "if (!attempt || attempt.node !== node)", to: "if (!attempt)" }],
+    edits: [{ file: REPORT, from: "if (!attempt || attempt.node !== node)", to: "if (!attempt)" }, ...LOOK_UP_THE_JOB],
   },
   {
     name: "a spent number is answered as stored",
@@ -97,8 +119,14 @@ export const MUTANTS: readonly Mutant[] = [
     ],
   },
   {
-    name: "a job that has ended ends again",
-    edits: [{ file: "coordinator/store/jobs.ts", from: "WHERE seq = ? AND status = 'finishing'", to: "WHERE seq = ?" }],
+    name: "a job that has ended can be cancelled",
+    edits: [
+      {
+        file: "coordinator/store/jobs.ts",
+        from: "WHERE seq = ? AND status IN ('planning', 'queued', 'running', 'finishing')`",
+        to: "WHERE seq = ?`",
+      },
+    ],
   },
   {
     name: "claims are not restored at a start",

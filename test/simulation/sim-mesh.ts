@@ -24,7 +24,8 @@ export class SimMesh {
   tap: (frame: { from: Program; to: Program; protocol: string; bytes: Uint8Array }) => void = () => {}
   /** The latest stream of each protocol that a program opened, and what it said on it last. */
   readonly spoken = new Map<Program, { stream: SimStream; frames: Uint8Array[] }>()
-  readonly counts = { frames: 0, gossip: 0, gossipLost: 0, connections: 0, broken: 0 }
+  /** Words of gossip by what became of them on their way. */
+  readonly gossip = { sent: 0, lost: 0, twice: 0 }
 
   constructor(network: Network) {
     this.network = network
@@ -74,7 +75,6 @@ export class SimMesh {
         broken += 1
       }
     }
-    this.counts.broken += broken
     return broken
   }
 }
@@ -220,7 +220,6 @@ class Endpoint implements MeshNode {
       return
     }
     const connection = new Connection(this, listener)
-    this.mesh.counts.connections += 1
     listener.#joined(connection, theirs)
     this.#joined(connection, ours)
   }
@@ -280,16 +279,7 @@ class Endpoint implements MeshNode {
         if (side && to.program.isAlive) arrive(side)
       })
     return new Promise((resolve, reject) => {
-      const near = new SimStream(to, protocol, this.program.clock, (arrive) =>
-        sides(
-          this,
-          there,
-          "far",
-        )((side) => {
-          this.mesh.counts.frames += 1
-          arrive(side)
-        }),
-      )
+      const near = new SimStream(to, protocol, this.program.clock, sides(this, there, "far"))
       pair.near = near
       if (protocol.name === CONTROL_PROTOCOL.name) this.mesh.overhear(this.program, near)
       connection.streamsOf(this).add(near)
@@ -369,13 +359,14 @@ class Endpoint implements MeshNode {
   }
 
   async publish(topic: string, data: Uint8Array): Promise<{ recipients: number }> {
-    const { network, counts } = this.mesh
+    const { network, gossip } = this.mesh
     for (const other of this.#reachable()) {
       const times = network.chance.happens(network.weather.gossipTwice) ? 2 : 1
+      gossip.sent += 1
+      gossip.twice += times - 1
       for (let n = 0; n < times; n++) {
-        counts.gossip += 1
         if (network.chance.happens(network.weather.gossipLoss)) {
-          counts.gossipLost += 1
+          gossip.lost += 1
           continue
         }
         const arrive = (): void => {

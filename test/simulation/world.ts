@@ -23,6 +23,7 @@ export interface Outcome {
   steps: ReadonlyMap<string, number>
   /** Faults that came about, by kind. */
   faults: ReadonlyMap<string, number>
+  gossip: { sent: number; lost: number; twice: number }
   virtualMs: number
   events: number
   jobs: number
@@ -113,6 +114,7 @@ export class World implements FaultyWorld {
       log: this.log,
       steps: this.watch.steps,
       faults: this.faults,
+      gossip: this.mesh.gossip,
       virtualMs: this.time.nowMs,
       events: this.time.events,
       jobs: this.watch.accepted.size,
