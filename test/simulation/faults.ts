@@ -58,6 +58,7 @@ function bringAbout(world: FaultyWorld, fault: Fault): boolean {
       return true
     case "clock step":
       machineOf(fault.node).wallOffsetMs += fault.byMs
+      if (fault.node === -1) world.watch.clockStepped = true
       return true
     case "slow disk":
       machineOf(fault.node).diskMs = fault.actMs

@@ -20,6 +20,9 @@ export class Watch {
   readonly cloned = new Set<number>()
   /** How often each step of a state was taken. */
   readonly steps = new Map<string, number>()
+  readonly #runs = new Map<number, { startedMs: number; endedMs: number }>()
+  /** The coordinator's wall clock was set while it worked: differences of its times say nothing. */
+  clockStepped = false
   /** The last step that was looked at; null: begin with the newest. */
   #seen: number | null = 0
 
@@ -53,7 +56,19 @@ export class Watch {
     return gone.map(([, { name }]) => name)
   }
 
-  programStarted(claim: number, machine: string): void {
+  /** How long the program of a claim ran: 0 when it never did, without bound while it does. */
+  ranMs(claim: number): number {
+    const run = this.#runs.get(claim)
+    return run === undefined ? 0 : run.endedMs - run.startedMs
+  }
+
+  programEnded(claim: number, atMs: number): void {
+    const run = this.#runs.get(claim)
+    if (run) run.endedMs = atMs
+  }
+
+  programStarted(claim: number, machine: string, atMs: number): void {
+    this.#runs.set(claim, { startedMs: atMs, endedMs: Number.POSITIVE_INFINITY })
     const before = this.starts.get(claim) ?? []
     if (before.length > 0 && !this.cloned.has(claim)) {
       this.wrong(`5: the program of claim ${claim} was started on ${[...before, machine].join(" and ")}`)

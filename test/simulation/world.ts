@@ -78,8 +78,8 @@ export class World implements FaultyWorld {
         this.mesh,
         { ...settings, joinToken: deployment.joinToken },
         {
-          started: (claim) => this.watch.programStarted(claim, machine.name),
-          ended: () => {},
+          started: (claim) => this.watch.programStarted(claim, machine.name, this.time.nowMs),
+          ended: (claim) => this.watch.programEnded(claim, this.time.nowMs),
         },
       )
       node.crashed = (downMs) => this.unlessMended(downMs, () => node.start())
