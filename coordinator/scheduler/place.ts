@@ -53,7 +53,7 @@ export function chooseAhead<N extends PlaceableNode>(nodes: readonly N[], wanted
   if (wanted.paceMs === null || wanted.requirements.gpuCount > 0) return null
   let best: { node: N; score: number } | null = null
   for (const node of nodes) {
-    if (!wanted.mayRun(node)) continue
+    if (node.held >= node.most || !wanted.mayRun(node)) continue
     const score = aheadScore(node, wanted)
     if (score !== null && (!best || score > best.score)) best = { node, score }
   }

@@ -174,7 +174,7 @@ describe("where a task goes", () => {
     used: nothing,
     held: 0,
     heldAtFirst: more.held ?? 0,
-    most: Number.POSITIVE_INFINITY,
+    most: MOST_HELD,
     credit: 8,
     hasGpu: false,
     ...more,
@@ -230,6 +230,9 @@ describe("where a task goes", () => {
     expect(place([{ ...large, held: MOST_HELD - 1 }])).toBe("warm")
     expect(place([{ ...large, held: MOST_HELD }])).toBeNull()
     expect(place([{ ...large, held: MOST_HELD }, node("cold")])).toBe("cold")
+    const onProbation = node("warm", { used: full, held: 1, most: 1 })
+    expect(place([onProbation], { paceMs: 100 })).toBeNull()
+    expect(place([{ ...onProbation, most: 2 }], { paceMs: 100 })).toBe("warm")
   })
 
   test("a node gets more ahead when half of it is used up, and then all it takes", () => {
