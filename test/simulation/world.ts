@@ -224,7 +224,12 @@ export class World implements FaultyWorld {
     const aborted = new Promise<never>((_, reject) => {
       init.signal?.addEventListener("abort", () => reject(init.signal?.reason as Error), { once: true })
     })
-    const answer = await Promise.race([asked, aborted])
+    const asker = this.nodes.find((node) => node.machine === machine)?.program
+    const [settled] = await Promise.allSettled([Promise.race([asked, aborted])])
+    // Who was killed meanwhile hears neither an answer nor that there is none.
+    if (asker?.isAlive === false) await new Promise(() => {})
+    if (settled.status === "rejected") throw settled.reason
+    const answer = settled.value
     return new Response(answer.status === 204 ? null : new Uint8Array(answer.body), answer)
   }
 

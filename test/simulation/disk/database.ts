@@ -89,5 +89,3 @@ export default class Database extends RealDatabase {
 }
 
 type Way = (...parameters: unknown[]) => unknown
-
-export const SqliteError = RealDatabase.SqliteError
