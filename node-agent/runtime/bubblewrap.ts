@@ -26,6 +26,7 @@ export async function createBubblewrapDriver(place: DriverPlace): Promise<Runtim
   const networks = await openTaskNetworks(place.dataDir, place.blockedAddresses)
   const program = findOnHost("bwrap")
   const isRoot = process.getuid?.() === 0
+  const filter = writeFilter(join(place.dataDir, "bwrap-seccomp"))
   const driver: RuntimeDriver = createSupervisedDriver(place, {
     name: "bubblewrap",
     groups,
@@ -57,7 +58,6 @@ export async function createBubblewrapDriver(place: DriverPlace): Promise<Runtim
       if (program === null) throw new RuntimeRefusal("sandbox_error", "bubblewrap (bwrap) is not installed")
       const root = composeSandboxRoot(spec, disk, SANDBOX_UID, netns === null ? "" : networks.resolvConf)
       const files = { args: join(spec.attemptDir, "bwrap-args"), status: join(spec.attemptDir, "bwrap-status") }
-      const filter = refuseDangerousCalls(process.arch)
       const options = [
         ...bubblewrapOptions(spec),
         ...(netns === null ? [] : ["--share-net"]),
@@ -69,10 +69,7 @@ export async function createBubblewrapDriver(place: DriverPlace): Promise<Runtim
       writeFileSync(files.args, options.map((option) => `${option}\0`).join(""), { mode: 0o600 })
       writeFileSync(files.status, "", { mode: 0o600 })
       const passed = [files.args, files.status]
-      if (filter !== null) {
-        writeFileSync(join(spec.attemptDir, "bwrap-seccomp"), filter)
-        passed.push(join(spec.attemptDir, "bwrap-seccomp"))
-      }
+      if (filter !== null) passed.push(filter)
       return {
         program,
         argv: ["bwrap", "--args", "3", "--", root.program, ...spec.command.slice(1)],
@@ -99,9 +96,17 @@ export async function createBubblewrapDriver(place: DriverPlace): Promise<Runtim
           : { failureKind: "sandbox_error", message: `bubblewrap failed: ${said}` }
       },
     }),
-    leftovers: ["bwrap-args", "bwrap-status", "bwrap-seccomp"],
+    leftovers: ["bwrap-args", "bwrap-status"],
   })
   return driver
+}
+
+/** The same for all attempts: written once. Null where this machine's kind of processor has none. */
+function writeFilter(path: string): string | null {
+  const filter = refuseDangerousCalls(process.arch)
+  if (filter === null) return null
+  writeFileSync(path, filter, { mode: 0o600 })
+  return path
 }
 
 function bubblewrapOptions(spec: AttemptSpec): string[] {
