@@ -36,6 +36,7 @@ import { enrol, EnrolmentRefused, readMembership, writeMembership, type Membersh
 import { createFetchContent } from "./mesh/fetch-content.ts"
 import { hearAdverts } from "./mesh/heard-adverts.ts"
 import { createWants, hearOffers, worthPreparing } from "./mesh/offers.ts"
+import { watchRefusals } from "./mesh/refusals.ts"
 import { shareContent } from "./mesh/share-content.ts"
 import { watchTime } from "./mesh/time-jumps.ts"
 import { createTransfers, TransferRefused } from "./mesh/transfers.ts"
@@ -614,6 +615,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     signal: closing.signal,
   })
   const following = followCoordinator()
+  const refusals = watchRefusals({ mesh, clock, coordinator: coordinator.peerId, send })
   const timing = watchTime(clock, (reason) => {
     claimLoop.pause()
     link.reconnect(reason)
@@ -653,6 +655,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     closing.abort(new Error("the agent stops"))
     looking[Symbol.dispose]()
     timing[Symbol.dispose]()
+    refusals[Symbol.dispose]()
     await link[Symbol.asyncDispose]()
     await Promise.all([redialing, following])
     await builds?.[Symbol.asyncDispose]()

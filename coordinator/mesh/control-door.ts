@@ -307,10 +307,16 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       case "want":
         return await parts.prepare.want(member, message.revisions)
       case "complaint":
-        return parts.reputation.complained(member, peerId(message.peer_id))
+        return complained(member, message)
       default:
         return unreachable(message)
     }
+  }
+
+  function complained(member: Member, { peer_id, kind }: Extract<ToCoordinator, { type: "complaint" }>): void {
+    const accused = peerId(peer_id)
+    if (kind === "content") return parts.reputation.complained(member, accused)
+    return parts.claims.refusedTo(member, accused)
   }
 
   /** Reports and checkpoints are stored side by side, two at most, so that one write's wait does not hold up heartbeats. */

@@ -1,7 +1,7 @@
 import { every, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
-import type { ClaimNumber } from "../../protocol/domain/ids.ts"
+import type { ClaimNumber, PeerId } from "../../protocol/domain/ids.ts"
 import {
   BATCH_ITEMS,
   type Hello,
@@ -47,6 +47,8 @@ export interface Claims extends AsyncDisposable {
   revoke(member: Member): Promise<void>
   /** The node sent something: it has contact. */
   heard(member: Member): void
+  /** The witness was connected to that peer a moment ago, and its address now refuses. */
+  refusedTo(witness: Member, peer: PeerId): void
 }
 
 type Heartbeat = Extract<ToCoordinator, { type: "heartbeat" }>["attempts"]
@@ -61,7 +63,7 @@ export interface ClaimsParts extends ReportParts {
   queue: ReadyQueue
   pace: Pace
   watch: JobWatch
-  contact: Pick<ContactWatch, "heard" | "renew" | "forgotten" | "giveUp">
+  contact: Pick<ContactWatch, "heard" | "renew" | "forgotten" | "giveUp" | "refusedTo">
   reputation: Pick<Reputation, "ended" | "failedElsewhere" | "wasted" | "offence" | "setback" | "succeeded">
   timing: { claimLifetimeMs: number }
   /** How long preparing a revision may take: its project says. */
@@ -386,6 +388,7 @@ export function createClaims(parts: ClaimsParts): Claims {
       if (claims.length > 0) await takeReturned(claims)
     },
     heard: (member) => parts.contact.heard(member),
+    refusedTo: (witness, peer) => parts.contact.refusedTo(witness, peer),
     async [Symbol.asyncDispose]() {
       looking[Symbol.dispose]()
       for (const member of starts.keys()) writeStarts(member)

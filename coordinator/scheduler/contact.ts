@@ -1,7 +1,7 @@
 import { every, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
-import type { ClaimNumber, NodeId } from "../../protocol/domain/ids.ts"
+import type { ClaimNumber, NodeId, PeerId } from "../../protocol/domain/ids.ts"
 import { BATCH_ITEMS } from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
 import { createOurFault, isAliveByAdverts, patienceMs } from "../fleet/liveness.ts"
@@ -24,6 +24,11 @@ export interface ContactWatch extends AsyncDisposable {
   forgotten(attempt: HeldAttempt): void
   /** Nothing is to be waited for: the node will not run these again. */
   giveUp(attempts: readonly HeldAttempt[]): void
+  /**
+   * An address at which the witness was connected to that peer a moment ago refuses: evidence of death, once two members say
+   * so, or all others where there are fewer. No witness alone can shorten the wait for another's work.
+   */
+  refusedTo(witness: Member, peer: PeerId): void
   /** An advert of the node came over the mesh, whoever passed it on. */
   advertised(node: NodeId, intervalMs: number): void
 }
@@ -45,11 +50,15 @@ export interface ContactParts {
 }
 
 const LOOK_INTERVAL_MS = 500
+/** Members whose word is taken for it that a node is gone. */
+const WITNESSES = 2
 /** A look that comes this much late: this process was stopped, not the nodes. */
 const PAUSE_MS = 2_000
 
 export function createContactWatch(parts: ContactParts): ContactWatch {
   const { clock, log, members, queue, timing } = parts
+  /** Members that were refused by a node since its last contact. */
+  const witnesses = new Map<Member, Set<Member>>()
   /** Which write gives it up: one that was renewed meanwhile may be given up anew. */
   const givingUp = new Map<HeldAttempt, object>()
   const ourFault = createOurFault<Member>()
@@ -112,8 +121,16 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
   /** The stake is frozen at last contact: preparation and run time up to then, since the last durable checkpoint. */
   function isOverdue(attempt: HeldAttempt, member: Member, nowMs: number): boolean {
     const lastHeardMs = member.lastHeardMs ?? nowMs
+    if (isGone(member)) return nowMs - lastHeardMs >= Math.min(timing.lostAfterMs, attempt.expiresAtMs - lastHeardMs)
     const stakeMs = Math.max(0, lastHeardMs - (attempt.checkpointedAtMs ?? attempt.grantedAtMs))
     return nowMs - lastHeardMs >= patienceMs(stakeMs, timing.lostAfterMs, attempt.expiresAtMs - lastHeardMs)
+  }
+
+  function isGone(member: Member): boolean {
+    const told = witnesses.get(member)
+    if (!told) return false
+    const others = [...members.all()].filter((other) => other !== member && other.session !== null)
+    return [...told].filter(({ session }) => session !== null).length >= Math.max(1, Math.min(WITNESSES, others.length))
   }
 
   // ── contact is lost, and returns ──────────────────────────────────────────────────────────────────────────────────
@@ -239,6 +256,7 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
     heard(member) {
       const nowMs = clock.monotonicMs()
       if (members.contact(member) !== "connected") ourFault.returned(member, nowMs)
+      witnesses.delete(member)
       member.lastHeardMs = nowMs
       member.lastSeenAt = clock.now()
     },
@@ -250,6 +268,13 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
       attempt.expiresAtMs = Math.min(attempt.expiresAtMs, attempt.heardAtMs + timing.lostAfterMs)
     },
     giveUp,
+    refusedTo(witness, peer) {
+      const member = members.byPeer(peer)
+      // What is said of a node with an open stream is not so.
+      if (!member || member === witness || member.session !== null || member.attempts.size === 0) return
+      const told = witnesses.get(member) ?? new Set()
+      witnesses.set(member, told.add(witness))
+    },
     advertised(node, intervalMs) {
       const member = members.byNode(node)
       if (member) member.advert = { heardAtMs: clock.monotonicMs(), intervalMs }

@@ -32,7 +32,7 @@ import { gateRegistrar, type GatedRegistrar } from "./gated-registrar.ts"
 import { createGuests } from "./guests.ts"
 import type { Identity } from "./identity.ts"
 import { wrapStream } from "./mesh-stream.ts"
-import type { GossipMessage, MeshNode, MeshStream } from "./mesh.ts"
+import type { GossipMessage, MeshNode, MeshStream, PeerChange } from "./mesh.ts"
 import { writeWhole } from "./whole-writes.ts"
 
 export interface MeshNodeOptions {
@@ -65,7 +65,9 @@ export interface MeshNodeOptions {
 /** Starts a libp2p node and gives it as the mesh. Rejects when an address cannot be listened on. */
 export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode> {
   const { identity, clock, log } = options
-  const watchers = new Set<(change: { peer: PeerId; connected: boolean }) => void>()
+  const watchers = new Set<(change: PeerChange) => void>()
+  /** Where we dialled the peers that are connected. */
+  const dialledAt = new Map<PeerId, string>()
   const known = createMemory<PeerId>(KNOWN_PEERS)
   /** Open streams of each peer and protocol, whichever connection carries them. */
   const openStreams = new Map<string, number>()
@@ -96,7 +98,11 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
     changed: (peer, connected) => {
       log.info(connected ? "peer joined" : "peer left", { peer })
       if (!connected) gate?.left(libPeerId(peer))
-      for (const watcher of watchers) watcher({ peer, connected })
+      const address = connected ? addressDialled(peer) : dialledAt.get(peer)
+      if (address === undefined || !connected) dialledAt.delete(peer)
+      else dialledAt.set(peer, address)
+      const change = { peer, connected, ...(connected || address === undefined ? {} : { dialledAt: address }) }
+      for (const watcher of watchers) watcher(change)
     },
     refused: (refusal) => options.refused?.(refusal),
   })
@@ -169,6 +175,13 @@ export async function createMeshNode(options: MeshNodeOptions): Promise<MeshNode
   async function forgetStranger(peer: LibPeerId): Promise<void> {
     if (known.has(peerId(peer.toString())) || node.getConnections(peer).length > 0) return
     await node.peerStore.delete(peer).catch(() => {})
+  }
+
+  function addressDialled(peer: PeerId): string | undefined {
+    const connection = admission.connectionOf(peer)
+    if (connection?.direction !== "outbound") return undefined
+    const address = connection.remoteAddr.toString()
+    return address.includes("/p2p/") ? address : `${address}/p2p/${peer}`
   }
 
   async function dial(address: string, signal?: AbortSignal): Promise<PeerId> {

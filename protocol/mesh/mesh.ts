@@ -32,7 +32,14 @@ export interface Mesh extends AsyncDisposable {
   /** Publishes to `topic`. `recipients` 0 is no error: nobody listens yet. */
   publish(topic: string, data: Uint8Array): Promise<{ recipients: number }>
   /** Called whenever an admitted peer connects or its last connection closes. Returns how to stop listening. */
-  watchPeers(seen: (change: { peer: PeerId; connected: boolean }) => void): () => void
+  watchPeers(seen: (change: PeerChange) => void): () => void
+}
+
+export interface PeerChange {
+  peer: PeerId
+  connected: boolean
+  /** With the end of a connection: the address at which we had dialled the peer, where we had. */
+  dialledAt?: string
 }
 
 /** The mesh, and who its members are. */

@@ -235,7 +235,12 @@ const built = z.object({
 const want = z.object({ type: z.literal("want"), revisions: z.array(z.string().max(64)).max(MOST_WANTED) })
 
 /** Pieces or a piece list of this peer were not what their digests say. One word among several, never proof. */
-const complaint = z.object({ type: z.literal("complaint"), peer_id: z.string().max(128), kind: z.literal("content") })
+const complaint = z.object({
+  type: z.literal("complaint"),
+  peer_id: z.string().max(128),
+  /** Wrong pieces; or an address at which it was connected a moment ago refuses, twice: its agent is gone. */
+  kind: z.enum(["content", "refuses"]),
+})
 
 const takenBack = z.object({
   type: z.literal("taken_back"),

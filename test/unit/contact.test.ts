@@ -268,6 +268,42 @@ describe("evidence", () => {
     expect(isAliveByAdverts(null, 1_000, 1_000, 6_000)).toBe(false)
   })
 
+  test("an address that refuses two members is gone: the shortest wait; one member's word is not enough", async () => {
+    const { attempt } = await running()
+    await beat(attempt, 100_000)
+    const [first, second] = [await joined(1), await joined(2)]
+    rig.member.session = null
+    contact.refusedTo(first, rig.member.peer)
+    contact.refusedTo(first, rig.member.peer)
+    for (const other of [first, second]) contact.heard(other)
+    await clock.pass(8_000)
+    expect(attempt.claimable).toBe(false)
+    contact.refusedTo(second, rig.member.peer)
+    await clock.pass(1_000)
+    expect(attempt.claimable).toBe(true)
+  })
+
+  test("the only other member is believed; a node that was heard since, or has a stream, is not gone", async () => {
+    const { attempt } = await running()
+    await beat(attempt, 100_000)
+    const other = await joined(1)
+    contact.refusedTo(other, rig.member.peer)
+    rig.member.session = null
+    await clock.pass(7_000)
+    expect(attempt.claimable).toBe(false)
+    contact.refusedTo(other, rig.member.peer)
+    contact.heard(rig.member)
+    contact.renew(attempt)
+    await clock.pass(7_000)
+    expect(attempt.claimable).toBe(false)
+    contact.refusedTo(rig.member, rig.member.peer)
+    await clock.pass(500)
+    expect(attempt.claimable).toBe(false)
+    contact.refusedTo(other, rig.member.peer)
+    await clock.pass(1_000)
+    expect(attempt.claimable).toBe(true)
+  })
+
   test("an agent that came back without the attempt is dead: the shortest wait, and its room is free", async () => {
     const { job, attempt } = await running()
     await beat(attempt, 100_000)
