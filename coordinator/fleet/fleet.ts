@@ -26,6 +26,7 @@ import { createBoots } from "./boots.ts"
 import { capacityFrom } from "./capacity.ts"
 import { certify, type EnrolmentParts } from "./enrol.ts"
 import { mayRunProjects, type PlacementPolicy } from "./fit.ts"
+import type { Contact } from "./liveness.ts"
 import type { Member, Members } from "./members.ts"
 
 /** The fleet's acts: who a peer is, what nodes say of themselves and their replicas, and the admin's word on them. */
@@ -89,6 +90,7 @@ const PEERS_TOLD = 8
 const ONE_BOOT = { alternates: false, second: false }
 /** Two machines with one key: so long without a sign of the second, and the node gets work again. */
 const CLONED_MS = 3600_000
+const HEARD: ReadonlySet<Contact> = new Set(["connected", "suspect"])
 
 export function createFleet(parts: FleetParts): Fleet {
   const { store, clock, members } = parts
@@ -112,7 +114,9 @@ export function createFleet(parts: FleetParts): Fleet {
     const alternates = boots.heard(row.id, bootId, clock.monotonicMs())
     const isCloned = alternates || (row.clonedAt !== null && at < row.clonedAt + CLONED_MS)
     const member = members.byNode(row.id)
-    const isHere = member?.session != null && boots.isNewest(row.id, member.facts?.bootId ?? bootId)
+    // The stream of a machine that lost its power stays open: who is not heard does not keep the other one out.
+    const isHeard = member?.session != null && HEARD.has(members.contact(member))
+    const isHere = isHeard && boots.isNewest(row.id, member.facts?.bootId ?? bootId)
     return { alternates, second: isCloned && isHere && !boots.isNewest(row.id, bootId) }
   }
 
