@@ -17,6 +17,8 @@ export interface FaultyWorld {
   readonly watch: Watch
   readonly coordinator: CoordinatorMachine
   readonly nodes: readonly NodeMachine[]
+  /** Mending has begun: no fault comes about any more. */
+  readonly isMended: boolean
   /** Calls `act` after `delayMs` unless everything was mended before. */
   unlessMended(delayMs: number, act: () => void): void
   /** The fault came about. */
@@ -45,7 +47,11 @@ function bringAbout(world: FaultyWorld, fault: Fault): boolean {
       return true
     case "stop coordinator":
       if (!coordinator.running) return false
-      coordinator.stop(() => world.unlessMended(fault.downMs, () => coordinator.start()))
+      // It may take until after the mending, and is then started at once.
+      coordinator.stop(() => {
+        if (world.isMended) coordinator.start()
+        else world.unlessMended(fault.downMs, () => coordinator.start())
+      })
       return true
     case "crash at commit":
       if (!coordinator.program) return false

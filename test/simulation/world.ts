@@ -50,8 +50,7 @@ export class World implements FaultyWorld {
   readonly chance: Chance
   readonly #machines = new Map<string, Machine>()
   readonly #directory: string
-  /** Mending has begun: no fault comes about any more. */
-  #isMended = false
+  isMended = false
   /** Answers that an older copy of the coordinator's data gave before it was restored are lost. */
   #era = 0
   #isRestored = false
@@ -153,7 +152,7 @@ export class World implements FaultyWorld {
 
   unlessMended(delayMs: number, act: () => void): void {
     this.#at(this.time.nowMs + delayMs, () => {
-      if (!this.#isMended) act()
+      if (!this.isMended) act()
     })
   }
 
@@ -194,7 +193,7 @@ export class World implements FaultyWorld {
       const fail = (why: string): void => reject(new TypeError(`fetch failed: ${why}`))
       const timeout = this.time.at(this.time.nowMs + HTTP_TIMEOUT_MS, from.lane, () => fail("no answer"))
       const back = (give: () => void): void => {
-        if (network.chance.happens(this.#isMended ? 0 : this.plan.weather.answerLoss)) return
+        if (network.chance.happens(this.isMended ? 0 : this.plan.weather.answerLoss)) return
         network.packet(coordinator.machine, from, () => {
           if (era !== this.#era) return
           timeout.cancel()
@@ -255,7 +254,7 @@ export class World implements FaultyWorld {
   /** Everything works from now on: what was submitted must come to its end. */
   #mend(): void {
     this.tell("world", "everything is mended")
-    this.#isMended = true
+    this.isMended = true
     this.network.weather.gossipLoss = 0
     this.network.mendAll()
     this.coordinator.crashAtCommit = null
