@@ -93,7 +93,8 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
     const before = known.get(id)
     if (found) known.set(id, { ...found, manifest: effectiveManifest(found) })
     else known.delete(id)
-    if (found && before && blobNames(found.revision) === blobNames(before.revision)) return
+    // What nodes said before the first look (with their hellos to a new start, say) is about this image too.
+    if (found && (!before || blobNames(found.revision) === blobNames(before.revision))) return
     // It was built again: what nodes said is about another image.
     failed.delete(id)
     unable.delete(id)
