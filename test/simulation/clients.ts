@@ -74,12 +74,13 @@ export class Clients {
     await this.#submitting.get(job)
     const id = this.jobs.get(job)
     if (id === undefined) return
+    const askedMs = this.#machine.time.nowMs
     const answer = await this.#insist(client, "PUT", `/api/v1/jobs/${id}/cancel`, {}, null)
     this.#machine.tell(`cancel ${job}: ${answer.status}`)
     if (answer.status === 200 && this.jobs.get(job) === id) {
       const { status } = JSON.parse(answer.body.toString()) as { status: string }
       if (status !== "cancelled") this.#watch.wrong(`6: ${job} was cancelled and is shown as ${status}`)
-      this.#watch.jobSeen(id, status, this.#machine.time.nowMs)
+      this.#watch.jobSeen(id, status, askedMs, this.#machine.time.nowMs)
     } else if (answer.status !== 409 && this.jobs.get(job) === id)
       this.#watch.wrong(`cancel of ${job} was answered ${answer.status}`)
   }
@@ -95,6 +96,7 @@ export class Clients {
       results: `/api/v1/results/${id}`,
       output: `/api/v1/jobs/${id}/output`,
     }
+    const askedMs = this.#machine.time.nowMs
     const answer = await this.#insist(client, "GET", paths[what], null, null)
     if (this.jobs.get(job) !== id) return
     if (answer.status !== 200) return this.#watch.wrong(`6: ${what} of ${job} was answered ${answer.status}`)
@@ -102,6 +104,7 @@ export class Clients {
       this.#watch.jobSeen(
         id,
         (JSON.parse(answer.body.toString()) as { status: string }).status,
+        askedMs,
         this.#machine.time.nowMs,
       )
     if (what === "events") this.#followEvents(id, after, answer)

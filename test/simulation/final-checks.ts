@@ -59,7 +59,7 @@ function checkJobs(jobs: readonly JobRow[], watch: Watch): void {
   for (const [id, { name }] of watch.accepted) {
     const job = byId.get(id)
     if (!job) watch.wrong(`6: ${name} was accepted as ${id} and is gone`)
-    else watch.jobSeen(id, job.status, Number.POSITIVE_INFINITY)
+    else watch.jobSeen(id, job.status, Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY)
   }
   const names = [...watch.accepted.values()].map(({ name }) => name)
   for (const name of new Set(names)) {

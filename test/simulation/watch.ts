@@ -40,10 +40,12 @@ export class Watch {
     }
   }
 
-  jobSeen(id: string, status: string, atMs: number): void {
-    const before = this.ends.get(id)?.status
-    if (before !== undefined && before !== status) this.wrong(`3: job ${id} was ${before} and is ${status}`)
-    if (before === undefined && TERMINAL.has(status)) this.ends.set(id, { status, atMs })
+  /** An answer may be overtaken by that to a later question: only what was asked after an end was shown must show it. */
+  jobSeen(id: string, status: string, askedMs: number, atMs: number): void {
+    const before = this.ends.get(id)
+    if (before && before.status !== status && (askedMs >= before.atMs || TERMINAL.has(status)))
+      this.wrong(`3: job ${id} was ${before.status} and is ${status}`)
+    if (!before && TERMINAL.has(status)) this.ends.set(id, { status, atMs })
   }
 
   /** The coordinator goes on from a copy of that time: what was said since is void. Gives the jobs that are gone. */
