@@ -271,18 +271,18 @@ def tell(**fields): print("COMPUTALOT_PROGRESS:" + json.dumps(fields), flush=Tru
 open(artifacts + "/model.bin", "w").write("as it was")
 os.symlink(artifacts + "/model.bin", artifacts + "/latest")
 tell(epoch=3, checkpoint={"path": artifacts + "/latest", "epoch": 3})
-time.sleep(1.5)
+time.sleep(4)
 tell(epoch=4, checkpoint={"path": "/workspace/data.txt"})
-time.sleep(1.5)
+time.sleep(4)
 os.symlink("/etc/shadow", artifacts + "/shadow")
 tell(epoch=5, checkpoint={"path": "shadow"})`
     const { item } = await run(leaves, { checkpoints: true })
     expect(item, item.error_tail).toMatchObject({ failure_kind: null })
-    const [first, second] = left.items()
-    if (!first || !item.checkpoint) throw new Error("a first checkpoint is sent, and the last goes with the end")
+    // The last goes with the end, unless the machine was so slow that it was sent before.
+    const [first, second, third = item.checkpoint] = left.items()
+    if (!first) throw new Error("the first checkpoint is sent")
     expect(first.file).toMatchObject({ filename: "latest" })
-    for (const outside of [second, item.checkpoint])
-      expect(outside).toMatchObject({ file: null, problem: { status: "failed" } })
+    for (const outside of [second, third]) expect(outside).toMatchObject({ file: null, problem: { status: "failed" } })
     left.remains = { ...left.remains, points: [await left.pointOf(first, blobs)] }
     onTestFinished(() => void (left.remains.points = []))
     const reads = `
