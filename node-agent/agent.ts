@@ -222,7 +222,9 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   /** What the coordinator last told of the world. */
   const world = { offsetMs: 0, members: 0, peers: member.peers, revoked: new Set<string>(), revocationVersion: 0 }
   const coordinatorNow = (): number => clock.now() + world.offsetMs
-  const connected = (): boolean => link.connected
+  /** None until what an earlier agent left is taken up: that may speak already, and says it again once it is welcomed. */
+  let link: CoordinatorLink | null = null
+  const connected = (): boolean => link?.connected === true
   const isRevoked = (node: NodeId): boolean => world.revoked.has(node)
   const membershipOf = (peer: PeerId): NodeId | null => mesh.membership(peer)?.nodeId ?? null
   /** Opened last: it tries a build first. */
@@ -257,7 +259,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
         )
       }
       // The list of revoked members comes with a welcome.
-      if (connected() && offers.revocationVersion > world.revocationVersion) link.reconnect("members were revoked")
+      if (connected() && offers.revocationVersion > world.revocationVersion) link?.reconnect("members were revoked")
     },
   })
   const wants = createWants({ clock, ask: (revisions) => send({ type: "want", revisions }) })
@@ -276,7 +278,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       throw error instanceof TransferRefused ? new UploadRefused(error.message, { cause: error }) : error
     }
   }
-  const send = (message: ToCoordinator): void => link.send(message)
+  const send = (message: ToCoordinator): void => link?.send(message)
   const machineEnv = machineEnvironment(config.environment)
   const runtimes = outside.createRuntimes({
     directory: join(dataDir, "runtimes"),
@@ -462,7 +464,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
 
   function welcomed(welcome: Welcome): void {
     const known = outbox.memory().epoch
-    if (welcome.epoch < known) return link.reconnect("the coordinator runs on an older copy of its data")
+    if (welcome.epoch < known) return link?.reconnect("the coordinator runs on an older copy of its data")
     if (welcome.epoch > known) outbox.rememberEpoch(welcome.epoch, welcome.epoch_proof)
     world.offsetMs = welcome.now - clock.now()
     world.members = welcome.members
@@ -581,7 +583,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   await claimLoop.recover()
 
   let lostSinceMs = clock.monotonicMs()
-  const link: CoordinatorLink = createCoordinatorLink({
+  link = createCoordinatorLink({
     mesh,
     coordinator,
     clock,
@@ -618,7 +620,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   const refusals = watchRefusals({ mesh, clock, coordinator: coordinator.peerId, send })
   const timing = watchTime(clock, (reason) => {
     claimLoop.pause()
-    link.reconnect(reason)
+    link?.reconnect(reason)
   })
   const looking = every(clock, LOOK_AT_DISK_MS, () => void lookAtDisk())
 
@@ -656,7 +658,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     looking[Symbol.dispose]()
     timing[Symbol.dispose]()
     refusals[Symbol.dispose]()
-    await link[Symbol.asyncDispose]()
+    await link?.[Symbol.asyncDispose]()
     await Promise.all([redialing, following])
     await builds?.[Symbol.asyncDispose]()
     await delivery[Symbol.asyncDispose]()
