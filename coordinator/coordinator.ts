@@ -438,6 +438,14 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     return failure && { ...failure, message: `preparing the runtime failed: ${failure.message}` }
   }
 
+  /** Nodes may have gone since that could have tried. */
+  function failUnprepared(): void {
+    for (const revision of new Set([...known.all()].map((job) => job.revision))) {
+      const failure = cannotPrepare(revision)
+      if (failure) jobLife.setupFailed(revision, failure.message, failure.logTail)
+    }
+  }
+
   function projectFleet(): FleetFacts {
     const facts = fleetFacts(members, policy)
     return { ...facts, trouble: (revision) => specs.trouble(revision, liveWorkers(members, policy))?.message ?? null }
@@ -531,6 +539,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     return every(clock, Math.min(SWEEP_MS, config.artifactTtlMs), () => {
       background.run("sweep", async () => {
         const now = clock.now()
+        failUnprepared()
         await fleet.storeSeen()
         await reputation.sweep()
         await sweepCheckpoints(reports, now)

@@ -90,7 +90,6 @@ const PEERS_TOLD = 8
 const ONE_BOOT = { alternates: false, second: false }
 /** Two machines with one key: so long without a sign of the second, and the node gets work again. */
 const CLONED_MS = 3600_000
-const HEARD: ReadonlySet<Contact> = new Set(["connected", "suspect"])
 
 export function createFleet(parts: FleetParts): Fleet {
   const { store, clock, members } = parts
@@ -114,10 +113,8 @@ export function createFleet(parts: FleetParts): Fleet {
     const alternates = boots.heard(row.id, bootId, clock.monotonicMs())
     const isCloned = alternates || (row.clonedAt !== null && at < row.clonedAt + CLONED_MS)
     const member = members.byNode(row.id)
-    // The stream of a machine that lost its power stays open: who is not heard does not keep the other one out.
-    const isHeard = member?.session != null && HEARD.has(members.contact(member))
-    const isHere = isHeard && boots.isNewest(row.id, member.facts?.bootId ?? bootId)
-    return { alternates, second: isCloned && isHere && !boots.isNewest(row.id, bootId) }
+    const isHere = member && isHeard(members, member) && boots.isNewest(row.id, member.facts?.bootId ?? bootId)
+    return { alternates, second: isCloned && isHere === true && !boots.isNewest(row.id, bootId) }
   }
 
   return {
@@ -285,9 +282,16 @@ export function liveWorkers(members: Members, policy: PlacementPolicy): Member[]
 
 function liveMembers(members: Members): Member[] {
   return [...members.all()].filter(
-    ({ session, facts, state }) => session !== null && facts !== null && state === "active",
+    (member) => isHeard(members, member) && member.facts !== null && member.state === "active",
   )
 }
+
+/** The stream of a machine that lost its power stays open: it alone says nothing. */
+function isHeard(members: Members, member: Member): boolean {
+  return member.session !== null && HEARD.has(members.contact(member))
+}
+
+const HEARD: ReadonlySet<Contact> = new Set(["connected", "suspect"])
 
 function newsOf({ state, message, log_tail, missing }: Extract<ToCoordinator, { type: "replica" }>): ReplicaNews {
   const reason = sanitise(message ?? "", LONGEST_REASON)
