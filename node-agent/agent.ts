@@ -49,7 +49,6 @@ import { createImageStore } from "./runtime/images/images.ts"
 import { openLayerStore } from "./runtime/images/layer-store.ts"
 import { openTaskGroups } from "./runtime/limits.ts"
 import { openTaskNetworks, type TaskNetworks } from "./runtime/network.ts"
-import type { AttemptRunner } from "./tasks/attempt-runner.ts"
 import { openBuildOrders, type BuildOrders } from "./tasks/build-orders.ts"
 import { createCheckpoints } from "./tasks/checkpoints.ts"
 import { createClaimLoop } from "./tasks/claim-loop.ts"
@@ -66,9 +65,7 @@ export interface AgentParts {
   random: Random
   log: Log
   version: string
-  /** Replaces the real attempt runner: the queue benchmark and simulations. */
-  runner?: AttemptRunner
-  /** A simulation's own mesh, machine and threads; what is left out is real. */
+  /** A simulation's own mesh, machine, programs and threads, or a benchmark's; what is left out is real. */
   outside?: Partial<AgentOutside>
   /** Gives up starting: a first start waits for the coordinator for ever. */
   signal?: AbortSignal
@@ -81,9 +78,17 @@ export interface AgentOutside {
   chooseDriver: typeof chooseDriver
   createHasher: typeof createHasher
   createRuntimes: typeof createRuntimes
+  createRunner: typeof createAttemptRunner
 }
 
-const REAL: AgentOutside = { createMesh: createMeshNode, probeHardware, chooseDriver, createHasher, createRuntimes }
+const REAL: AgentOutside = {
+  createMesh: createMeshNode,
+  probeHardware,
+  chooseDriver,
+  createHasher,
+  createRuntimes,
+  createRunner: createAttemptRunner,
+}
 
 export interface Agent extends AsyncDisposable {
   /** Resolves once the coordinator counts this node's capacity; rejects with `AgentStopped`, or when disposed of before. */
@@ -298,33 +303,31 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     log,
   })
   const checkpoints = createCheckpoints({ outbox, hasher, send, upload, clock, random, log })
-  const runner =
-    parts.runner ??
-    createAttemptRunner({
-      driver,
-      runtimes,
-      attemptsDir,
-      network,
-      machineEnv,
-      hasher,
-      downloadPayload: (claim, signal) => transfers.payload(claim, signal),
-      checkpoints,
-      resume: createResume({
-        ask: (claim, signal) => transfers.resume(claim, signal),
-        blobs,
-        fetch,
-        origin,
-        connected,
-        send,
-        clock,
-        random,
-        log,
-      }),
-      // What ends while the agent stops is collected by the next one.
-      outboxFull: () => closing.signal.aborted || outbox.waitingBytes() >= OUTBOX_QUOTA_BYTES,
+  const runner = outside.createRunner({
+    driver,
+    runtimes,
+    attemptsDir,
+    network,
+    machineEnv,
+    hasher,
+    downloadPayload: (claim, signal) => transfers.payload(claim, signal),
+    checkpoints,
+    resume: createResume({
+      ask: (claim, signal) => transfers.resume(claim, signal),
+      blobs,
+      fetch,
+      origin,
+      connected,
+      send,
       clock,
+      random,
       log,
-    })
+    }),
+    // What ends while the agent stops is collected by the next one.
+    outboxFull: () => closing.signal.aborted || outbox.waitingBytes() >= OUTBOX_QUOTA_BYTES,
+    clock,
+    log,
+  })
   const claimLoop = createClaimLoop({
     outbox,
     runner,

@@ -65,7 +65,7 @@ try {
     random: systemRandom,
     log: createJsonLog("noop-agent"),
     version: "0.0.0",
-    runner,
+    outside: { createRunner: () => runner },
   })
   process.on("SIGTERM", () => void agent[Symbol.asyncDispose]().then(() => process.exit(0)))
   const facts = await agent.ready

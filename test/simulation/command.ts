@@ -127,7 +127,7 @@ async function search(simulator: Simulator, { first, most, minutes, untilBroken 
   console.log(`gossip: ${gossip.sent} words, ${gossip.lost} lost, ${gossip.twice} heard twice`)
   const taken = [...STEPS].filter((step) => steps.has(step))
   console.log(`steps of states: ${taken.length} of ${STEPS.size} taken`)
-  for (const kind of ["job", "task", "attempt"]) {
+  for (const kind of ["job", "task", "attempt", "checkpoint"]) {
     const its = taken
       .filter((step) => step.startsWith(kind))
       .map((step) => `${step.slice(kind.length + 1)} ${steps.get(step)}`)

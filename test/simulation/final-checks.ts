@@ -6,7 +6,7 @@ import { planTasks } from "../../coordinator/jobs/plan/plan.ts"
 import type { Submission } from "../../coordinator/jobs/submission/submission.ts"
 import { Connection, ActHandle } from "../../coordinator/store/statements.ts"
 import type { NodeMachine } from "./node-machine.ts"
-import { resultFor, scriptOf } from "./scripted-runtime.ts"
+import { resultFor, scriptOf } from "./scripted-runner.ts"
 import { TERMINAL, type Watch } from "./watch.ts"
 
 const TASKS_OF_A_JOB = 131_072

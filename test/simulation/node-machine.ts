@@ -7,7 +7,8 @@ import type { NodeConfig } from "../../node-agent/config.ts"
 import { onePieceList } from "../../protocol/wire/piece-list.ts"
 import { cutDatabases, setDiskFaults } from "./disk/database.ts"
 import { MachineCrashed, type Machine, type Program } from "./machine.ts"
-import { namedDriver, Processes, scriptedRunner, scriptedRuntimes, type RuntimeEvents } from "./scripted-runtime.ts"
+import { Processes, scriptedRunner, type RuntimeEvents } from "./scripted-runner.ts"
+import { namedDriver, scriptedRuntimes } from "./scripted-runtime.ts"
 import type { SimMesh } from "./sim-mesh.ts"
 
 export interface NodeSettings {
@@ -55,7 +56,6 @@ export class NodeMachine {
       slow: program.disk,
     })
     const { cpu, memoryMb } = this.#settings
-    const runtimes = scriptedRuntimes(program, this.#warm)
     createAgent({
       config: this.#config(),
       clock: program.clock,
@@ -63,13 +63,6 @@ export class NodeMachine {
       log: program.log,
       version: "0.0.0",
       signal: program.ended.signal,
-      runner: scriptedRunner({
-        program,
-        directory: this.directory,
-        processes: this.processes,
-        runtimes: runtimes.current,
-        events: this.#events,
-      }),
       outside: {
         createMesh: this.#mesh.creator(program),
         probeHardware: async () => ({ capacity: { cpu, memoryMb, storageGb: 100, gpus: [] }, problems: [] }),
@@ -79,7 +72,15 @@ export class NodeMachine {
           piece: async (bytes) => bytes,
           async [Symbol.asyncDispose]() {},
         }),
-        createRuntimes: runtimes.create,
+        createRuntimes: scriptedRuntimes(program, this.#warm),
+        createRunner: (agent) =>
+          scriptedRunner({
+            program,
+            directory: this.directory,
+            processes: this.processes,
+            agent,
+            events: this.#events,
+          }),
       },
     }).then(
       (agent) => {

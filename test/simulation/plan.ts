@@ -1,7 +1,7 @@
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import { Chance } from "./chance.ts"
 import type { CoordinatorSettings } from "./coordinator-machine.ts"
-import type { Script } from "./scripted-runtime.ts"
+import type { Script } from "./scripted-runner.ts"
 
 /** Everything that will be done in one world and to it, before it begins: what a seed stands for, and what can be shortened. */
 export interface Plan {
@@ -114,6 +114,7 @@ function actionsOf(chance: Chance, busyMs: number): Action[] {
     const client = chance.happens(0.75) ? 0 : chance.whole(1, 2)
     const atMs = chance.between(100, busyMs * 0.8)
     const body = jobBody(chance, name)
+    leaveCheckpoints(body, chance.of(`${name} checkpoints`))
     actions.push({ atMs, client, kind: "submit", name, body })
     if (chance.happens(0.01)) {
       // More tasks than one slice of planning takes: it is gone before they all run.
@@ -163,6 +164,14 @@ function jobBody(chance: Chance, name: string): Record<string, unknown> {
   }
   const fanOut = tasks === 1 ? {} : { fan_out: { chunks: tasks, total: tasks * 2 } }
   return { ...common, type: "structured_runner", ...fanOut }
+}
+
+/** Some jobs leave checkpoints and go on from them. */
+function leaveCheckpoints(body: Record<string, unknown>, chance: Chance): void {
+  const { script } = body["payload"] as { script: Script }
+  if (body["type"] !== "structured_runner" || !chance.happens(0.4)) return
+  script.steps = chance.pick([2, 5, 20])
+  body["checkpointing"] = { enabled: true, resume_from_latest: true }
 }
 
 function faultsOf(chance: Chance, busyMs: number, nodes: number): Fault[] {

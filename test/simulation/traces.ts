@@ -3,7 +3,7 @@ import RealDatabase from "better-sqlite3"
 /** One step of a job's, task's or attempt's state, as the database made it. */
 export interface Step {
   seq: number
-  kind: "job" | "task" | "attempt"
+  kind: "job" | "task" | "attempt" | "checkpoint"
   id: number
   from: string
   to: string
@@ -20,6 +20,12 @@ export function layTraces(file: string): void {
       BEGIN INSERT INTO traces (kind, id, old, new) VALUES ('task', new.id, old.state, new.state); END;
     CREATE TRIGGER trace_attempts AFTER UPDATE OF state ON attempts WHEN old.state <> new.state
       BEGIN INSERT INTO traces (kind, id, old, new) VALUES ('attempt', new.claim, old.state, new.state); END;
+    -- None may come of an attempt that is over, and none behind one that is later.
+    CREATE TRIGGER trace_checkpoints AFTER INSERT ON checkpoints
+      BEGIN INSERT INTO traces (kind, id, old, new) SELECT 'checkpoint', new.claim,
+        iif((SELECT ended_at FROM attempts WHERE claim = new.claim) IS NULL, 'live', 'over'),
+        iif(EXISTS (SELECT 1 FROM checkpoints c WHERE c.task = new.task AND c.seq <> new.seq
+          AND (c.claim > new.claim OR (c.claim = new.claim AND c.n >= new.n))), 'behind', 'stored'); END;
   `)
   database.close()
 }

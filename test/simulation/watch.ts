@@ -20,6 +20,11 @@ export class Watch {
   readonly cloned = new Set<number>()
   /** How often each step of a state was taken. */
   readonly steps = new Map<string, number>()
+  /** What a node was told to be durable: the last checkpoint of each claim, and when. */
+  readonly #durable = new Map<number, { task: string; n: number; atMs: number }>()
+  /** The last step that the program of a claim printed, and the task it works on. */
+  readonly #printed = new Map<number, number>()
+  readonly #tasks = new Map<number, string>()
   readonly #runs = new Map<number, { startedMs: number; endedMs: number }>()
   /** The coordinator's wall clock was set while it worked: differences of its times say nothing. */
   clockStepped = false
@@ -54,6 +59,7 @@ export class Watch {
     for (const [id] of gone) this.accepted.delete(id)
     for (const [id, { atMs }] of this.ends) if (atMs >= copyMs) this.ends.delete(id)
     for (const [claim, atMs] of this.stored) if (atMs >= copyMs) this.stored.delete(claim)
+    for (const [claim, { atMs }] of this.#durable) if (atMs >= copyMs) this.#durable.delete(claim)
     this.#seen = null
     return gone.map(([, { name }]) => name)
   }
@@ -78,6 +84,40 @@ export class Watch {
     this.starts.set(claim, [...before, machine])
   }
 
+  stepped(claim: number, step: number): void {
+    this.#printed.set(claim, Math.max(step, this.#printed.get(claim) ?? 0))
+  }
+
+  checkpointStored(claim: number, n: number, atMs: number): void {
+    const task = this.#tasks.get(claim)
+    if (task === undefined) return
+    const before = this.#durable.get(claim)
+    this.#durable.set(claim, { task, n: Math.max(n, before?.n ?? 0), atMs: before?.n === n ? before.atMs : atMs })
+  }
+
+  /** 6: an attempt goes on from the last that was called durable or a later one, made by a program that had come so far. */
+  resumed(claim: number, task: string, text: string | null): void {
+    this.#tasks.set(claim, task)
+    const its = [...this.#durable].filter(([by, durable]) => durable.task === task && by < claim)
+    if ([claim, ...its.map(([by]) => by)].some((one) => this.cloned.has(one))) return
+    const least = Math.max(0, ...its.map(([by]) => by))
+    const found = text === null ? null : (JSON.parse(text) as Resumed)
+    if (!found?.checkpoint) {
+      if (least > 0)
+        this.wrong(`6: claim ${claim} of ${task} begins anew; claim ${least} had left a durable checkpoint`)
+      return
+    }
+    const { by, step } = found.checkpoint
+    if (found.by !== by || found.step !== step)
+      this.wrong(
+        `6: claim ${claim} is told step ${found.step} of ${found.by} with the checkpoint of step ${step} of ${by}`,
+      )
+    if (by >= claim || step > (this.#printed.get(by) ?? 0))
+      this.wrong(`6: claim ${claim} goes on from step ${step} of claim ${by}, which never came so far`)
+    if (by < least)
+      this.wrong(`6: claim ${claim} goes on from claim ${by}, though claim ${least} left a later checkpoint`)
+  }
+
   #judge({ kind, id, from, to }: Step): void {
     const step = `${kind} ${from} → ${to}`
     this.steps.set(step, (this.steps.get(step) ?? 0) + 1)
@@ -85,10 +125,21 @@ export class Watch {
   }
 }
 
+interface Resumed {
+  step?: number
+  by?: number
+  checkpoint?: { step: number; by: number }
+}
+
 export const TERMINAL: ReadonlySet<string> = new Set(["completed", "partial", "failed", "cancelled"])
 
 /** Every step that the tables allow, as the rows show it. */
-export const STEPS: ReadonlySet<string> = new Set([...jobSteps(), ...taskSteps(), ...attemptSteps()])
+export const STEPS: ReadonlySet<string> = new Set([
+  ...jobSteps(),
+  ...taskSteps(),
+  ...attemptSteps(),
+  "checkpoint live → stored",
+])
 
 function jobSteps(): string[] {
   const states: JobState[] = [

@@ -15,7 +15,7 @@ import { SimMesh } from "./sim-mesh.ts"
 import { VirtualTime } from "./virtual-time.ts"
 import { Watch } from "./watch.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
-import { CONTROL_PROTOCOL } from "../../protocol/wire/control.ts"
+import { CONTROL_PROTOCOL, type ItemVerdict } from "../../protocol/wire/control.ts"
 
 export interface Outcome {
   problems: string[]
@@ -78,6 +78,8 @@ export class World implements FaultyWorld {
         { ...settings, joinToken: deployment.joinToken },
         {
           started: (claim) => this.watch.programStarted(claim, machine.name, this.time.nowMs),
+          resumed: (claim, { task, spec }, text) => this.watch.resumed(claim, `${spec.job_id}/${task.index}`, text),
+          stepped: (claim, step) => this.watch.stepped(claim, step),
           ended: (claim) => this.watch.programEnded(claim, this.time.nowMs),
         },
       )
@@ -295,9 +297,12 @@ export class World implements FaultyWorld {
 
   #hearVerdicts(isHeard: boolean, bytes: Uint8Array): void {
     if (!isHeard || !VERDICTS.equals(bytes.subarray(0, VERDICTS.length))) return
-    const { items } = JSON.parse(Buffer.from(bytes).toString()) as { items: { claim: number; verdict: string }[] }
-    for (const { claim, verdict } of items)
-      if (verdict === "stored" || verdict === "already") this.watch.stored.set(claim, this.time.nowMs)
+    const { items } = JSON.parse(Buffer.from(bytes).toString()) as { items: ItemVerdict[] }
+    for (const { claim, kind, n = 0, verdict } of items) {
+      if (verdict !== "stored" && verdict !== "already") continue
+      if (kind === "result") this.watch.stored.set(claim, this.time.nowMs)
+      if (kind === "checkpoint") this.watch.checkpointStored(claim, n, this.time.nowMs)
+    }
   }
 }
 
