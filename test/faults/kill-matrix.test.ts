@@ -6,15 +6,8 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { DatabaseSync } from "node:sqlite"
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest"
-import {
-  commandOf,
-  processesOf,
-  startFleet,
-  type Client,
-  type Fleet,
-  type FleetNode,
-  type Json,
-} from "../support/fleet.ts"
+import { commandOf, processesOf } from "../../scripts/lib/processes.ts"
+import { startFleet, type Client, type Fleet, type FleetNode, type Json } from "../support/fleet.ts"
 import { startTcpProxy, type TcpProxy } from "../support/tcp-proxy.ts"
 
 /**

@@ -4,15 +4,8 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { DatabaseSync } from "node:sqlite"
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest"
-import {
-  commandOf,
-  processesOf,
-  startFleet,
-  type Client,
-  type Fleet,
-  type FleetNode,
-  type Json,
-} from "../support/fleet.ts"
+import { commandOf, processesOf } from "../../scripts/lib/processes.ts"
+import { startFleet, type Client, type Fleet, type FleetNode, type Json } from "../support/fleet.ts"
 
 /** Programs die in the middle of jobs; each task still stands once in the results and once in the money. */
 

@@ -1,8 +1,9 @@
 import { execFile, execFileSync } from "node:child_process"
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync } from "node:fs"
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { expect } from "vitest"
+import { commandOf, killWithTasks, processesOf, signalTo } from "../../scripts/lib/processes.ts"
 import { startProgram, type Program } from "../../scripts/lib/programs.ts"
 import { send, type PlainReply } from "./http-door.ts"
 import { leftOnMachine, removeGroupsOf } from "./runtimes.ts"
@@ -161,12 +162,7 @@ export async function startFleet(options: FleetOptions = {}): Promise<Fleet> {
       },
       end: (signal) => program.stop(signal),
       async loseAll() {
-        const agent = program.process.pid ?? 0
-        const all = new Set(processesOf(home).flatMap((pid) => [pid, ...ancestorsBelow(pid, agent)]))
-        all.delete(agent)
-        // Stopped first: nobody may see and record the end of another.
-        for (const pid of [agent, ...all]) signalTo(pid, "SIGSTOP")
-        for (const pid of [...all, agent]) signalTo(pid, "SIGKILL")
+        killWithTasks(home, program.process.pid ?? 0)
         await program.ended
       },
       async start() {
@@ -307,43 +303,6 @@ function pythonFolder(folder: string): string {
   mkdirSync(bin)
   for (const name of ["python", "python3"]) symlinkSync(executable, join(bin, name))
   return bin
-}
-
-/** Processes whose command, working folder or environment names this folder. */
-export function processesOf(folder: string): number[] {
-  return readdirSync("/proc")
-    .map(Number)
-    .filter((pid) => pid > 0 && pid !== process.pid)
-    .filter((pid) =>
-      [commandOf(pid), workingFolder(pid), procText(pid, "environ")].some((text) => text.includes(`${folder}/`)),
-    )
-}
-
-export const commandOf = (pid: number): string => procText(pid, "cmdline").replaceAll("\0", " ")
-
-function ancestorsBelow(pid: number, agent: number): number[] {
-  const parent = Number(/\) \S (\d+)/.exec(procText(pid, "stat"))?.[1] ?? 0)
-  return parent <= 1 || parent === agent || parent === process.pid ? [] : [parent, ...ancestorsBelow(parent, agent)]
-}
-
-function procText(pid: number, file: string): string {
-  return existingText(`/proc/${pid}/${file}`)
-}
-
-function workingFolder(pid: number): string {
-  try {
-    return `${readlinkSync(`/proc/${pid}/cwd`)}/`
-  } catch {
-    return ""
-  }
-}
-
-function signalTo(pid: number, signal: NodeJS.Signals): void {
-  try {
-    process.kill(pid, signal)
-  } catch {
-    // It has ended by itself.
-  }
 }
 
 export interface ShellReply {
