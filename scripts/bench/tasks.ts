@@ -1,5 +1,4 @@
-import { execFileSync, spawnSync } from "node:child_process"
-import { dirname } from "node:path"
+import { spawnSync } from "node:child_process"
 import { parseArgs } from "node:util"
 import {
   calibrate,
@@ -9,6 +8,7 @@ import {
   pushProject,
   quantile,
   startBenchFleet,
+  usePythonItself,
 } from "./bench-fleet.ts"
 
 /**
@@ -27,9 +27,7 @@ const tasks = Number(values.tasks)
 const PROGRAM = ["python3", "-c", "pass"]
 const TARGET = 0.8
 
-// The interpreter itself: a version manager's `python3` is a shell script that takes longer than what is measured.
-const interpreter = execFileSync("python3", ["-c", "import sys; print(sys.executable)"], { encoding: "utf8" }).trim()
-process.env["PATH"] = `${dirname(interpreter)}:${process.env["PATH"]}`
+usePythonItself()
 console.log(calibrate())
 const nodeArgs = values.profile === undefined ? [] : ["--cpu-prof", `--cpu-prof-dir=${values.profile}`]
 await using fleet = await startBenchFleet({ nodeArgs })
