@@ -19,6 +19,11 @@ export function contactOf({ streamOpen, silentMs, heartbeatMs, claimLifetimeMs }
   return "connected"
 }
 
+/** May it be given work? One that is suspect may be a late timer; one that has lost contact would only lose it. */
+export function isInReach(contact: Contact): boolean {
+  return contact === "connected" || contact === "suspect"
+}
+
 /**
  * How often a node of a fleet this large says that it lives: each second up to 500 nodes, then so that the coordinator hears
  * 500 a second (rulings, Mesh). Never so seldom that a few lost ones end a claim.

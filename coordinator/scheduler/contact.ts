@@ -4,7 +4,7 @@ import type { Log } from "../../protocol/base/log.ts"
 import type { ClaimNumber, NodeId, PeerId } from "../../protocol/domain/ids.ts"
 import { BATCH_ITEMS } from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
-import { createOurFault, isAliveByAdverts, patienceMs } from "../fleet/liveness.ts"
+import { createOurFault, isAliveByAdverts, isInReach, patienceMs } from "../fleet/liveness.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
 import { endExtensions, extendLiveClaims } from "../store/attempt-contact.ts"
 import type { Store } from "../store/store.ts"
@@ -225,6 +225,7 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
         attempt.expiresAtMs = Math.max(attempt.expiresAtMs, nowMs + timing.claimLifetimeMs)
       }
     }
+    parts.wake()
     const until = clock.now() + timing.claimLifetimeMs
     follow(
       parts.store.write((tx) => extendLiveClaims(tx, until)),
@@ -255,10 +256,13 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
   return {
     heard(member) {
       const nowMs = clock.monotonicMs()
-      if (members.contact(member) !== "connected") ourFault.returned(member, nowMs)
+      const before = members.contact(member)
+      if (before !== "connected") ourFault.returned(member, nowMs)
       witnesses.delete(member)
       member.lastHeardMs = nowMs
       member.lastSeenAt = clock.now()
+      // Nothing was granted to it meanwhile.
+      if (!isInReach(before)) parts.wake()
     },
     renew,
     /** It takes no room there any more, and may be granted again once the shortest wait is over, to the same machine too. */

@@ -14,6 +14,7 @@ import {
 import type { JobWatch } from "../events/watch.ts"
 import { mayRunProjects, slots, type PlacementPolicy } from "../fleet/fit.ts"
 import { isCloned } from "../fleet/fleet.ts"
+import { isInReach } from "../fleet/liveness.ts"
 import { mostAttempts } from "../fleet/node-rules.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
 import { costOf, type Rate } from "../billing/pricing.ts"
@@ -174,6 +175,8 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     for (const member of members.all()) {
       const { standing, facts, session, state } = member
       if (!session || !standing?.open || standing.draining || !facts || state !== "active") continue
+      // The stream of a machine that stands still stays open: what it were granted would be lost at the next look.
+      if (!isInReach(members.contact(member))) continue
       if (nowMs < member.restsUntilMs || isCloned(member, now)) continue
       if (!mayRunProjects({ ...facts, roles: member.roles.filter((role) => facts.roles.includes(role)) }, parts.policy))
         continue

@@ -4,6 +4,7 @@ import type { QueueReasonCode } from "../../protocol/api/jobs.ts"
 import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
 import { freeOf, mayRunProjects, slots, type NodeFacts, type PlacementPolicy, type Used } from "../fleet/fit.ts"
 import { isCloned } from "../fleet/fleet.ts"
+import { isInReach } from "../fleet/liveness.ts"
 import { mostAttempts } from "../fleet/node-rules.ts"
 import type { Member, MemberFacts, Members, Standing } from "../fleet/members.ts"
 import type { QueueReason, QueueReasons } from "../jobs/read/read-job.ts"
@@ -208,8 +209,7 @@ function liveMembers(members: Members, now: Instant): LiveMember[] {
   return [...members.all()].filter((member): member is LiveMember => {
     if (member.state !== "active" || !member.facts || !member.standing?.open || member.standing.draining) return false
     if (isCloned(member, now)) return false
-    const contact = members.contact(member)
-    return contact === "connected" || contact === "suspect"
+    return isInReach(members.contact(member))
   })
 }
 

@@ -97,6 +97,29 @@ test("a node that returns after the wait but before another could run its task g
   expect(node.granted).toHaveLength(1)
 })
 
+test("architecture §5.5: a node that stands still with its stream open is granted nothing until it speaks again", async () => {
+  const node = await rig.node()
+  await node.connect()
+  await node.claim()
+  const job = await rig.submit()
+  await expect.poll(() => node.granted.length).toBe(1)
+  const claim = node.granted[0]?.claim ?? 0
+  await node.say({ type: "accept", claims: [claim] })
+  await node.say({ type: "started", claims: [claim] })
+  await expect.poll(() => eventTypes(job), { timeout: 15_000 }).toContain("task.contact_lost")
+  const waiting = await rig.submit()
+  // Its task may be granted again by then, and only this node has room.
+  await setTimeout(3_000)
+  expect(node.granted).toHaveLength(1)
+  await node.heartbeat(claim)
+  await expect.poll(() => node.granted.length).toBe(2)
+  await node.report(claim)
+  await node.report(node.granted[1]?.claim ?? 0)
+  await expect.poll(() => statusOf(waiting)).toBe("completed")
+  expect(await eventTypes(job)).toEqual(expect.arrayContaining(["task.contact_restored", "task.completed"]))
+  expect(await eventTypes(job)).not.toContain("task.lost")
+})
+
 test("a node that came back without an attempt has lost it: it runs again", async () => {
   const node = await startWorker(rig)
   const job = await rig.submit()
