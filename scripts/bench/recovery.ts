@@ -125,7 +125,7 @@ async function lost(): Promise<Outcome> {
     neverAgain += cut.length - took.length
     all.push(...took)
     console.log(
-      `  round ${round}: 100 tasks began within ${seconds(spreadMs)}${spreadMs > 3_000 ? " (slow: some had ended before the kill)" : ""}; ${cut.length} lost, they run elsewhere after ${line(took)}`,
+      `  round ${round}: 100 tasks began within ${seconds(spreadMs)}${spreadMs > 3_000 ? " (slow: what preparing took is waited for too)" : ""}; ${cut.length} lost, they run elsewhere after ${line(took)}`,
     )
   }
   const p95 = quantile(all, 0.95)
