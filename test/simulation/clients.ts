@@ -4,6 +4,8 @@ import type { HttpAnswer, HttpAsk } from "./in-process-http.ts"
 import type { Machine } from "./machine.ts"
 import type { Action } from "./plan.ts"
 import type { Watch } from "./watch.ts"
+import { ADMIN_TOKEN } from "./coordinator-machine.ts"
+import { followJob, type StreamHeard } from "./job-follower.ts"
 
 /** People who submit jobs, cancel and look, each over the real API; an answer that does not come is asked for again. */
 export class Clients {
@@ -14,8 +16,15 @@ export class Clients {
   /** By the plan's name. */
   readonly jobs = new Map<string, string>()
   readonly #submitting = new Map<string, Promise<void>>()
+  /** How often the coordinator went on from a copy. */
+  #era = 0
   readonly #lastEvent = new Map<string, number>()
   readonly answers = new Map<number, number>()
+  /** Members that the admin asked to be revoked, and machines that are to be taken back. */
+  readonly revoked = new Set<string>()
+  readonly drained = new Set<number>()
+  readonly #stream: (from: Machine, ask: HttpAsk, heard: (text: string) => void) => Promise<StreamHeard>
+  readonly #nodeId: (node: number) => string | null
   waiting = 0
 
   constructor(parts: {
@@ -23,15 +32,20 @@ export class Clients {
     deployment: Deployment
     watch: Watch
     http: (from: Machine, ask: HttpAsk) => Promise<HttpAnswer>
+    stream: (from: Machine, ask: HttpAsk, heard: (text: string) => void) => Promise<StreamHeard>
+    nodeId: (node: number) => string | null
   }) {
     this.#machine = parts.machine
     this.#deployment = parts.deployment
     this.#watch = parts.watch
     this.#http = parts.http
+    this.#stream = parts.stream
+    this.#nodeId = parts.nodeId
   }
 
   /** These jobs are gone: the coordinator was restored from a copy that is older. Event ids begin again from there. */
   forget(names: readonly string[]): void {
+    this.#era += 1
     for (const name of names) this.jobs.delete(name)
     this.#lastEvent.clear()
   }
@@ -54,6 +68,10 @@ export class Clients {
         return await this.#cancel(action)
       case "read":
         return await this.#read(action)
+      case "follow":
+        return await this.#follow(action)
+      case "set node":
+        return await this.#setNode(action)
     }
   }
 
@@ -110,6 +128,42 @@ export class Clients {
     if (what === "events") this.#followEvents(id, after, answer)
   }
 
+  async #follow({ client, job }: Extract<Action, { kind: "follow" }>): Promise<void> {
+    await this.#submitting.get(job)
+    const id = this.jobs.get(job)
+    if (id === undefined) return
+    const era = this.#era
+    await followJob({
+      machine: this.#machine,
+      watch: this.#watch,
+      job: id,
+      isGone: () => this.#era !== era,
+      open: (lastId, heard) => {
+        const headers = {
+          authorization: `Bearer ${this.#tokenOf(client)}`,
+          ...(lastId === null ? {} : { "last-event-id": lastId }),
+        }
+        return this.#stream(
+          this.#machine,
+          { method: "GET", path: `/api/v1/jobs/${id}/stream`, headers, body: null },
+          heard,
+        )
+      },
+    })
+  }
+
+  async #setNode({ node, state }: Extract<Action, { kind: "set node" }>): Promise<void> {
+    const id = this.#nodeId(node)
+    if (id === null) return
+    if (state === "revoked") this.revoked.add(id)
+    if (state === "draining") this.drained.add(node)
+    const answer = await this.#insist(ADMIN, "PUT", `/api/v1/admin/nodes/${id}`, { state }, null)
+    this.#machine.tell(`${id} is to be ${state}: ${answer.status}`)
+    const mayRefuse = answer.status === 409 ? this.revoked.has(id) : answer.status === 404 && this.#era > 0
+    if (answer.status !== 200 && !mayRefuse)
+      this.#watch.wrong(`${id} could not be set ${state}: ${answer.status} ${answer.body.toString()}`)
+  }
+
   /** 7: ids only grow, also from one page to the next. */
   #followEvents(id: string, after: number, answer: HttpAnswer): void {
     const { events } = JSON.parse(answer.body.toString()) as { events: { id: number }[] }
@@ -129,7 +183,7 @@ export class Clients {
     body: object | null,
     key: string | null,
   ): Promise<HttpAnswer> {
-    const { token } = this.#deployment.clients[client] ?? { token: "" }
+    const token = this.#tokenOf(client)
     for (;;) {
       try {
         const answer = await this.#http(this.#machine, {
@@ -153,8 +207,15 @@ export class Clients {
     }
   }
 
+  #tokenOf(client: number): string {
+    return client === ADMIN ? ADMIN_TOKEN : (this.#deployment.clients[client]?.token ?? "")
+  }
+
   #rest(ms: number): Promise<void> {
     const { time, lane } = this.#machine
     return new Promise((resolve) => void time.at(time.nowMs + ms, lane, resolve))
   }
 }
+
+/** Instead of a client's number. */
+const ADMIN = -1

@@ -16,6 +16,8 @@ export interface CoordinatorSettings {
   resultSpillBytes: number
 }
 
+export const ADMIN_TOKEN = "simulated-admin-token"
+
 /** The coordinator's machine: its data directory, and the program that runs on it now. */
 export class CoordinatorMachine {
   readonly machine: Machine
@@ -161,7 +163,7 @@ export class CoordinatorMachine {
       meshPort: 0,
       meshAnnounce: [],
       publicUrl: null,
-      adminToken: "simulated-admin-token",
+      adminToken: ADMIN_TOKEN,
       signupCredit: 0n,
       pricesFile: null,
       allowUnsandboxed: true,

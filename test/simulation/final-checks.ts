@@ -38,6 +38,7 @@ export async function checkAtTheEnd(world: {
     for (const { text } of all<{ text: string }>(OFFENDERS)) watch.wrong(text)
     checkStored(all, watch)
     checkCharges(all, watch)
+    checkStreams(all, watch)
     const view = new ActHandle(
       new Connection(database, (error) => watch.wrong(`6: the database is damaged: ${String(error)}`)),
     )
@@ -127,6 +128,20 @@ function checkStored(all: All, watch: Watch): void {
     if (state !== "completed" && state !== "failed") {
       watch.wrong(`6: the node was told that the result of claim ${claim} is stored; its attempt is ${state ?? "gone"}`)
     }
+  }
+}
+
+/** 7: who followed a job to its end saw every event of its log behind the snapshot, live words excepted. */
+function checkStreams(all: All, watch: Watch): void {
+  for (const { job, from, seen } of watch.followed) {
+    const logged = all<{ id: number }>(
+      `SELECT e.id FROM events e JOIN jobs j ON j.seq = e.job WHERE j.id = ? AND e.id > ? AND e.type <> 'task.progress'`,
+      job,
+      from,
+    )
+    const missed = logged.filter(({ id }) => !seen.has(id)).map(({ id }) => id)
+    if (missed.length > 0) watch.wrong(`7: the stream of ${job} never showed events ${missed.slice(0, 5).join(", ")}`)
+    if (seen.size > logged.length) watch.wrong(`7: the stream of ${job} showed ${seen.size} events of ${logged.length}`)
   }
 }
 

@@ -18,10 +18,41 @@ export interface HttpAnswer {
 /** Asks the real listener without a socket. Never settles when the listener never answers. */
 export function askInProcess(listener: RequestListener, ask: HttpAsk): Promise<HttpAnswer> {
   const written: Buffer[] = []
+  return new Promise((resolve, reject) => {
+    openInProcess(listener, ask, {
+      written: (chunk) => written.push(chunk),
+      finished: () => resolve(parseAnswer(Buffer.concat(written))),
+      closed: () => reject(new TypeError("fetch failed: the connection closed")),
+    })
+  })
+}
+
+/** The same for an answer that goes on for long: what was written so far, each time. Returns what hangs up. */
+export function streamInProcess(
+  listener: RequestListener,
+  ask: HttpAsk,
+  heard: { answer: (soFar: HttpAnswer) => void; closed: () => void },
+): () => void {
+  let written = Buffer.alloc(0)
+  return openInProcess(listener, ask, {
+    written(chunk) {
+      written = Buffer.concat([written, chunk])
+      if (written.includes("\r\n\r\n")) heard.answer(parseAnswer(written))
+    },
+    finished: heard.closed,
+    closed: heard.closed,
+  })
+}
+
+function openInProcess(
+  listener: RequestListener,
+  ask: HttpAsk,
+  heard: { written: (chunk: Buffer) => void; finished: () => void; closed: () => void },
+): () => void {
   const socket = new Duplex({
     read() {},
     write(chunk: Buffer, _encoding, done) {
-      written.push(chunk)
+      heard.written(chunk)
       done()
     },
   }) as Socket
@@ -43,20 +74,21 @@ export function askInProcess(listener: RequestListener, ask: HttpAsk): Promise<H
   response.assignSocket(socket)
   // What the server of node:http does for its connections.
   socket.on("drain", () => response.emit("drain"))
-  return new Promise((resolve, reject) => {
-    let finished = false
-    response.on("finish", () => {
-      finished = true
-      resolve(parseAnswer(Buffer.concat(written)))
-      response.detachSocket(socket)
-      response.emit("close")
-      socket.destroy()
-    })
-    socket.on("close", () => {
-      if (!finished) reject(new TypeError("fetch failed: the connection closed"))
-    })
-    listener(request, response)
+  let finished = false
+  response.on("finish", () => {
+    finished = true
+    heard.finished()
+    response.detachSocket(socket)
+    response.emit("close")
+    socket.destroy()
   })
+  socket.on("close", () => {
+    if (finished) return
+    heard.closed()
+    response.emit("close")
+  })
+  listener(request, response)
+  return () => socket.destroy()
 }
 
 function parseAnswer(bytes: Buffer): HttpAnswer {
@@ -80,7 +112,8 @@ function unchunked(bytes: Buffer): Buffer {
   for (let at = 0; ;) {
     const end = bytes.indexOf("\r\n", at)
     const size = Number.parseInt(bytes.subarray(at, end).toString("latin1"), 16)
-    if (!(size > 0)) return Buffer.concat(pieces)
+    // The last one may not be whole yet.
+    if (end === -1 || !(size > 0) || bytes.length < end + 2 + size) return Buffer.concat(pieces)
     pieces.push(bytes.subarray(end + 2, end + 2 + size))
     at = end + 2 + size + 2
   }

@@ -1,5 +1,5 @@
 import RealDatabase from "better-sqlite3"
-import { cpSync, existsSync, mkdirSync, rmSync } from "node:fs"
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs"
 import { join } from "node:path"
 import { errorText } from "../../protocol/base/error-text.ts"
 import { createAgent, type Agent } from "../../node-agent/agent.ts"
@@ -125,6 +125,13 @@ export class NodeMachine {
   /** Does its disk say that it is a member? */
   hasJoined(): boolean {
     return existsSync(join(this.directory, "membership.json"))
+  }
+
+  /** As what; null before it has joined. */
+  memberId(): string | null {
+    if (!this.hasJoined()) return null
+    const file = readFileSync(join(this.directory, "membership.json"), "utf8")
+    return (JSON.parse(file) as { node_id: string }).node_id
   }
 
   /** As its outbox has them on the disk. */

@@ -15,10 +15,13 @@ export interface Plan {
   faults: Fault[]
 }
 
-export type Action = { atMs: number; client: number } & (
-  | { kind: "submit"; name: string; body: Record<string, unknown> }
-  | { kind: "cancel"; job: string }
-  | { kind: "read"; job: string; what: "job" | "tasks" | "events" | "results" | "output" }
+export type Action = { atMs: number } & (
+  | { kind: "submit"; client: number; name: string; body: Record<string, unknown> }
+  | { kind: "cancel"; client: number; job: string }
+  | { kind: "read"; client: number; job: string; what: "job" | "tasks" | "events" | "results" | "output" }
+  | { kind: "follow"; client: number; job: string }
+  /** The admin's word. */
+  | { kind: "set node"; node: number; state: "active" | "draining" | "revoked" }
 )
 
 /** Node −1 is the coordinator. */
@@ -99,7 +102,10 @@ export function planOf(seed: number): Plan {
       gossipTwice: 0.05,
       answerLoss: chance.pick([0, 0.05]),
     },
-    actions: actionsOf(chance.of("actions"), busyMs),
+    actions: [
+      ...actionsOf(chance.of("actions"), busyMs),
+      ...adminActionsOf(chance.of("admin"), busyMs, nodes.length),
+    ].toSorted(byTime),
     faults: faultsOf(chance.of("faults"), busyMs, nodes.length),
   }
 }
@@ -126,12 +132,26 @@ function actionsOf(chance: Chance, busyMs: number): Action[] {
       actions.push({ atMs: atMs + chance.between(0, 12_000), client, kind: "cancel", job: name })
       if (chance.happens(0.3)) actions.push({ atMs: atMs + 12_500, client, kind: "cancel", job: name })
     }
+    if (chance.of(`${name} followed`).happens(0.4)) {
+      actions.push({ atMs: atMs + chance.of(`${name} follows`).between(50, 5_000), client, kind: "follow", job: name })
+    }
     for (let look = chance.whole(0, 3); look > 0; look--) {
       const what = chance.pick(["job", "tasks", "events", "results", "output"] as const)
       actions.push({ atMs: atMs + chance.between(50, 20_000), client, kind: "read", job: name, what })
     }
   }
-  return actions.toSorted(byTime)
+  return actions
+}
+
+/** Nodes are drained and taken back, and some revoked: their machines begin anew. */
+function adminActionsOf(chance: Chance, busyMs: number, nodes: number): Action[] {
+  if (!chance.happens(0.3)) return []
+  return Array.from({ length: chance.whole(1, 3) }, (): Action[] => {
+    const [atMs, node] = [chance.between(1_000, busyMs), chance.integer(nodes)]
+    if (chance.happens(0.3)) return [{ atMs, kind: "set node", node, state: "revoked" }]
+    const back: Action = { atMs: atMs + chance.between(10, 15_000), kind: "set node", node, state: "active" }
+    return [{ atMs, kind: "set node", node, state: "draining" }, back]
+  }).flat()
 }
 
 const MANY_TASKS = 3_000

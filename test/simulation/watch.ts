@@ -16,6 +16,8 @@ export class Watch {
   readonly starts = new Map<number, string[]>()
   /** Claims about which their own node lied: what it said of them is its affair. */
   readonly lied = new Set<number>()
+  /** Streams that were followed to the job's end: what each showed behind its first snapshot. */
+  followed: { job: string; from: number; seen: ReadonlySet<number> }[] = []
   /** Claims that exist twice because a disk was copied. */
   readonly cloned = new Set<number>()
   /** How often each step of a state was taken. */
@@ -61,6 +63,7 @@ export class Watch {
     for (const [claim, atMs] of this.stored) if (atMs >= copyMs) this.stored.delete(claim)
     for (const [claim, { atMs }] of this.#durable) if (atMs >= copyMs) this.#durable.delete(claim)
     this.#seen = null
+    this.followed = []
     return gone.map(([, { name }]) => name)
   }
 

@@ -6,7 +6,8 @@ import { CoordinatorMachine } from "./coordinator-machine.ts"
 import { copyDeployment, type Deployment } from "./deployment.ts"
 import { applyFault, type FaultyWorld } from "./faults.ts"
 import { checkAtTheEnd } from "./final-checks.ts"
-import { askInProcess, type HttpAnswer, type HttpAsk } from "./in-process-http.ts"
+import { askInProcess, streamInProcess, type HttpAnswer, type HttpAsk } from "./in-process-http.ts"
+import type { StreamHeard } from "./job-follower.ts"
 import { Machine, MachineCrashed } from "./machine.ts"
 import { Network } from "./network.ts"
 import { NodeMachine } from "./node-machine.ts"
@@ -53,7 +54,6 @@ export class World implements FaultyWorld {
   isMended = false
   /** Answers that an older copy of the coordinator's data gave before it was restored are lost. */
   #era = 0
-  #isRestored = false
 
   constructor(plan: Plan, deployment: Deployment, directory: string) {
     this.plan = plan
@@ -92,6 +92,8 @@ export class World implements FaultyWorld {
       deployment,
       watch: this.watch,
       http: (from, ask) => this.http(from, ask),
+      stream: (from, ask, heard) => this.stream(from, ask, heard),
+      nodeId: (node) => this.nodes[node]?.memberId() ?? null,
     })
     this.mesh.tap = ({ to, protocol, bytes }) => {
       if (protocol === CONTROL_PROTOCOL.name) this.#hearVerdicts(to.isAlive, bytes)
@@ -160,7 +162,6 @@ export class World implements FaultyWorld {
 
   restored(copyMs: number): void {
     this.#era += 1
-    this.#isRestored = true
     this.clients.forget(this.watch.restored(copyMs))
   }
 
@@ -171,9 +172,9 @@ export class World implements FaultyWorld {
     this.unlessMended(1_000, () => this.coordinator.start())
   }
 
-  /** Who joined after the copy was made is unknown to the restored coordinator: its operator lets it join again. */
+  /** A machine that was revoked begins anew as a stranger. Who joined after a copy was made is taken in by its certificate. */
   #nodeFailed(node: NodeMachine, reason: string): void {
-    if (!this.#isRestored || !reason.startsWith("this node "))
+    if (!this.clients.revoked.has(node.memberId() ?? "") || !reason.startsWith("this node "))
       return this.watch.wrong(`${node.machine.name} ended: ${reason}`)
     this.tell(node.machine.name, "joins again")
     node.makeStranger()
@@ -213,6 +214,44 @@ export class World implements FaultyWorld {
           (error: unknown) => back(() => fail(String(error))),
         )
       })
+    })
+  }
+
+  /** A long answer, in order as TCP brings it; a cut or a crash ends it. */
+  stream(from: Machine, ask: HttpAsk, heard: (text: string) => void): Promise<StreamHeard> {
+    const { network, coordinator, time } = this
+    const { program, listener } = coordinator
+    const { promise: closed, resolve: close } = Promise.withResolvers<void>()
+    let lastMs = time.nowMs
+    let isOpen = true
+    const inOrder = (act: () => void): void => {
+      lastMs = Math.max(lastMs, time.nowMs + network.delayMs())
+      time.at(lastMs, from.lane, () => {
+        if (isOpen && !network.isCut(coordinator.machine, from)) act()
+      })
+    }
+    const end = (): void => {
+      isOpen = false
+      close()
+    }
+    return new Promise((resolve) => {
+      const dead = { status: null, closed, hangUp() {} }
+      if (!program || !listener || network.isCut(from, coordinator.machine)) return inOrder(() => resolve(dead))
+      let given = 0
+      const gone = (): void => inOrder(() => (resolve(dead), end()))
+      const hangUp = streamInProcess(listener, ask, {
+        answer({ status, body }) {
+          if (!program.isAlive) return
+          const more = body.subarray(given).toString()
+          given = body.length
+          inOrder(() => {
+            resolve({ status, closed, hangUp: () => (end(), hangUp()) })
+            heard(more)
+          })
+        },
+        closed: gone,
+      })
+      program.ended.signal.addEventListener("abort", gone, { once: true })
     })
   }
 
@@ -272,6 +311,7 @@ export class World implements FaultyWorld {
       node.start()
     }
     this.coordinator.start()
+    for (const node of this.clients.drained) this.clients.act({ kind: "set node", node, state: "active", atMs: 0 })
   }
 
   /** Nothing is left to do: asked at times only, because it looks into the database. */
