@@ -234,7 +234,8 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       transfer_token: token,
       certificate: parts.fleet.renewedCertificate(member),
     })
-    if (member.state === "draining") session.send({ type: "node_state", state: "draining" })
+    // It may have been decided while the node was away, also that it works again.
+    session.send({ type: "node_state", state: member.state })
     await parts.builds.hello(member)
     log.info("node connected", { node: member.id, attempts: hello.attempts.length })
     members.changed()
