@@ -23,6 +23,7 @@ export class Clients {
   /** Members that the admin asked to be revoked, and machines that are to be taken back. */
   readonly revoked = new Set<string>()
   readonly drained = new Set<number>()
+  #admin: Promise<void> = Promise.resolve()
   readonly #stream: (from: Machine, ask: HttpAsk, heard: (text: string) => void) => Promise<StreamHeard>
   readonly #nodeId: (node: number) => string | null
   waiting = 0
@@ -71,7 +72,9 @@ export class Clients {
       case "follow":
         return await this.#follow(action)
       case "set node":
-        return await this.#setNode(action)
+        // One admin: no word of his overtakes a later one.
+        this.#admin = this.#admin.then(() => this.#setNode(action))
+        return await this.#admin
     }
   }
 
