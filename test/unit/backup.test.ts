@@ -1,9 +1,9 @@
+import { spawn } from "node:child_process"
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { DatabaseSync } from "node:sqlite"
-import { Worker } from "node:worker_threads"
-import { afterEach, beforeEach, expect, test } from "vitest"
+import { afterEach, beforeEach, expect, onTestFinished, test } from "vitest"
 import { backUp } from "../../coordinator/backup/back-up.ts"
 import { restoreBackup } from "../../coordinator/backup/restore.ts"
 import { addBlobReference } from "../../coordinator/store/blobs.ts"
@@ -74,30 +74,37 @@ test("a backup is one private file that restores keys and rows, and names the bl
 test("a backup taken while another process writes is one moment of it, and does not hold it up", async () => {
   await makeData()
   // Two tables that agree after each commit; rows enough that a copy takes many steps.
-  const writing = new Worker(
-    `const { DatabaseSync } = require("node:sqlite"), { parentPort, workerData } = require("node:worker_threads")
-     const db = new DatabaseSync(workerData, { timeout: 5000 })
+  // Two SQLite libraries of one process do not see one another's locks: the writer is a process of its own.
+  const writing = spawn(
+    process.execPath,
+    [
+      "-e",
+      `const { DatabaseSync } = require("node:sqlite")
+     const db = new DatabaseSync(process.argv[1], { timeout: 5000 })
      db.exec("CREATE TABLE a (n INTEGER PRIMARY KEY, text TEXT); CREATE TABLE b (n INTEGER PRIMARY KEY, text TEXT)")
      let n = 0, slowestMs = 0, stopped = false
-     parentPort.on("message", () => (stopped = true))
+     process.on("message", () => (stopped = true))
      const turn = () => {
-       if (stopped) { db.close(); parentPort.postMessage({ commits: n, slowestMs }); return }
+       if (stopped) { db.close(); process.send({ commits: n, slowestMs }, () => process.exit(0)); return }
        const startedMs = performance.now()
        db.exec("BEGIN IMMEDIATE")
        for (const table of ["a", "b"]) db.prepare("INSERT INTO " + table + " VALUES (?, ?)").run(n, "x".repeat(n < 20 ? 2000000 : 500))
        db.exec("COMMIT")
        slowestMs = Math.max(slowestMs, performance.now() - startedMs)
        n += 1
-       if (n === 20) { slowestMs = 0; parentPort.postMessage("ready") }
+       if (n === 20) { slowestMs = 0; process.send("ready") }
        setImmediate(turn)
      }
      turn()`,
-    { eval: true, workerData: join(dataDir, "computalot.db") },
+      join(dataDir, "computalot.db"),
+    ],
+    { stdio: ["ignore", "inherit", "inherit", "ipc"] },
   )
+  onTestFinished(() => void writing.kill("SIGKILL"))
   const told = (): Promise<unknown> => new Promise((resolve) => writing.once("message", resolve))
   await told()
   await backUp(dataDir, file, "1.2.3")
-  writing.postMessage("stop")
+  writing.send("stop")
   const { commits, slowestMs } = (await told()) as { commits: number; slowestMs: number }
   await restoreBackup(file, target)
   const copy = new DatabaseSync(join(target, "computalot.db"))
