@@ -158,7 +158,10 @@ export class Clients {
   async #setNode({ node, state }: Extract<Action, { kind: "set node" }>): Promise<void> {
     const id = this.#nodeId(node)
     if (id === null) return
-    if (state === "revoked") this.revoked.add(id)
+    if (state === "revoked") {
+      this.revoked.add(id)
+      this.#watch.hasRevoked = true
+    }
     if (state === "draining") this.drained.add(node)
     const answer = await this.#insist(ADMIN, "PUT", `/api/v1/admin/nodes/${id}`, { state }, null)
     this.#machine.tell(`${id} is to be ${state}: ${answer.status}`)

@@ -29,8 +29,22 @@ export interface FaultyWorld {
 
 /** Does to the world what the plan says; what cannot be done to it as it is now is left out. */
 export function applyFault(world: FaultyWorld, fault: Fault): void {
+  if (DISTURBING.has(fault.kind)) world.watch.isUndisturbed = false
   if (bringAbout(world, fault)) world.count(fault.kind)
 }
+
+/** What may be done to the coordinator, or make of one node two. */
+const DISTURBING: ReadonlySet<Fault["kind"]> = new Set([
+  "kill coordinator",
+  "stop coordinator",
+  "crash at commit",
+  "restore backup",
+  "freeze",
+  "clock step",
+  "slow disk",
+  "full disk",
+  "clone disk",
+])
 
 function bringAbout(world: FaultyWorld, fault: Fault): boolean {
   const { coordinator, mesh } = world
@@ -126,8 +140,12 @@ function cut(
   if (way !== "to node") ways.push([node, other])
   if (way !== "from node") ways.push([other, node])
   for (const [from, to] of ways) world.network.cut(from, to)
+  const { network, watch, coordinator } = world
+  const fromMs = network.time.nowMs
   world.unlessMended(forMs, () => {
-    for (const [from, to] of ways) world.network.mend(from, to)
+    const isSilent = network.isCut(node, other) && other === coordinator.machine && watch.isUndisturbed
+    if (isSilent) watch.silences.push({ machine: node.name, fromMs, toMs: network.time.nowMs })
+    for (const [from, to] of ways) network.mend(from, to)
   })
   return true
 }

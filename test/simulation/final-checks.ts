@@ -5,6 +5,7 @@ import { auditMoney } from "../../coordinator/billing/audit.ts"
 import { planTasks } from "../../coordinator/jobs/plan/plan.ts"
 import type { Submission } from "../../coordinator/jobs/submission/submission.ts"
 import { Connection, ActHandle } from "../../coordinator/store/statements.ts"
+import { EPOCH_MS } from "./machine.ts"
 import type { NodeMachine } from "./node-machine.ts"
 import { resultFor, scriptOf } from "./scripted-runner.ts"
 import { TERMINAL, type Watch } from "./watch.ts"
@@ -147,17 +148,29 @@ function checkStreams(all: All, watch: Watch): void {
 
 /** 4: nobody pays for more than ran, by the world's own clock; what a node lied about is bounded by the rows alone. */
 function checkCharges(all: All, watch: Watch): void {
-  const charges = all<{ claim: number; milliseconds: number; lived: number }>(
-    "SELECT c.claim, c.milliseconds, a.ended_at - a.granted_at AS lived FROM charges c JOIN attempts a ON a.claim = c.claim",
+  const charges = all<{ claim: number; milliseconds: number; granted_at: number; ended_at: number }>(
+    "SELECT c.claim, c.milliseconds, a.granted_at, a.ended_at FROM charges c JOIN attempts a ON a.claim = c.claim",
   )
-  for (const { claim, milliseconds, lived } of charges) {
+  for (const { claim, milliseconds, granted_at, ended_at } of charges) {
     if (watch.cloned.has(claim)) continue
+    const lived = ended_at - granted_at
+    const [machine = ""] = watch.starts.get(claim) ?? []
+    const silentMs = watch.silentMs(machine, granted_at - EPOCH_MS, ended_at - EPOCH_MS)
+    if (watch.isUndisturbed && silentMs > SURELY_LOST_MS && milliseconds > lived - silentMs + UNDER_WAY_MS)
+      watch.wrong(
+        `4: attempt ${claim} lived ${lived} ms, ${silentMs} of them without contact, and was charged ${milliseconds}`,
+      )
     const ranMs = watch.lied.has(claim) ? (watch.clockStepped ? Number.POSITIVE_INFINITY : lived) : watch.ranMs(claim)
     if (milliseconds > ranMs * CLOCKS_DIFFER_BY + 1) {
       watch.wrong(`4: attempt ${claim} was charged ${milliseconds} ms and ran ${Math.ceil(ranMs)} ms`)
     }
   }
 }
+
+/** Four heartbeats and a look. */
+const SURELY_LOST_MS = 6_000
+/** What was said before a cut arrives after it began. */
+const UNDER_WAY_MS = 500
 
 /** Machines' clocks run up to 0.02 % too fast. */
 const CLOCKS_DIFFER_BY = 1.0002

@@ -169,6 +169,81 @@ export const MUTANTS: readonly Mutant[] = [
     ],
   },
   {
+    name: "time without contact is billed",
+    edits: [
+      {
+        file: "coordinator/billing/pricing.ts",
+        from: "  return attempt.lostContactMs + (attempt",
+        to: "  return 0 * (attempt",
+      },
+    ],
+  },
+  {
+    name: "a spent claim is renewed",
+    edits: [
+      {
+        file: "coordinator/scheduler/claims.ts",
+        from: "          spent.push(claim)\n          continue",
+        to: "          renewed.push(claim)\n          continue",
+      },
+    ],
+  },
+  {
+    name: "a task that was started is given back",
+    edits: [
+      {
+        file: "node-agent/tasks/claim-loop.ts",
+        from: 'if (state !== "accepted") started.push(claim)',
+        to: 'if (state === "done") started.push(claim)',
+      },
+    ],
+  },
+  {
+    name: "a checkpoint is answered before COMMIT",
+    edits: [
+      {
+        file: "coordinator/scheduler/checkpoints.ts",
+        from: "const { verdict, reason, durable } = await storeCheckpoint(parts, member.id, item, job)",
+        to: `storeCheckpoint(parts, member.id, item, job).catch(() => {})
+      const { verdict, reason, durable } = { verdict: "stored", reason: null, durable: true }`,
+      },
+    ],
+  },
+  {
+    name: "an unanswered checkpoint is dropped when the agent starts again",
+    edits: [{ file: "node-agent/agent.ts", from: "=> link?.send(message)", to: "=> link!.send(message)" }],
+  },
+  {
+    name: "a silent clone keeps the original out",
+    edits: [
+      {
+        file: "coordinator/fleet/fleet.ts",
+        from: "member && isHeard(members, member) && boots",
+        to: "member?.session && boots",
+      },
+    ],
+  },
+  {
+    name: "what cannot be prepared is forgotten at the first look",
+    edits: [
+      {
+        file: "coordinator/scheduler/runtime-specs.ts",
+        from: "if (found && (!before || blobNames(found.revision) === blobNames(before.revision))) return",
+        to: "if (found && before && blobNames(found.revision) === blobNames(before.revision)) return",
+      },
+    ],
+  },
+  {
+    name: "a node that was taken back is not told",
+    edits: [
+      {
+        file: "coordinator/mesh/control-door.ts",
+        from: '    session.send({ type: "node_state", state: member.state })',
+        to: '    if (member.state === "draining") session.send({ type: "node_state", state: member.state })',
+      },
+    ],
+  },
+  {
     name: "the old number lives on when a task is granted again",
     edits: [
       { file: "coordinator/scheduler/grant.ts", from: "outcome.spent.push(await endLost(tx, task, at))", to: "" },

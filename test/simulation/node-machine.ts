@@ -95,6 +95,7 @@ export class NodeMachine {
   /** As kill -9 of the agent alone; with `power` of the whole machine, and of all that ran there. */
   kill({ power }: { power: boolean }): void {
     if (power) {
+      for (const claim of this.processes.running.keys()) this.#events.died(claim)
       this.processes.clear()
       this.machine.isUp = false
     }

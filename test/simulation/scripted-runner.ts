@@ -53,6 +53,8 @@ export interface RuntimeEvents {
   /** It prints that a step is done. */
   stepped(claim: number, step: number): void
   ended(claim: number, program: Program): void
+  /** It was lost with its machine. */
+  died(claim: number): void
 }
 
 /** The programs that run on one machine, beside its agent. */

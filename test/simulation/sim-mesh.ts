@@ -22,6 +22,8 @@ export class SimMesh {
   readonly #listening = new Map<string, Endpoint>()
   /** Every frame that arrives, for those who watch the world. */
   tap: (frame: { from: Program; to: Program; protocol: string; bytes: Uint8Array }) => void = () => {}
+  /** Every frame of a control stream at the moment in which the side that serves it says it. */
+  said: (bytes: Uint8Array) => void = () => {}
   /** The latest stream of each protocol that a program opened, and what it said on it last. */
   readonly spoken = new Map<Program, { stream: SimStream; frames: Uint8Array[] }>()
   /** Words of gossip by what became of them on their way. */
@@ -328,6 +330,13 @@ class Endpoint implements MeshNode {
     if (open >= protocol.streamsPerPeer) return "too many streams"
     this.#open.set(key, open + 1)
     connection.streamsOf(this).add(stream)
+    if (protocol.name === CONTROL_PROTOCOL.name) {
+      const send = stream.send.bind(stream)
+      stream.send = (frame) => {
+        if (this.program.isAlive) this.mesh.said(frame)
+        return send(frame)
+      }
+    }
     stream.ended.addEventListener("abort", () => {
       connection.streamsOf(this).delete(stream)
       this.#open.set(key, (this.#open.get(key) ?? 1) - 1)

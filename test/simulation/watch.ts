@@ -28,6 +28,15 @@ export class Watch {
   readonly #printed = new Map<number, number>()
   readonly #tasks = new Map<number, string>()
   readonly #runs = new Map<number, { startedMs: number; endedMs: number }>()
+  /** Attempts whose end is committed, and programs that run now, by claim. */
+  readonly #over = new Set<number>()
+  readonly #running = new Set<number>()
+  /** A revoked node's attempts are taken from it, whatever runs. */
+  hasRevoked = false
+  /** For so long the coordinator, which worked all the while, heard nothing of a machine. */
+  readonly silences: { machine: string; fromMs: number; toMs: number }[] = []
+  /** Until now nothing was done to the coordinator but to its ways. */
+  isUndisturbed = true
   /** The coordinator's wall clock was set while it worked: differences of its times say nothing. */
   clockStepped = false
   /** The last step that was looked at; null: begin with the newest. */
@@ -63,6 +72,7 @@ export class Watch {
     for (const [claim, atMs] of this.stored) if (atMs >= copyMs) this.stored.delete(claim)
     for (const [claim, { atMs }] of this.#durable) if (atMs >= copyMs) this.#durable.delete(claim)
     this.#seen = null
+    this.#over.clear()
     this.followed = []
     return gone.map(([, { name }]) => name)
   }
@@ -76,9 +86,27 @@ export class Watch {
   programEnded(claim: number, atMs: number): void {
     const run = this.#runs.get(claim)
     if (run) run.endedMs = atMs
+    this.#running.delete(claim)
+  }
+
+  /** With its machine: nobody can tell of it. */
+  programDied(claim: number, atMs: number): void {
+    this.programEnded(claim, atMs)
+  }
+
+  /** 5: the coordinator says that the claim lives on. */
+  renewed(claim: number): void {
+    if (this.#over.has(claim)) this.wrong(`5: claim ${claim} was renewed after its end`)
+  }
+
+  /** Of these times, how long nothing of the machine was heard. */
+  silentMs(machine: string, fromMs: number, toMs: number): number {
+    const its = this.silences.filter((one) => one.machine === machine)
+    return its.reduce((sum, one) => sum + Math.max(0, Math.min(toMs, one.toMs) - Math.max(fromMs, one.fromMs)), 0)
   }
 
   programStarted(claim: number, machine: string, atMs: number): void {
+    this.#running.add(claim)
     this.#runs.set(claim, { startedMs: atMs, endedMs: Number.POSITIVE_INFINITY })
     const before = this.starts.get(claim) ?? []
     if (before.length > 0 && !this.cloned.has(claim)) {
@@ -124,6 +152,9 @@ export class Watch {
   #judge({ kind, id, from, to }: Step): void {
     const step = `${kind} ${from} → ${to}`
     this.steps.set(step, (this.steps.get(step) ?? 0) + 1)
+    if (kind === "attempt" && to !== "running") this.#over.add(id)
+    if (kind === "attempt" && to === "returned" && this.#running.has(id) && !this.hasRevoked && !this.cloned.has(id))
+      this.wrong(`2: claim ${id} was given back as if it had not been started, and its program runs`)
     if (!STEPS.has(step)) this.wrong(`3: ${kind} ${id} went from ${from} to ${to}`)
   }
 }

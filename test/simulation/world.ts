@@ -80,6 +80,7 @@ export class World implements FaultyWorld {
           started: (claim) => this.watch.programStarted(claim, machine.name, this.time.nowMs),
           resumed: (claim, { task, spec }, text) => this.watch.resumed(claim, `${spec.job_id}/${task.index}`, text),
           stepped: (claim, step) => this.watch.stepped(claim, step),
+          died: (claim) => this.watch.programDied(claim, this.time.nowMs),
           ended: (claim) => this.watch.programEnded(claim, this.time.nowMs),
         },
       )
@@ -95,6 +96,11 @@ export class World implements FaultyWorld {
       stream: (from, ask, heard) => this.stream(from, ask, heard),
       nodeId: (node) => this.nodes[node]?.memberId() ?? null,
     })
+    this.mesh.said = (bytes) => {
+      if (!HEARTBEAT_REPLY.equals(bytes.subarray(0, HEARTBEAT_REPLY.length))) return
+      const { renewed } = JSON.parse(Buffer.from(bytes).toString()) as { renewed: number[] }
+      for (const claim of renewed) this.watch.renewed(claim)
+    }
     this.mesh.tap = ({ to, protocol, bytes }) => {
       if (protocol === CONTROL_PROTOCOL.name) this.#hearVerdicts(to.isAlive, bytes)
     }
@@ -344,4 +350,5 @@ export class World implements FaultyWorld {
   }
 }
 
+const HEARTBEAT_REPLY = Buffer.from('{"type":"heartbeat_reply"')
 const VERDICTS = Buffer.from('{"type":"verdicts"')
