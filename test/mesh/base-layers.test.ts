@@ -47,6 +47,8 @@ async function newWorker(): Promise<ScriptedNode> {
   const node = await rig.node()
   await node.connect(SANDBOX)
   await node.claim({ capacity: { cpu: 1, memory_mb: 4096, storage_gb: 50, gpus: [] } })
+  // Who is silent is given nothing.
+  node.beat(() => node.granted.map(({ claim }) => claim))
   return node
 }
 

@@ -180,7 +180,7 @@ export class World implements FaultyWorld {
 
   /** A machine that was revoked begins anew as a stranger. Who joined after a copy was made is taken in by its certificate. */
   #nodeFailed(node: NodeMachine, reason: string): void {
-    if (!this.clients.revoked.has(node.memberId() ?? "") || !reason.startsWith("this node "))
+    if (!this.clients.revoked.has(node.memberId() ?? "") || !reason.includes("revoked"))
       return this.watch.wrong(`${node.machine.name} ended: ${reason}`)
     this.tell(node.machine.name, "joins again")
     node.makeStranger()
