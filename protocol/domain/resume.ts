@@ -12,13 +12,13 @@ export interface ResumeParts {
 
 /**
  * What a next attempt finds under `_resume` (C-08, CK-004): the latest progress at the top, overlaid by the checkpoint's
- * fields, and the checkpoint itself; what only the checkpoint's own line told stays too. A program whose file belongs to one
- * epoch says the epoch inside the checkpoint. `path` takes the place of the checkpoint's own (CK-006). Null: nothing.
+ * fields, and the checkpoint itself. What the checkpoint's own line told stands above what later lines told: a program must
+ * not go on at epoch 7 with the file of epoch 5. `path` takes the place of the checkpoint's own (CK-006). Null: nothing.
  */
 export function resumeText({ progress, line, checkpoint }: ResumeParts, path: string | null = null): string | null {
   const state = membersOf(checkpoint)
   if (path !== null) state.set("path", JSON.stringify(path))
-  const all = new Map([...membersOf(line), ...membersOf(progress), ...state])
+  const all = new Map([...membersOf(progress), ...membersOf(line), ...state])
   all.delete("checkpoint")
   if (checkpoint !== null) all.set("checkpoint", joinJsonObject(state))
   return all.size === 0 ? null : joinJsonObject(all)

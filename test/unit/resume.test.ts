@@ -5,16 +5,15 @@ import { payloadWith } from "../../node-agent/tasks/resume.ts"
 import { claimNumber } from "../../protocol/domain/ids.ts"
 import { resumeText, splitCheckpoint } from "../../protocol/domain/resume.ts"
 
-test("C-08: the latest progress at the top, overlaid by the checkpoint's fields, the checkpoint itself below its name", () => {
+test("C-08: progress at the top, the checkpoint's line and fields above it, the checkpoint itself below its name", () => {
   const progress = '{"epoch":7,"best":1,"lr":1}'
   expect(resumeText({ progress, line: null, checkpoint: null })).toBe(progress)
-  const line = '{"epoch":5,"lr":2,"warm":true}'
+  const line = '{"epoch":5,"lr":2}'
   const text = resumeText({ progress, line, checkpoint: '{"lr":3,"path":"a"}' }, "/local/a")
   expect(JSON.parse(text ?? "")).toEqual({
-    epoch: 7,
+    epoch: 5,
     best: 1,
     lr: 3,
-    warm: true,
     path: "/local/a",
     checkpoint: { lr: 3, path: "/local/a" },
   })
@@ -42,7 +41,7 @@ test("architecture §5.6: where the latest cannot be gone on from, later progres
   const resumed = (rows: CheckpointRow[]) =>
     JSON.parse(resumeStateText(remainsOf(rows, '{"epoch":9,"late":true}')) ?? "null") as unknown
   expect(resumed([])).toEqual({ epoch: 9, late: true })
-  expect(resumed([before])).toMatchObject({ epoch: 9, late: true, checkpoint: { step: 2, publish_status: null } })
+  expect(resumed([before])).toMatchObject({ epoch: 2, late: true, checkpoint: { step: 2, publish_status: null } })
   expect(resumed([latest, before])).toMatchObject({ epoch: 2, checkpoint: { step: 2 } })
   expect(resumed([latest, before])).not.toHaveProperty("late")
   expect(resumed([latest])).toBe(null)
