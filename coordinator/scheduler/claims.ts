@@ -1,6 +1,7 @@
 import { every, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
+import { slices } from "../../protocol/base/slices.ts"
 import type { ClaimNumber, PeerId } from "../../protocol/domain/ids.ts"
 import {
   BATCH_ITEMS,
@@ -396,12 +397,6 @@ export function createClaims(parts: ClaimsParts): Claims {
       await writing
     },
   }
-}
-
-function slices<T>(items: readonly T[], size: number): T[][] {
-  const found: T[][] = []
-  for (let from = 0; from < items.length; from += size) found.push(items.slice(from, from + size))
-  return found
 }
 
 /** Characters of a cancel's reason: what the frame allows. */

@@ -1,6 +1,7 @@
 import { every, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
+import { slices } from "../../protocol/base/slices.ts"
 import type { ClaimNumber, NodeId, PeerId } from "../../protocol/domain/ids.ts"
 import { BATCH_ITEMS } from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
@@ -144,7 +145,7 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
     for (const attempt of silent) attempt.contactLostMs = lastHeardMs
     const at = clock.now()
     const since = at - Math.round(clock.monotonicMs() - lastHeardMs)
-    for (const some of inSlices(silent)) {
+    for (const some of slices(silent, BATCH_ITEMS)) {
       const write = parts.store.write((tx) => recordContactLost(tx, some, since, at))
       // What could not be stored is told by the next look.
       const unstored = (error: unknown): never => {
@@ -182,7 +183,7 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
 
   /** Waiting is over. A node that speaks up before the write has ended is back in time (`renew`). */
   function giveUp(attempts: readonly HeldAttempt[]): void {
-    for (const some of inSlices(attempts)) follow(storeGivenUp(some), "lost claims were not stored")
+    for (const some of slices(attempts, BATCH_ITEMS)) follow(storeGivenUp(some), "lost claims were not stored")
   }
 
   async function storeGivenUp(attempts: readonly HeldAttempt[]): Promise<void> {
@@ -237,7 +238,7 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
     if (heardAgain.length === 0) return
     const claims = heardAgain
     heardAgain = []
-    for (const some of inSlices(claims)) {
+    for (const some of slices(claims, BATCH_ITEMS)) {
       follow(
         parts.store.write((tx) => endExtensions(tx, some)),
         "the end of extensions was not stored",
@@ -288,11 +289,4 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
       await writing
     },
   }
-}
-
-/** What one write may take. */
-function inSlices<T>(all: readonly T[]): T[][] {
-  const slices: T[][] = []
-  for (let from = 0; from < all.length; from += BATCH_ITEMS) slices.push(all.slice(from, from + BATCH_ITEMS))
-  return slices
 }

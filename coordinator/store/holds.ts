@@ -1,4 +1,5 @@
 import type { Instant } from "../../protocol/base/clock.ts"
+import { slices } from "../../protocol/base/slices.ts"
 import {
   accountId,
   claimNumber,
@@ -97,7 +98,7 @@ export async function endHold(tx: Tx, id: HoldId, at: Instant): Promise<HoldRow 
 /** Which of these claims were charged before, and how much. */
 export async function findCharges(view: View, claims: ClaimNumber[]): Promise<Map<ClaimNumber, MicroUsd>> {
   const charges = new Map<ClaimNumber, MicroUsd>()
-  for (const some of chunks(claims)) {
+  for (const some of slices(claims, ROWS_PER_STATEMENT)) {
     const rows = await view.all<{ claim: number; amount: number }>(
       `SELECT claim, amount FROM charges WHERE claim IN (${marks(some.length)})`,
       ...some,
@@ -115,7 +116,7 @@ export async function insertCharges(tx: Tx, hold: HoldId, charges: ChargeRow[], 
     hold,
   )
   if (changes !== 1) return false
-  for (const some of chunks(charges)) {
+  for (const some of slices(charges, ROWS_PER_STATEMENT)) {
     const values: SqlValue[] = some.flatMap((charge) => [
       charge.claim,
       charge.hold,
@@ -133,10 +134,6 @@ export async function insertCharges(tx: Tx, hold: HoldId, charges: ChargeRow[], 
 
 /** Rows in one statement: few enough texts for the statement cache, far below SQLite's 32,766 parameters. */
 const ROWS_PER_STATEMENT = 100
-
-function* chunks<T>(all: T[]): Generator<T[]> {
-  for (let from = 0; from < all.length; from += ROWS_PER_STATEMENT) yield all.slice(from, from + ROWS_PER_STATEMENT)
-}
 
 const marks = (count: number): string => Array(count).fill("?").join(", ")
 
