@@ -432,7 +432,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   /** It failed on every live node that could run it, or on three: the project is at fault (rulings, Failed set-up). */
   function cannotPrepare(revision: string): FailedSetup | null {
     const failures = specs.failures(revision)
-    const { workers } = fleetFacts(members, policy)
+    const { workers } = fleetFacts(members, policy, clock.now())
     if (failures < SETUP_FAILURES && (workers === 0 || failures < workers)) return null
     const failure = specs.failure(revision)
     return failure && { ...failure, message: `preparing the runtime failed: ${failure.message}` }
@@ -447,8 +447,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   }
 
   function projectFleet(): FleetFacts {
-    const facts = fleetFacts(members, policy)
-    return { ...facts, trouble: (revision) => specs.trouble(revision, liveWorkers(members, policy))?.message ?? null }
+    const facts = fleetFacts(members, policy, clock.now())
+    return {
+      ...facts,
+      trouble: (revision) => specs.trouble(revision, liveWorkers(members, policy, clock.now()))?.message ?? null,
+    }
   }
 
   function mountRoutes(): void {
@@ -559,7 +562,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       known,
       queueTimeoutMs: config.queueTimeoutMs,
       intervalMs,
-      hasCapacity: () => hasLiveWorker(members),
+      hasCapacity: () => hasLiveWorker(members, clock.now()),
       cancel: (job, reason) => jobLife.cancelWaiting(job, reason),
     })
     await queueTimeout.load()

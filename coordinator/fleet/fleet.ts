@@ -26,7 +26,7 @@ import { createBoots } from "./boots.ts"
 import { capacityFrom } from "./capacity.ts"
 import { certify, type EnrolmentParts } from "./enrol.ts"
 import { mayRunProjects, type PlacementPolicy } from "./fit.ts"
-import type { Contact } from "./liveness.ts"
+import { isInReach } from "./liveness.ts"
 import type { Member, Members } from "./members.ts"
 
 /** The fleet's acts: who a peer is, what nodes say of themselves and their replicas, and the admin's word on them. */
@@ -113,7 +113,11 @@ export function createFleet(parts: FleetParts): Fleet {
     const alternates = boots.heard(row.id, bootId, clock.monotonicMs())
     const isCloned = alternates || (row.clonedAt !== null && at < row.clonedAt + CLONED_MS)
     const member = members.byNode(row.id)
-    const isHere = member && isHeard(members, member) && boots.isNewest(row.id, member.facts?.bootId ?? bootId)
+    const isHere =
+      member &&
+      member.session !== null &&
+      isInReach(members.contact(member)) &&
+      boots.isNewest(row.id, member.facts?.bootId ?? bootId)
     return { alternates, second: isCloned && isHere === true && !boots.isNewest(row.id, bootId) }
   }
 
@@ -252,9 +256,9 @@ async function readmitted(
 export const isCloned = ({ clonedUntil }: Member, now: Instant): boolean => clonedUntil !== null && now < clonedUntil
 
 /** What projects need to know of the fleet at this moment (readiness). */
-export function fleetFacts(members: Members, policy: PlacementPolicy) {
-  const live = liveMembers(members)
-  const workers = liveWorkers(members, policy)
+export function fleetFacts(members: Members, policy: PlacementPolicy, now: Instant) {
+  const live = liveMembers(members, now)
+  const workers = liveWorkers(members, policy, now)
   const liveIds = new Set<NodeId>(live.map(({ id }) => id))
   return {
     isLive: (node: NodeId) => liveIds.has(node),
@@ -265,33 +269,36 @@ export function fleetFacts(members: Members, policy: PlacementPolicy) {
 }
 
 /** Is there a worker with contact that takes work? What waits without one waits for the fleet, not for its turn (GAP-63). */
-export function hasLiveWorker(members: Members): boolean {
+export function hasLiveWorker(members: Members, now: Instant): boolean {
   return [...members.all()].some(
     (member) =>
       member.state === "active" &&
       member.facts?.roles.includes("worker") &&
       member.standing?.draining === false &&
+      !isCloned(member, now) &&
       members.contact(member) === "connected",
   )
 }
 
 /** Connected members that may run project work. */
-export function liveWorkers(members: Members, policy: PlacementPolicy): Member[] {
-  return liveMembers(members).filter(({ facts }) => facts !== null && mayRunProjects(facts, policy))
+export function liveWorkers(members: Members, policy: PlacementPolicy, now: Instant): Member[] {
+  return liveMembers(members, now).filter(({ facts }) => facts !== null && mayRunProjects(facts, policy))
 }
 
-function liveMembers(members: Members): Member[] {
+/**
+ * Who is given work. Not a machine that lost its power, whose stream stays open and says nothing; nor one of two with one key,
+ * which gets nothing new: what only they have not tried would wait for them.
+ */
+function liveMembers(members: Members, now: Instant): Member[] {
   return [...members.all()].filter(
-    (member) => isHeard(members, member) && member.facts !== null && member.state === "active",
+    (member) =>
+      member.session !== null &&
+      member.facts !== null &&
+      member.state === "active" &&
+      isInReach(members.contact(member)) &&
+      !isCloned(member, now),
   )
 }
-
-/** The stream of a machine that lost its power stays open: it alone says nothing. */
-function isHeard(members: Members, member: Member): boolean {
-  return member.session !== null && HEARD.has(members.contact(member))
-}
-
-const HEARD: ReadonlySet<Contact> = new Set(["connected", "suspect"])
 
 function newsOf({ state, message, log_tail, missing }: Extract<ToCoordinator, { type: "replica" }>): ReplicaNews {
   const reason = sanitise(message ?? "", LONGEST_REASON)

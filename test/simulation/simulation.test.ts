@@ -27,6 +27,7 @@ test.each([1, 20065])("issue 4: seed %i replays identically, log and all", async
 
 /** Seeds that broke a promise once, and what was wrong. Another plan may come of them since: they cost little. */
 const FOUND: [seed: number, wrong: string][] = [
+  [1795344553072, "a project that nobody can prepare waited for a machine that gets nothing new"],
   [1795344802139, "a start forgot on which nodes a project cannot be prepared"],
 ]
 

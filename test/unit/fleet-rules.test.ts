@@ -4,6 +4,7 @@ import { nodeId, peerId } from "../../protocol/domain/ids.ts"
 import { MOST_HELD } from "../../protocol/wire/control.ts"
 import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
 import { fit, freeOf, mayRunProjects, requirementsKey, slots } from "../../coordinator/fleet/fit.ts"
+import { fleetFacts, hasLiveWorker, liveWorkers } from "../../coordinator/fleet/fleet.ts"
 import { createMembers } from "../../coordinator/fleet/members.ts"
 import {
   contactOf,
@@ -261,4 +262,29 @@ describe("where a task goes", () => {
     pace.forget(1)
     expect(pace.of(1)).toBeNull()
   })
+})
+
+test("who is silent, or one of two machines with one key, is no live worker: nothing waits for it", () => {
+  let nowMs = 0
+  const clock = { ...systemClock, monotonicMs: () => nowMs, now: () => nowMs }
+  const members = createMembers(clock, { heartbeatMs: 1_000, claimLifetimeMs: 300_000 })
+  const policy = { allowUnsandboxed: true, allowUnenforced: true }
+  const standing = { open: true, draining: false, capacity: machine(), warm: new Set<string>(), credit: 1 }
+  const facts = { roles: ["worker"], runtime: "process", isolation: "none", enforces: [] }
+  const [first, second] = ["a", "b"].map((id) => {
+    const member = members.add({ id: nodeId(id), peer: peerId(id), name: null, roles: ["worker"], state: "active" })
+    return Object.assign(member, { session: { send: () => {}, close: () => {} }, lastHeardMs: 0, facts, standing })
+  })
+  if (!first || !second) throw new Error("both are members")
+  const live = () => liveWorkers(members, policy, nowMs).map(({ id }) => id)
+  expect(live()).toEqual(["a", "b"])
+  first.clonedUntil = 1_000
+  expect(live()).toEqual(["b"])
+  expect(fleetFacts(members, policy, nowMs).workers).toBe(1)
+  second.clonedUntil = 1_000
+  expect(hasLiveWorker(members, nowMs)).toBe(false)
+  nowMs = 1_000
+  expect([live(), hasLiveWorker(members, nowMs)]).toEqual([["a", "b"], true])
+  nowMs = 5_000
+  expect([live(), hasLiveWorker(members, nowMs)]).toEqual([[], false])
 })
