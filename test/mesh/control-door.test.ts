@@ -295,6 +295,21 @@ test("a draining node is asked back what it has not started, and gets nothing ne
   expect(await eventTypes(job)).not.toContain("task.lost")
 })
 
+test("a node that is taken back while it is away hears of it, and gets work again", async () => {
+  const node = await startWorker(rig)
+  await rig.call("PUT", `/admin/nodes/${node.id}`, { state: "draining" })
+  await expect.poll(() => node.heard).toContainEqual({ type: "node_state", state: "draining" })
+  node.breakStream()
+  await expect.poll(() => node.streamEnded).toBe(true)
+  expect((await rig.call("PUT", `/admin/nodes/${node.id}`, { state: "active" })).status).toBe(200)
+  await node.connect()
+  await expect.poll(() => node.heard).toContainEqual({ type: "node_state", state: "active" })
+  await node.claim()
+  const job = await rig.submit()
+  await node.report(await node.next())
+  await expect.poll(() => statusOf(job)).toBe("completed")
+})
+
 test("a node that reads nothing is cut off, and others go on", async () => {
   const slow = await rig.node()
   const peer = await slow.mesh.dial(rig.coordinator.meshAddresses[0] ?? "")

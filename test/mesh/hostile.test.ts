@@ -214,6 +214,15 @@ describe("cloned identity (architecture §5.1)", () => {
     await completed(rig, waiting)
   })
 
+  test("the newer one that lost its power keeps its stream open, and does not keep the older one out", async () => {
+    const node = await rig.node()
+    for (const boot_id of ["boot-1", "boot-2", "boot-1", "boot-2"]) await node.connect({ boot_id })
+    expect(await node.connect({ boot_id: "boot-1" })).toMatchObject({ type: "refusal", reason: "cloned" })
+    // Nothing is said on any stream: four heartbeats later the newer one has lost contact.
+    await new Promise((resolve) => setTimeout(resolve, 1_500))
+    expect(await node.connect({ boot_id: "boot-1" })).toMatchObject({ type: "welcome" })
+  })
+
   test("a restart of the coordinator does not forget it", async () => {
     const node = await startWorker(rig)
     for (const boot_id of ["boot-2", "boot-1", "boot-2"]) await node.connect({ boot_id })
