@@ -125,9 +125,10 @@ test("the agent's heartbeat never waits for a task, a hash or an unpack", async 
   await expect.poll(() => rig.results().filter(({ claim }) => claim <= 50).length, { timeout: 50_000 }).toBe(50)
   const beats = rig.heard.filter(({ message }) => message.type === "heartbeat").map(({ atMs }) => atMs)
   // Beats are due every 250 ms; three missed would make the node suspect. What a program that only ticks misses beside it, the
-  // machine missed: the agent, which has work to do, may miss four times that, and never three beats of a second each.
+  // machine missed: the agent, which has work to do, may miss four times that, and never four beats of a second each, after
+  // which contact would be lost.
   const missed = Math.max(0, longestGap(await ticking.end()) - 250)
-  expect(longestGap(beats)).toBeLessThan(Math.min(750 + 4 * missed, 3_000))
+  expect(longestGap(beats)).toBeLessThan(Math.min(750 + 4 * missed, 4_000))
   expect(gaps(beats).toSorted((a, b) => a - b)[Math.floor(beats.length / 2)]).toBeLessThan(500)
 })
 
