@@ -126,7 +126,7 @@ export function directoriesBelow(layers: readonly string[], path: string, most: 
 
 function directoryNames(host: string): string[] {
   try {
-    if (!lstatSync(host).isDirectory()) return []
+    if (lstatOf(host)?.isDirectory() !== true) return []
     return readdirSync(host, { withFileTypes: true })
       .filter((entry) => entry.isDirectory())
       .map((entry) => entry.name)
@@ -137,7 +137,8 @@ function directoryNames(host: string): string[] {
 
 function lstatOf(path: string): Stats | null {
   try {
-    return lstatSync(path)
+    // Most places are missing in most layers, and a thrown error costs more than ten such calls.
+    return lstatSync(path, { throwIfNoEntry: false }) ?? null
   } catch {
     return null
   }

@@ -1,4 +1,5 @@
 import { chmodSync, chownSync, mkdirSync, rmSync, writeFileSync } from "node:fs"
+import { release } from "node:os"
 import { join } from "node:path"
 import { RuntimeRefusal, type AttemptSpec } from "./driver.ts"
 import { directoriesBelow, findCommand, isDirectory, makeMountPoint, resolveInside, viewImage } from "./image-view.ts"
@@ -9,6 +10,12 @@ const STAGE = "/mnt"
 export const SANDBOX_ROOT = `${STAGE}/root`
 /** The attempt's own /tmp, on its disk. */
 export const SANDBOX_TMP = `${STAGE}/write/tmp`
+
+/**
+ * Without it the kernel writes the attempt's whole disk back when the overlay goes, and the end of the task waits for that: for
+ * files that nobody reads again. What counts is named by digest when it is collected. Kernels know the option since 5.10.
+ */
+const UNSYNCED = isKernelSince(release(), 5, 10) ? ",volatile" : ""
 
 /** More directories than this below a workdir stay read-only for a sandbox without root (bubblewrap). */
 const MOST_OWNED_DIRECTORIES = 2_000
@@ -81,7 +88,7 @@ export function composeSandboxRoot(spec: AttemptSpec, disk: string, owner: numbe
         options: `lowerdir=${numbered
           .map(({ at }) => at)
           .toReversed()
-          .join(":")},upperdir=${STAGE}/write/upper,workdir=${STAGE}/write/work`,
+          .join(":")},upperdir=${STAGE}/write/upper,workdir=${STAGE}/write/work${UNSYNCED}`,
       },
       { kind: "bind", source: `${STAGE}/write/tmp`, target: `${SANDBOX_ROOT}${resolveInside(view, "/tmp")}` },
       ...inside.map((mount): SupervisedMount => ({
@@ -91,4 +98,10 @@ export function composeSandboxRoot(spec: AttemptSpec, disk: string, owner: numbe
       })),
     ],
   }
+}
+
+/** `running` as uname tells it: `5.10.0-28-amd64`. */
+export function isKernelSince(running: string, major: number, minor: number): boolean {
+  const [found = 0, below = 0] = running.split(".").map((part) => Number.parseInt(part, 10))
+  return found > major || (found === major && below >= minor)
 }
