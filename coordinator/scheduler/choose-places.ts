@@ -1,6 +1,6 @@
 import type { KeptNodes } from "./kept-nodes.ts"
 import { chooseAhead, chooseSlot, couldRun, occupy, type Chosen, type PlaceableNode, type Wanted } from "./place.ts"
-import { slots } from "../fleet/fit.ts"
+import { fit, freeOf, slots } from "../fleet/fit.ts"
 import type { ReadyJob, ReadyQueue } from "./ready-queue.ts"
 
 export interface ChooseParts {
@@ -101,7 +101,7 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
       let place = found.get(kind)
       if (place === undefined) {
         const wanted = wantedOf(kind)
-        place = wanted ? chooseSlot(open, wanted) : null
+        place = wanted ? (chooseSlot(open, wanted) ?? chooseBeside(open, wanted)) : null
         found.set(kind, place)
       }
       return place !== null
@@ -163,6 +163,22 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
       tasks -= slots(node.capacity, wanted.requirements)
     }
   }
+}
+
+/** Crowded nodes that are looked at for a task that no free slot was found for. */
+const MOST_CROWDED = 32
+
+/** Room that what stands ahead of slots leaves alone: it must not keep out who could start at once. Cores only, no GPUs. */
+function chooseBeside<N extends PlaceableNode>(nodes: readonly N[], wanted: Wanted): Chosen<N> | null {
+  if (wanted.requirements.gpuCount > 0) return null
+  let looks = 0
+  for (const node of nodes) {
+    if (!isOverfull(node) || node.held >= node.most || !wanted.mayRun(node) || !wanted.isWarm(node)) continue
+    if (++looks > MOST_CROWDED) return null
+    node.beside = node.beside === undefined ? (node.lookBeside?.() ?? null) : node.beside
+    if (node.beside && fit(freeOf(node.capacity, node.beside), wanted.requirements)) return { node, gpus: [] }
+  }
+  return null
 }
 
 /** More was given to it than fits: it holds tasks ahead of its slots. */

@@ -1,5 +1,5 @@
 import { unreachable } from "../../protocol/base/assert.ts"
-import type { Clock } from "../../protocol/base/clock.ts"
+import type { Clock, Timer } from "../../protocol/base/clock.ts"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
@@ -21,13 +21,14 @@ import { costOf, type Rate } from "../billing/pricing.ts"
 import { rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
 import type { Plans } from "../jobs/plans.ts"
 import type { Store } from "../store/store.ts"
-import { choosePlaces, type Round } from "./choose-places.ts"
+import { choosePlaces, isOverfull, type Round } from "./choose-places.ts"
 import type { TaskKey } from "../store/tasks.ts"
 import { grantTasks, type GrantedTaskRow, type GrantOutcome, type Place, type Shortage } from "./grant.ts"
 import type { KeptNodes } from "./kept-nodes.ts"
 import type { Pace } from "./pace.ts"
 import type { PlaceableNode, Wanted } from "./place.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
+import { usedBeside } from "./tasks-ahead.ts"
 import { createTakeBacks, type Ask } from "./take-back.ts"
 
 /** Matches waiting tasks with standing claims whenever either changes; nobody polls (architecture §5.4). */
@@ -88,6 +89,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
   let waiting = false
   let stopped = false
   let running: Promise<void> | null = null
+  let lookAgain: Timer | null = null
 
   function wake(): void {
     if (stopped) return
@@ -166,6 +168,13 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         its.map(({ task }) => task.claim),
       )
     }
+    // What stands ahead longer than it should is asked back too, and nothing else might happen until then.
+    if ((awaited.size > 0 || kept.size > 0) && nodes.some(isOverfull)) lookAgain ??= clock.after(LOOK_AGAIN_MS, again)
+  }
+
+  function again(): void {
+    lookAgain = null
+    wake()
   }
 
   function placeableNodes(): PlaceableMember[] {
@@ -191,6 +200,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         heldAtFirst: member.attempts.size,
         credit: standing.credit,
         hasGpu: standing.capacity.gpus.length > 0,
+        lookBeside: () => usedBeside(standing.capacity, member.attempts.values()),
       })
     }
     return nodes
@@ -381,6 +391,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     wake,
     stop() {
       stopped = true
+      lookAgain?.cancel()
     },
     async [Symbol.asyncDispose]() {
       stopped = true
@@ -454,6 +465,7 @@ const LARGEST_SPEC_BYTES = 96 * 1024
 /** What a granted task weighs in a frame beside its payload. */
 const TASK_BYTES = 250
 const RETRY_MS = 250
+const LOOK_AGAIN_MS = 2_000
 /** How often a node that is avoided is looked at again. */
 const AVOIDED_MS = 2_000
 /** Seven days: no task may run longer (GAP-70). */

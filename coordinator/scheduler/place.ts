@@ -15,6 +15,10 @@ export interface PlaceableNode {
   heldAtFirst: number
   credit: number
   hasGpu: boolean
+  /** What is in use of a crowded node for good (`usedBeside`): a look at each attempt, taken only when asked for. */
+  lookBeside?: () => Used | null
+  /** What was found then, and what was placed since. */
+  beside?: Used | null
 }
 
 export interface Wanted {
@@ -67,14 +71,18 @@ export function couldRun(node: PlaceableNode, wanted: Wanted): boolean {
 
 /** The task takes its room on the node, for the rest of this round. */
 export function occupy(node: PlaceableNode, requirements: Requirements, gpus: readonly string[]): void {
-  const { used } = node
-  node.used = {
+  node.used = withTask(node.used, requirements, gpus)
+  if (node.beside) node.beside = withTask(node.beside, requirements, gpus)
+  node.held += 1
+}
+
+function withTask(used: Used, requirements: Requirements, gpus: readonly string[]): Used {
+  return {
     cpu: used.cpu + requirements.cpu,
     memoryMb: used.memoryMb + requirements.memoryMb,
     storageGb: used.storageGb + requirements.storageGb,
     gpus: gpus.length === 0 ? used.gpus : new Set([...used.gpus, ...gpus]),
   }
-  node.held += 1
 }
 
 function freeSlotScore(node: PlaceableNode, wanted: Wanted, free: Capacity): number {

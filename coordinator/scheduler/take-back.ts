@@ -1,9 +1,9 @@
 import type { Clock } from "../../protocol/base/clock.ts"
-import type { Capacity } from "../../protocol/domain/requirements.ts"
 import { fit, freeOf } from "../fleet/fit.ts"
 import type { HeldAttempt } from "../fleet/members.ts"
 import { isOverfull } from "./choose-places.ts"
 import { occupy, type PlaceableNode, type Wanted } from "./place.ts"
+import { tasksAhead } from "./tasks-ahead.ts"
 
 /**
  * Which tasks that were handed ahead of free slots are asked back (architecture §5.4): those that a free slot elsewhere would
@@ -14,10 +14,12 @@ import { occupy, type PlaceableNode, type Wanted } from "./place.ts"
  * it is than moving it costs. Nothing is ever asked for without a free slot or a waiting task to give its place to.
  */
 interface TakeBacks {
-  choose(facts: Omit<TakeBackFacts, "mayAsk"> & { isHeld: (claim: number) => boolean }): Ask[]
+  choose(facts: Omit<TakeBackFacts, "mayAsk" | "nowMs"> & { isHeld: (claim: number) => boolean }): Ask[]
 }
 
 export interface TakeBackFacts {
+  /** Monotonic. */
+  nowMs: number
   /** Nodes as the last round of placing left them, with what they hold. */
   nodes: readonly HoldingNode[]
   /** Nodes whose next free slot a task of this job waits for. */
@@ -30,7 +32,7 @@ export interface TakeBackFacts {
   mayAsk: (task: HeldTask) => boolean
 }
 
-export type HeldTask = Pick<HeldAttempt, "claim" | "job" | "task" | "state" | "requirements">
+export type HeldTask = Pick<HeldAttempt, "claim" | "job" | "task" | "state" | "requirements" | "grantedAtMs">
 export type HoldingNode = PlaceableNode & { attempts: ReadonlyMap<number, HeldTask> }
 
 export interface Ask {
@@ -42,6 +44,8 @@ export interface Ask {
 
 /** Question, answer, a write, a grant: the least that moving a task costs across a wide network. */
 const MOVE_MS = 500
+/** What is handed ahead is two seconds of work: what still stands there after as long again was misjudged by its pace. */
+const OVERDUE_MS = 4_000
 /** A task that came back rests where it is put next. What is handed ahead is two seconds of work: then it has run. */
 const REST_MS = 5_000
 /** An answer takes one round trip; after this long the slot it was asked for is given to others. */
@@ -62,7 +66,11 @@ export function createTakeBacks(clock: Clock): TakeBacks {
         // Its slot is taken as long as the answer may come.
         if (target && nowMs - atMs < ANSWER_MS) occupy(target, task.requirements, [])
       }
-      const asks = chooseTakeBacks({ ...facts, mayAsk: ({ claim, task }) => !asked.has(claim) && !rests.has(task) })
+      const asks = chooseTakeBacks({
+        ...facts,
+        nowMs,
+        mayAsk: ({ claim, task }) => !asked.has(claim) && !rests.has(task),
+      })
       for (const { task, to } of asks) {
         asked.set(task.claim, { atMs: nowMs, to: to?.id ?? null, task })
         rests.set(task.task, nowMs)
@@ -107,9 +115,9 @@ function chooseTakeBacks(facts: TakeBackFacts): Ask[] {
     const line = [...from.attempts.values()]
     const ahead = tasksAhead(from.capacity, line)
     const slots = Math.max(1, line.length - ahead.length)
-    return ahead.filter(({ job }, position) => {
+    return ahead.filter(({ job, grantedAtMs }, position) => {
       const paceMs = facts.wanted(job)?.paceMs ?? 0
-      return ((position + 1) / slots) * paceMs > MOVE_MS
+      return ((position + 1) / slots) * paceMs > MOVE_MS || facts.nowMs - grantedAtMs > OVERDUE_MS
     })
   }
 
@@ -120,26 +128,6 @@ function chooseTakeBacks(facts: TakeBackFacts): Ask[] {
     const hasRoom = (node: PlaceableNode): boolean => fit(freeOf(node.capacity, node.used), requirements) !== null
     return free.find((node) => hasRoom(node) && wanted.mayRun(node) && wanted.isWarm(node)) ?? null
   }
-}
-
-/**
- * What a node cannot have started for want of room, first in line first: it starts tasks in the order of their grants, as long
- * as they fit beside those that run. Pure.
- */
-export function tasksAhead(capacity: Capacity, attempts: Iterable<HeldTask>): HeldTask[] {
-  const line = [...attempts].toSorted(
-    (a, b) => Number(b.state === "running") - Number(a.state === "running") || a.claim - b.claim,
-  )
-  const used = { cpu: 0, memoryMb: 0, storageGb: 0, gpus: new Set<string>() }
-  return line.filter(({ state, requirements }) => {
-    // A GPU is given to one task: such tasks are never handed ahead.
-    const fits = fit(freeOf(capacity, used), { ...requirements, gpuCount: 0 }) !== null
-    if (state !== "running" && !fits && requirements.gpuCount === 0) return true
-    used.cpu += requirements.cpu
-    used.memoryMb += requirements.memoryMb
-    used.storageGb += requirements.storageGb
-    return false
-  })
 }
 
 /** The least a task may ask for (rulings, Fields). */

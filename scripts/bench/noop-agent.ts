@@ -32,7 +32,8 @@ const runner: AttemptRunner = {
       exit_code: 0,
       signal: null,
       message: null,
-      runtime_ms: 0.1,
+      // What follows is planned by it.
+      runtime_ms: Math.max(sleepMs, 0.1),
       cpu_ms: null,
       peak_memory_bytes: null,
       output: "",

@@ -28,6 +28,16 @@ test("architecture §5.4: who waits for a slot is not passed by short tasks that
   expect(placing.look([machineOf("n0", 4, 3)], 2).places[0]?.job).toBe(2)
 })
 
+test("tasks ahead of slots do not keep out who fits beside them, as many as there is room for", () => {
+  const placing = createPlacing(AGEING_MS)
+  placing.put({ seq: 1, account: 1, cpu: 1, tasks: 3 })
+  const crowded = (cpu: number) =>
+    machineOf("n0", 10, 40, { lookBeside: () => ({ cpu, memoryMb: cpu, storageGb: cpu, gpus: new Set() }) })
+  expect(placing.look([crowded(8)], 0).places.map(({ node }) => node.id)).toEqual(["n0", "n0"])
+  expect(placing.look([crowded(10)], 1).places).toEqual([])
+  expect(placing.look([machineOf("n0", 10, 40)], 2).places).toEqual([])
+})
+
 test("no more slots are awaited than tasks wait, so that others go on being handed ahead elsewhere", () => {
   const placing = createPlacing(AGEING_MS)
   placing.put({ seq: 1, account: 1, cpu: 1, tasks: 1000, paceMs: 100 })

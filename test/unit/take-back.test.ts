@@ -4,21 +4,22 @@ import { claimNumber } from "../../protocol/domain/ids.ts"
 import type { Wanted } from "../../coordinator/scheduler/place.ts"
 import {
   createTakeBacks,
-  tasksAhead,
   type HeldTask,
   type HoldingNode,
   type TakeBackFacts,
 } from "../../coordinator/scheduler/take-back.ts"
+import { tasksAhead, usedBeside } from "../../coordinator/scheduler/tasks-ahead.ts"
 import { machineOf, needs } from "../support/placing.ts"
 
 const PACE_MS = 1_000
 
-const held = (claim: number, state: HeldTask["state"], job = 1, cpu = 1): HeldTask => ({
+const held = (claim: number, state: HeldTask["state"], job = 1, cpu = 1, grantedAtMs = 0): HeldTask => ({
   claim: claimNumber(claim),
   job,
   task: claim,
   state,
   requirements: needs(cpu),
+  grantedAtMs,
 })
 
 /** A machine that holds these, whatever its cores. */
@@ -78,6 +79,16 @@ test("what stands ahead of slots is what cannot have started for want of room, i
   expect(tasksAhead(machineOf("n", 2).capacity, [held(9, "accepted"), held(8, "accepted")])).toEqual([])
 })
 
+test("what is free beside a task stays free where all that stands ahead is of its size, and only there", () => {
+  const capacity = machineOf("n", 9).capacity
+  const running = held(1, "running", 1, 8)
+  expect(usedBeside(capacity, [running, held(2, "accepted", 1, 8), held(3, "offered", 1, 8)])?.cpu).toBe(8)
+  expect(usedBeside(capacity, [running, held(2, "accepted", 1, 8), held(3, "offered", 2, 1)])?.cpu).toBe(9)
+  // The larger one would need the core that is free now.
+  expect(usedBeside(capacity, [running, held(2, "accepted", 2, 9)])).toBeNull()
+  expect(usedBeside(capacity, [running])).toBeNull()
+})
+
 test("architecture §5.4: a free slot elsewhere takes the last in line, as many as it has slots", () => {
   expect(asker()([full(), holding("free", 1, [])])).toEqual(["15 from full to free"])
   expect(asker()([full(), holding("free", 9, [])])).toEqual(["15 from full to free", "14 from full to free"])
@@ -87,6 +98,17 @@ test("architecture §5.4: a free slot elsewhere takes the last in line, as many 
 test("who starts sooner than a move takes is left alone", () => {
   const quick = { wanted: () => wanted({ paceMs: 300 }) }
   expect(asker()([full(), holding("free", 9, [])], quick)).toEqual([])
+})
+
+test("who should have started long ago by the pace of its job is asked back: the pace was wrong", () => {
+  const quick = { wanted: () => wanted({ paceMs: 0.1 }) }
+  const node = full()
+  const awaiting = { ...quick, awaited: new Map([[node, 7]]), precedes: () => true }
+  const since = nowMs
+  expect(asker()([node], awaiting)).toEqual([])
+  nowMs = since + 4_001
+  expect(asker()([node], awaiting)).toEqual(["15", "14", "13"].map((claim) => `${claim} from full for another`))
+  nowMs = since
 })
 
 test("a slot counts only where the runtime is ready, the task fits and may run, and nothing else is kept", () => {
@@ -115,6 +137,8 @@ test("a number is asked for once, whatever is answered, and its slot is not prom
   nowMs += 60_000
   // The first was started after all: the slot may be offered to the next in line, and then to none.
   expect(ask([full(), holding("free", 1, [])])).toEqual(["14 from full to free"])
+  nowMs += 60_000
+  expect(ask([full(), holding("free", 1, [])])).toEqual(["13 from full to free"])
   nowMs += 60_000
   expect(ask([full(), holding("free", 1, [])])).toEqual([])
 })
