@@ -172,6 +172,7 @@ function clone(world: FaultyWorld, node: NodeMachine, fault: Extract<Fault, { ki
   node.kill({ power: true })
   node.cloneFrom(from)
   for (const claim of from.heldClaims()) world.watch.cloned.add(claim)
+  for (const twin of [node, from]) world.watch.twins.add(twin.machine.name)
   node.powerOn()
   node.start()
   world.unlessMended(fault.forMs, () => node.makeStranger())

@@ -16,7 +16,8 @@ export class Network {
   readonly time: VirtualTime
   readonly chance: Chance
   readonly weather: Weather
-  readonly #cuts = new Set<string>()
+  /** How many faults cut each way: it is open again when the last of them is over. */
+  readonly #cuts = new Map<string, number>()
   #waiting: (() => void)[] = []
 
   constructor(time: VirtualTime, chance: Chance, weather: Weather) {
@@ -26,11 +27,15 @@ export class Network {
   }
 
   cut(from: Machine, to: Machine): void {
-    this.#cuts.add(`${from.lane}>${to.lane}`)
+    const way = `${from.lane}>${to.lane}`
+    this.#cuts.set(way, (this.#cuts.get(way) ?? 0) + 1)
   }
 
   mend(from: Machine, to: Machine): void {
-    if (this.#cuts.delete(`${from.lane}>${to.lane}`)) this.changed()
+    const way = `${from.lane}>${to.lane}`
+    const left = (this.#cuts.get(way) ?? 0) - 1
+    if (left > 0) this.#cuts.set(way, left)
+    else if (this.#cuts.delete(way)) this.changed()
   }
 
   mendAll(): void {

@@ -20,6 +20,8 @@ export class Watch {
   followed: { job: string; from: number; seen: ReadonlySet<number> }[] = []
   /** Claims that exist twice because a disk was copied. */
   readonly cloned = new Set<number>()
+  /** Machines with one key: what one of them holds, the other denies. */
+  readonly twins = new Set<string>()
   /** How often each step of a state was taken. */
   readonly steps = new Map<string, number>()
   /** What a node was told to be durable: the last checkpoint of each claim, and when. */
@@ -101,8 +103,14 @@ export class Watch {
 
   /** Of these times, how long nothing of the machine was heard. */
   silentMs(machine: string, fromMs: number, toMs: number): number {
-    const its = this.silences.filter((one) => one.machine === machine)
-    return its.reduce((sum, one) => sum + Math.max(0, Math.min(toMs, one.toMs) - Math.max(fromMs, one.fromMs)), 0)
+    const its = this.silences.filter((one) => one.machine === machine).toSorted((a, b) => a.fromMs - b.fromMs)
+    let silent = 0
+    let at = fromMs
+    for (const one of its) {
+      silent += Math.max(0, Math.min(toMs, one.toMs) - Math.max(at, one.fromMs))
+      at = Math.max(at, one.toMs)
+    }
+    return silent
   }
 
   programStarted(claim: number, machine: string, atMs: number): void {
@@ -153,7 +161,8 @@ export class Watch {
     const step = `${kind} ${from} → ${to}`
     this.steps.set(step, (this.steps.get(step) ?? 0) + 1)
     if (kind === "attempt" && to !== "running") this.#over.add(id)
-    if (kind === "attempt" && to === "returned" && this.#running.has(id) && !this.hasRevoked && !this.cloned.has(id))
+    const excused = this.hasRevoked || this.cloned.has(id) || this.starts.get(id)?.some((on) => this.twins.has(on))
+    if (kind === "attempt" && to === "returned" && this.#running.has(id) && !excused)
       this.wrong(`2: claim ${id} was given back as if it had not been started, and its program runs`)
     if (!STEPS.has(step)) this.wrong(`3: ${kind} ${id} went from ${from} to ${to}`)
   }
