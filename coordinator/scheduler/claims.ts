@@ -12,6 +12,7 @@ import {
   type Welcome,
 } from "../../protocol/wire/control.ts"
 import type { JobWatch } from "../events/watch.ts"
+import { isInReach } from "../fleet/liveness.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
 import type { Reputation } from "../fleet/reputation.ts"
 import type { KnownJobs } from "../jobs/job-facts.ts"
@@ -96,6 +97,8 @@ export function createClaims(parts: ClaimsParts): Claims {
   const { clock, log, members, queue, timing } = parts
   const starts = new Map<Member, Map<number, Start>>()
   const strangeReports = new WeakMap<Member, number>()
+  /** When members were last seen without contact (monotonic ms). */
+  const unheard = new WeakMap<Member, number>()
   const stopped = new AbortController()
   let writing: Promise<unknown> = Promise.resolve()
   const looking = every(clock, LOOK_INTERVAL_MS, takeStaleOffers)
@@ -287,13 +290,21 @@ export function createClaims(parts: ClaimsParts): Claims {
     if (disproved > 0) log.info("losses were taken back", { node: member.id, losses: disproved })
   }
 
-  /** A grant that was sent as its stream broke is never answered: it goes back to the queue, and is no loss. */
+  /**
+   * A grant that was sent as its stream broke is never answered: it goes back to the queue, and is no loss. While nothing is
+   * heard of its node the task may run there, and is waited for as any other (architecture §5.5).
+   */
   function takeStaleOffers(): void {
     const nowMs = clock.monotonicMs()
     for (const member of members.all()) {
-      if (!member.session) continue
+      if (!member.session || !isInReach(members.contact(member))) {
+        unheard.set(member, nowMs)
+        continue
+      }
+      const heardSinceMs = unheard.get(member) ?? Number.NEGATIVE_INFINITY
       const stale = [...member.attempts.values()].filter(
-        ({ state, grantedAtMs }) => state === "offered" && nowMs - grantedAtMs > OFFER_TIMEOUT_MS,
+        ({ state, grantedAtMs }) =>
+          state === "offered" && nowMs - Math.max(grantedAtMs, heardSinceMs) > OFFER_TIMEOUT_MS,
       )
       if (stale.length === 0) continue
       const claims = stale.map(({ claim }) => claim)

@@ -120,6 +120,24 @@ test("architecture §5.5: a node that stands still with its stream open is grant
   expect(await eventTypes(job)).not.toContain("task.lost")
 })
 
+test("architecture §5.5: a grant whose accept is held up on the way is not taken from a node that is not heard", async () => {
+  const node = await rig.node()
+  await node.connect()
+  await node.claim()
+  const job = await rig.submit()
+  await expect.poll(() => node.granted.length).toBe(1)
+  const claim = node.granted[0]?.claim ?? 0
+  await expect.poll(() => eventTypes(job), { timeout: 15_000 }).toContain("task.contact_lost")
+  // Longer than an accept may take from a node that is heard.
+  await setTimeout(12_000)
+  await node.say({ type: "accept", claims: [claim] })
+  await node.say({ type: "started", claims: [claim] })
+  await node.report(claim)
+  await expect.poll(() => verdictsOf(node)).toEqual(["stored"])
+  await expect.poll(() => statusOf(job)).toBe("completed")
+  expect(node.granted).toHaveLength(1)
+})
+
 test("a node that came back without an attempt has lost it: it runs again", async () => {
   const node = await startWorker(rig)
   const job = await rig.submit()
