@@ -211,7 +211,11 @@ function lieOf(
     }
     case "foreign claim": {
       const others = started(false)
-      return others.length === 0 ? null : reportOf(chance.pick(others))
+      if (others.length === 0) return null
+      const claim = chance.pick(others)
+      // With the key of the node that holds it it is no stranger's word.
+      if (watch.twins.has(machine.name)) watch.lied.add(claim)
+      return reportOf(claim)
     }
     case "claim never granted":
       return reportOf(1 + chance.integer(2 ** 31))
