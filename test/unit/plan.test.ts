@@ -29,6 +29,12 @@ test("SR-005: by gives each element a task, under the name of the list", () => {
   expect(plan.batched).toBe(false)
 })
 
+test("SR-005: an element may be of any kind, null included", () => {
+  const list = [null, 0, "", [1], { a: 1 }, false]
+  const plan = planOf({ payload: { models: list }, fan_out: { by: "models" } })
+  expect(payloads(plan)).toEqual(list.map((models) => ({ models })))
+})
+
 test("SR-007, GAP-33: items are payloads, and win over the job's fields", () => {
   expect(payloads(planOf({ fan_out: { items: [{ p: [0.1] }, {}] } }))).toEqual([{ p: [0.1] }, {}])
   expect(payloads(planOf({ payload: { a: 1, b: 1 }, fan_out: { items: [{ b: 2 }] } }))).toEqual([{ a: 1, b: 2 }])

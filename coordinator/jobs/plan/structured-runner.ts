@@ -12,7 +12,8 @@ export function fanOutItems(fanOut: FanOut | null): Items {
     case "by":
       return {
         count: fanOut.elements.length,
-        fieldsOf: (item) => ({ [fanOut.field]: present(fanOut.elements[item], "the element") }),
+        // An element may itself be null.
+        fieldsOf: (item) => ({ [fanOut.field]: fanOut.elements[item] ?? null }),
       }
     case "items":
       return { count: fanOut.items.length, fieldsOf: (item) => present(fanOut.items[item], "the item") }
