@@ -23,8 +23,16 @@ export const isSuspect = (score: number): boolean => score < SUSPECT_BELOW
 
 /** What the job's results are measured by: the type's own demands and those of the submission. */
 export function qualitySchema({ work, resultSchema }: Submission): ResultSchema {
-  const ofType = work.type === "map_reduce" ? work.reduce.map(([field]) => field) : []
-  return { ...resultSchema, requiredFields: [...new Set([...ofType, ...resultSchema.requiredFields])] }
+  if (work.type === "structured_runner") return resultSchema
+  const ofType = work.type === "map_reduce" ? work.reduce.map(([field]) => field) : [work.ranking.by]
+  const requiredFields = [...new Set([...ofType, ...resultSchema.requiredFields])]
+  if (work.type === "map_reduce") return { ...resultSchema, requiredFields }
+  // SW-007, BM-008: what is ranked by is a number; a submission may ask for a whole one.
+  const isTyped = resultSchema.fieldTypes.some(([field]) => field === work.ranking.by)
+  const fieldTypes: ResultSchema["fieldTypes"] = isTyped
+    ? resultSchema.fieldTypes
+    : [[work.ranking.by, "number"], ...resultSchema.fieldTypes]
+  return { ...resultSchema, requiredFields, fieldTypes }
 }
 
 /** Scores a completed task's result: each check that fails costs its share (GAP-59, rulings). */

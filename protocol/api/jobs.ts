@@ -32,6 +32,8 @@ const LARGEST_PARALLELISM = 1000
 const MOST_TAGS = 20
 /** GAP-25; tags are search labels of the same kind. */
 const LONGEST_LABEL = 256
+/** BM-002. */
+const MOST_REPLICAS = 100
 /** Far above any machine, and small enough that sums over tasks stay exact. */
 const LARGEST_REQUIREMENT = 1_000_000_000
 /** A second of a core's tenth: less makes no progress (rulings, Fields). */
@@ -113,6 +115,14 @@ const splitBody = z
   )
   .partial()
 
+/** BM-004: a field whose value grows by `stride` with every replica. */
+const replicaVaryBody = z
+  .looseObject(
+    { field: text(1, LONGEST_LABEL), stride: z.number(mustBe("a number")) },
+    mustBe('an object such as {field: "seed_base", stride: 1000}'),
+  )
+  .partial()
+
 const resultSchemaBody = z
   .looseObject(
     {
@@ -165,12 +175,12 @@ export const submitJobBody = z
     max_cost_usd: z.number(mustBe("an amount in dollars")).positive(mustBe("an amount above 0")),
     parameters: data,
     fixed_payload: data,
-    rank_by: z.string(mustBe("a string")),
+    rank_by: text(1, LONGEST_LABEL),
     rank_order: oneOf(["desc", "asc"]),
     candidates: data,
     shared_payload: data,
-    replicas: whole(1, 100),
-    replica_vary: data,
+    replicas: whole(1, MOST_REPLICAS),
+    replica_vary: replicaVaryBody,
   })
   .partial()
   .meta({ id: "SubmitJob" })

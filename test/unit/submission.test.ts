@@ -235,8 +235,6 @@ test("C-18: asking for a GPU and against one is a contradiction", () => {
 
 test("what a later version brings is refused by name, never accepted and ignored", () => {
   const later: [string, object][] = [
-    ["type sweep", { type: "sweep" }],
-    ["type benchmark", { type: "benchmark" }],
     ["recipe", { recipe: "packing" }],
     ["depends_on", { depends_on: ["job_20260312_143000_abc123"] }],
     ["callback_url", { callback_url: "https://example.com/x" }],
@@ -246,6 +244,8 @@ test("what a later version brings is refused by name, never accepted and ignored
     ["placement_policy dedicated", { placement_policy: "dedicated" }],
     ["state", { state: { publish: { best: { path: "results.0.score" } } } }],
     ["payload._artifacts", { payload: { _artifacts: { download: { x: "art_1" } } } }],
+    ["fixed_payload._artifacts", { fixed_payload: { _artifacts: { download: { x: "art_1" } } } }],
+    ["shared_payload._shared", { shared_payload: { _shared: { resolve: { x: { key: "x" } } } } }],
     ["payload._shared", { payload: { _shared: { resolve: { x: { key: "x" } } } } }],
     ["fan_out.items[1]._artifacts", { fan_out: { items: [{}, { _artifacts: { download: { x: "art_1" } } }] } }],
   ]

@@ -1,9 +1,11 @@
 import { assert, unreachable } from "../../../protocol/base/assert.ts"
 import type { Plan } from "../plan/plan.ts"
-import type { Submission } from "../submission/submission.ts"
+import type { Merge as MergeStrategy, Submission } from "../submission/submission.ts"
 import { collectResults } from "./collect.ts"
 import { keyResults } from "./keyed.ts"
+import { rankCandidates } from "./leaderboard.ts"
 import type { Merge, Merged, Weights } from "./merged.ts"
+import { rankCombinations } from "./ranked.ts"
 import { reduceResults } from "./reduce.ts"
 import { averageByWeight } from "./weighted-average.ts"
 
@@ -90,16 +92,30 @@ export function createFold(submission: Submission, plan: Plan): Fold {
 const MOST_WARNINGS = 20
 
 function mergeFor({ work }: Submission, plan: Plan, warn: (warning: string) => void): Merge {
-  if (work.type === "map_reduce") return reduceResults(plan, work.reduce, warn)
-  switch (work.merge.strategy) {
+  switch (work.type) {
+    case "structured_runner":
+      return mergeForFanOut(work.merge, plan, warn)
+    case "map_reduce":
+      return reduceResults(plan, work.reduce, warn)
+    case "sweep":
+      return rankCombinations(work, warn)
+    case "benchmark":
+      return rankCandidates(work, warn)
+    default:
+      return unreachable(work)
+  }
+}
+
+function mergeForFanOut(merge: MergeStrategy, plan: Plan, warn: (warning: string) => void): Merge {
+  switch (merge.strategy) {
     case "collect":
       return collectResults(warn)
     case "keyed":
       return keyResults(plan, warn)
     case "weighted_avg":
-      return averageByWeight(plan, work.merge, warn)
+      return averageByWeight(plan, merge, warn)
     default:
-      return unreachable(work.merge)
+      return unreachable(merge)
   }
 }
 

@@ -4,10 +4,12 @@ import { ComputalotError, invalidField } from "../../../protocol/domain/errors.t
 import { LARGEST_PAYLOAD_BYTES } from "../../../protocol/domain/runner.ts"
 import type { Submission, Work } from "../submission/submission.ts"
 import { packAt, packCount, type Pack } from "./batches.ts"
+import { benchmarkItems } from "./benchmark.ts"
 import type { Items } from "./items.ts"
 import { itemKeys } from "./keys.ts"
 import { splitItems } from "./map-reduce.ts"
 import { fanOutItems, packFields } from "./structured-runner.ts"
+import { sweepItems } from "./sweep.ts"
 
 /**
  * How a job falls into tasks. Holds the submission and no list of tasks: payloads are made by index when asked for, so a
@@ -101,6 +103,10 @@ function itemsOfWork(work: Work): Items {
       return fanOutItems(work.fanOut)
     case "map_reduce":
       return splitItems(work.split)
+    case "sweep":
+      return sweepItems(work.parameters)
+    case "benchmark":
+      return benchmarkItems(work.candidates, work.replicas)
     default:
       return unreachable(work)
   }
@@ -113,17 +119,24 @@ function keysOf(work: Work): string[] {
 }
 
 function refuseTooMany(work: Work, tasks: number, items: number): void {
-  const path = work.type === "structured_runner" ? "fan_out" : "split"
+  const path = FIELD_THAT_MULTIPLIES[work.type]
   if (tasks > MOST_TASKS) {
     throw invalidField(
       path,
-      `makes ${tasks} tasks: a job has at most ${MOST_TASKS}; use fewer chunks, batch_size or several jobs`,
+      `makes ${tasks} tasks: a job has at most ${MOST_TASKS}; make fewer and larger ones, or several jobs`,
     )
   }
-  const arithmetic = work.type === "map_reduce" || work.fanOut?.shape === "chunks"
+  const arithmetic = work.type !== "structured_runner" || work.fanOut?.shape === "chunks"
   const mostItems = arithmetic ? MOST_TASKS : MOST_ITEMS
   if (items > mostItems) throw invalidField(path, `makes ${items} items: a job has at most ${mostItems} of this kind`)
 }
+
+const FIELD_THAT_MULTIPLIES = {
+  structured_runner: "fan_out",
+  map_reduce: "split",
+  sweep: "parameters",
+  benchmark: "candidates",
+} as const
 
 /** The job's payload, written once and merged with what each task adds. */
 class CommonFields {

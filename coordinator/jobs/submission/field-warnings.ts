@@ -1,6 +1,7 @@
 import { z } from "zod"
 import { submitJobBody, type SubmissionWarning, type SubmitJobBody } from "../../../protocol/api/jobs.ts"
 import { isJsonObject } from "../../../protocol/base/json-text.ts"
+import type { JobType } from "../../../protocol/domain/statuses.ts"
 
 /**
  * Names the fields that have no effect: unknown ones, with the known one that was probably meant, and those of another job
@@ -8,10 +9,11 @@ import { isJsonObject } from "../../../protocol/base/json-text.ts"
  */
 export function fieldWarnings(body: SubmitJobBody, sent: unknown): SubmissionWarning[] {
   const warnings = [...unknownFields(sent, submitJobBody, "")]
-  for (const [field, type] of TYPED_FIELDS) {
-    if (body[field] !== undefined && body.type !== type) {
-      warnings.push({ field, message: `belongs to jobs of type ${type}; it has no effect on this one` })
-    }
+  for (const [field, ...types] of TYPED_FIELDS) {
+    if (body[field] === undefined || body.type === undefined || types.includes(body.type)) continue
+    const meant = field === "payload" ? COMMON_PAYLOADS[body.type] : undefined
+    const message = `belongs to jobs of type ${types.join(" or ")}; it has no effect on this one`
+    warnings.push({ field, ...(meant && { did_you_mean: meant }), message })
   }
   const { enabled, resume_from_latest: resumes } = body.checkpointing ?? {}
   if (resumes && !enabled) {
@@ -22,17 +24,21 @@ export function fieldWarnings(body: SubmitJobBody, sent: unknown): SubmissionWar
 }
 
 /** Fields without effect elsewhere. The ones that would change what a job does are refused instead (GAP-23). */
-const TYPED_FIELDS = [
+const TYPED_FIELDS: [field: string, ...types: JobType[]][] = [
+  ["payload", "structured_runner", "map_reduce"],
   ["merge_strategy", "structured_runner"],
   ["value_field", "structured_runner"],
   ["weight_field", "structured_runner"],
   ["fixed_payload", "sweep"],
-  ["rank_by", "sweep or benchmark"],
-  ["rank_order", "sweep or benchmark"],
+  ["rank_by", "sweep", "benchmark"],
+  ["rank_order", "sweep", "benchmark"],
   ["shared_payload", "benchmark"],
   ["replicas", "benchmark"],
   ["replica_vary", "benchmark"],
-] as const
+]
+
+/** Where such a job has what another's `payload` is: in every task. */
+const COMMON_PAYLOADS: Partial<Record<JobType, string>> = { sweep: "fixed_payload", benchmark: "shared_payload" }
 
 const MOST_WARNINGS = 50
 

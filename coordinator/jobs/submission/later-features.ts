@@ -16,7 +16,6 @@ export function refuseLaterFeatures(body: SubmitJobBody): void {
 }
 
 function* laterFields(body: SubmitJobBody): Generator<string> {
-  if (body.type === "sweep" || body.type === "benchmark") yield `type ${body.type}`
   if (body.recipe !== undefined) yield "recipe"
   if (body.depends_on && body.depends_on.length > 0) yield "depends_on"
   if (body.callback_url !== undefined) yield "callback_url"
@@ -26,6 +25,8 @@ function* laterFields(body: SubmitJobBody): Generator<string> {
   if (body.placement_policy === "dedicated") yield "placement_policy dedicated"
   if (body.state && Object.values(body.state).some(asksForSomething)) yield "state"
   yield* laterPayloadFields(body.payload, "payload")
+  yield* laterPayloadFields(body.fixed_payload, "fixed_payload")
+  yield* laterPayloadFields(body.shared_payload, "shared_payload")
   for (const [index, item] of (body.fan_out?.items ?? []).entries()) {
     const first = laterPayloadFields(item, `fan_out.items[${index}]`).next()
     // One is enough: a list of thousands of items would repeat it.

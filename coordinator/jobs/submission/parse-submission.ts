@@ -8,10 +8,14 @@ import {
 import { parseFields } from "../../../protocol/api/parse.ts"
 import { isJsonObject, type JsonObject, type JsonValue } from "../../../protocol/base/json-text.ts"
 import { ComputalotError, invalidField, invalidRequest, type FieldProblem } from "../../../protocol/domain/errors.ts"
+import { JOB_TYPES } from "../../../protocol/domain/statuses.ts"
+import { benchmark } from "./benchmark.ts"
 import { commandProblem } from "./command.ts"
 import { fieldWarnings } from "./field-warnings.ts"
 import { refuseLaterFeatures } from "./later-features.ts"
+import { missing } from "./missing.ts"
 import { resolveRequirements } from "./requirements.ts"
+import { sweep } from "./sweep.ts"
 import type {
   FanOut,
   Merge,
@@ -51,7 +55,7 @@ export function parseSubmission(body: unknown): ParsedSubmission {
   const submission: Submission = {
     project,
     command,
-    payload: fields.payload ?? {},
+    payload: commonPayload(fields),
     work: work(fields, problems),
     timeoutSeconds,
     runtimeHintSeconds: fields.runtime_hint_s ?? null,
@@ -89,12 +93,21 @@ function commandRefused(wrong: FieldProblem): ComputalotError {
   })
 }
 
+/** What goes into every task. A plain payload is another type's on sweeps and benchmarks: a warning says so (rulings). */
+function commonPayload(fields: SubmitJobBody): JsonObject {
+  if (fields.type === "sweep") return fields.fixed_payload ?? {}
+  if (fields.type === "benchmark") return fields.shared_payload ?? {}
+  return fields.payload ?? {}
+}
+
 function work(fields: SubmitJobBody, problems: FieldProblem[]): Work {
   refuseFieldsOfOtherTypes(fields, problems)
+  if (fields.type === "sweep") return sweep(fields, problems)
+  if (fields.type === "benchmark") return benchmark(fields, problems)
   if (fields.type === "map_reduce") {
     return { type: "map_reduce", split: split(fields, problems), reduce: reduce(fields, problems) }
   }
-  if (fields.type === undefined) missing(problems, "type", "structured_runner or map_reduce", null)
+  if (fields.type === undefined) missing(problems, "type", `one of ${JOB_TYPES.join(", ")}`, null)
   const fanOutOrNull = fanOut(fields, problems)
   return { type: "structured_runner", fanOut: fanOutOrNull, merge: merge(fields, fanOutOrNull, problems) }
 }
@@ -310,6 +323,7 @@ function variant(fields: SubmitJobBody, problems: FieldProblem[]): JsonValue {
 
 function resultSchema(fields: SubmitJobBody, problems: FieldProblem[]): ResultSchema {
   const asked = fields.result_schema
+  const rankedBy = fields.type === "sweep" || fields.type === "benchmark" ? fields.rank_by : undefined
   const checked: ResultSchema = {
     requiredFields: [...new Set(asked?.required_fields)],
     fieldTypes: [],
@@ -317,7 +331,12 @@ function resultSchema(fields: SubmitJobBody, problems: FieldProblem[]): ResultSc
   }
   for (const [field, name] of Object.entries(asked?.field_types ?? {})) {
     const type: FieldType | undefined = FIELD_TYPES.find((known) => known === name)
-    if (type) checked.fieldTypes.push([field, type])
+    if (type && field === rankedBy && type !== "number" && type !== "integer")
+      problems.push({
+        path: `result_schema.field_types.${field}`,
+        problem: "must be number or integer: rank_by ranks by it",
+      })
+    else if (type) checked.fieldTypes.push([field, type])
     else
       problems.push({ path: `result_schema.field_types.${field}`, problem: `must be one of ${FIELD_TYPES.join(", ")}` })
   }
@@ -332,10 +351,4 @@ function resultSchema(fields: SubmitJobBody, problems: FieldProblem[]): ResultSc
       })
   }
   return checked
-}
-
-/** Notes that a required field is missing; the placeholder only keeps the check going and never leaves this file. */
-function missing<T>(problems: FieldProblem[], path: string, right: string, placeholder: T): T {
-  problems.push({ path, problem: `is required: must be ${right}` })
-  return placeholder
 }

@@ -10,7 +10,7 @@ import type { Priority, ReliabilityMode } from "../../../protocol/domain/statuse
 export interface Submission {
   project: string
   command: string[]
-  /** Goes into every task. */
+  /** Goes into every task; of a sweep its `fixed_payload`, of a benchmark its `shared_payload`. */
   payload: JsonObject
   work: Work
   timeoutSeconds: number
@@ -44,6 +44,8 @@ export interface Checkpointing {
 export type Work =
   | { type: "structured_runner"; fanOut: FanOut | null; merge: Merge }
   | { type: "map_reduce"; split: Split; reduce: [field: string, operator: ReduceOperator][] }
+  | { type: "sweep"; parameters: [name: string, values: JsonValue[]][]; ranking: Ranking }
+  | { type: "benchmark"; candidates: Candidate[]; replicas: number; ranking: Ranking }
 
 export type FanOut = (
   | { shape: "by"; field: string; elements: JsonValue[] }
@@ -63,6 +65,20 @@ export type Split = { field: string } & (
   | { shape: "chunks"; chunks: number; total: number; start: number }
   | { shape: "ranges"; ranges: Range[] }
 )
+
+/** By which field of the results the tasks of a sweep, or the candidates of a benchmark, are ranked. */
+export interface Ranking {
+  by: string
+  /** `desc`: the largest value is the best. */
+  order: "desc" | "asc"
+}
+
+export interface Candidate {
+  name: string
+  config: JsonObject
+  /** BM-004: the field is `base` in the first replica and `stride` more in each further one; null: all are alike. */
+  vary: { field: string; base: number; stride: number } | null
+}
 
 /** `count` whole numbers from `start` on. */
 export interface Range {
