@@ -14,6 +14,7 @@ import { quoteId, type AccountId } from "../../protocol/domain/ids.ts"
 import type { Store } from "../store/store.ts"
 import type { Caller } from "../accounts/authenticate.ts"
 import { accountOf, authorize, type CallerOf, type Identities, type NodeCaller } from "./auth.ts"
+import { createRequestOrigins, type RequestOrigin } from "./client-address.ts"
 import { ClientGone, JSON_LIMIT_BYTES, newBodyMemory, PUBLIC_JSON_LIMIT_BYTES, requestBody } from "./body.ts"
 import { asRefusal, sendError, unavailable } from "./errors.ts"
 import {
@@ -25,13 +26,14 @@ import {
 } from "./idempotency.ts"
 import { JsonPieces, Reply } from "./reply.ts"
 import { sendJson, sendPieces } from "./send-json.ts"
+import { createWriteProbe } from "./write-probe.ts"
 
 /** The client-facing door. It answers from its creation on; `/api/v1` does once `open` was called. */
 export interface HttpApp {
   /** For `http.createServer` and its `checkContinue` event. */
   readonly listener: RequestListener
   /** What `/ready` says (O-003). */
-  readiness(): Readiness
+  readiness(): Promise<Readiness>
   /** Adds one route. Order does not matter: static words win over parameters (E-010). */
   add(route: Route): void
   /** The core runs: `/api/v1` is served from now on. */
@@ -43,6 +45,8 @@ export interface HttpApp {
 /** What the door needs of the running core. */
 export interface HttpCore extends Identities {
   store: Store
+  /** Changes something, so that `/ready` knows whether changes are stored; left out, only the store's own word counts. */
+  probe?: () => Promise<unknown>
 }
 
 interface Readiness {
@@ -50,10 +54,25 @@ interface Readiness {
   checks: { repo: "ok" | "down"; api_supervisor: "ok" | "down"; controller_core: "ok" | "down" }
 }
 
+/** A request and what became of it. */
+export interface Answered {
+  method: string
+  /** The path as the endpoint table has it, `/api/v1/jobs/:id`; `unmatched` where there is nothing. */
+  route: string
+  /** 499: the client left before the answer was whole. */
+  status: number
+  ms: number
+  isStream: boolean
+}
+
 export interface HttpAppParts {
   clock: Clock
   random: Random
   log: Log
+  /** Proxies whose `X-Forwarded-For` counts: addresses and CIDR ranges. */
+  trustProxy?: readonly string[]
+  /** Told of every request that has its answer, or whose client has left. */
+  onAnswered?: (answered: Answered) => void
   /** Compares every reply with its schema and fails where they differ: for tests. */
   checkReplies?: boolean
 }
@@ -62,6 +81,8 @@ export interface HttpAppParts {
 export interface HttpRequest<Row extends Endpoint = Endpoint> {
   /** Stands in logs and errors as `request_id`. */
   readonly id: string
+  /** Where it comes from: what strangers are limited by. */
+  readonly origin: RequestOrigin
   readonly caller: CallerOf<Row>
   readonly params: ParamsOf<Row>
   readonly query: QueryOf<Row>
@@ -120,6 +141,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
   let running: RunningCore | null = null
   let router: Router | null = null
   const memory = newBodyMemory()
+  const originOf = createRequestOrigins(parts.trustProxy ?? [])
 
   const app = express()
   app.disable("x-powered-by")
@@ -131,6 +153,8 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     // Artifacts are what strangers made: a browser shall not guess what they are.
     response.setHeader("x-content-type-options", "nosniff")
     if (stopping.signal.aborted) response.setHeader("connection", "close")
+    const startedAtMs = parts.clock.monotonicMs()
+    response.once("close", () => noteAnswer(request, response, parts.clock.monotonicMs() - startedAtMs))
     if (!isDecodable(request.originalUrl))
       throw new ComputalotError("malformed_path", "a percent sign in the address starts no valid escape")
     if (running === null && request.path.startsWith("/api/v1"))
@@ -152,7 +176,23 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     sendError(request, response, error, response.locals[REQUEST_ID] as string, parts.log)
   })
 
+  function noteAnswer({ method }: Request, response: Response, ms: number): void {
+    const { [ROUTE]: route = "unmatched", [IS_STREAM]: isStream = false } = response.locals as Partial<Locals>
+    const status = response.writableFinished ? response.statusCode : CLIENT_LEFT
+    parts.onAnswered?.({ method, route, status, ms, isStream })
+    const isRead = (method === "GET" || method === "HEAD") && status < 500
+    parts.log[isRead ? "debug" : "info"]("request", {
+      request_id: response.locals[REQUEST_ID],
+      method,
+      route,
+      status,
+      ms: Math.round(ms * 10) / 10,
+    })
+  }
+
   async function serve({ row, handle, before }: Route, request: Request, response: Response): Promise<void> {
+    response.locals[ROUTE] = row.path
+    response.locals[IS_STREAM] = row.stream === "events"
     const core = running
     const identities: Identities = core ?? { identify: async () => null }
     const caller = await authorize(identities, row.access, request)
@@ -165,6 +205,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     })
     const parsed = {
       id: response.locals[REQUEST_ID] as string,
+      origin: originOf(request),
       caller,
       params: row.params === undefined ? request.params : parseFields(row.params, request.params),
       query: row.query === undefined ? {} : parseFields(row.query, request.query),
@@ -178,7 +219,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     }
     await before?.(parsed as unknown as HttpRequest)
     if (row.body !== undefined || row.rawBody !== undefined) body.checkDeclaredSize()
-    const json = row.body === undefined ? null : await body.readJson(memory)
+    const json = row.body === undefined ? null : await body.readJson(memory, { form: row.form === true })
     const full = {
       ...parsed,
       body: row.body === undefined || json === null ? undefined : parseFields(row.body, json.value),
@@ -218,8 +259,9 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     sendJson(request, response, reply.status, text)
   }
 
-  function readiness(): Readiness {
-    const repo = running !== null && running.store.writeProblem() === null ? "ok" : "down"
+  async function readiness(): Promise<Readiness> {
+    const stores = running !== null && running.store.writeProblem() === null && (await running.isWritable())
+    const repo = stores ? "ok" : "down"
     const controller_core = running === null ? "down" : "ok"
     const api_supervisor = stopping.signal.aborted ? "down" : "ok"
     const status = repo === "ok" && controller_core === "ok" && api_supervisor === "ok" ? "ready" : "unavailable"
@@ -250,9 +292,18 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
 }
 
 const REQUEST_ID = "requestId"
+const ROUTE = "route"
+const IS_STREAM = "isStream"
+interface Locals {
+  [ROUTE]: string
+  [IS_STREAM]: boolean
+}
+/** As nginx calls it. */
+const CLIENT_LEFT = 499
 
 interface RunningCore extends HttpCore {
   keys: IdempotencyKeys
+  isWritable: () => Promise<boolean>
   sweeping: Disposable
 }
 
@@ -264,6 +315,7 @@ function runCore(core: HttpCore, parts: HttpAppParts): RunningCore {
   return {
     ...core,
     keys,
+    isWritable: core.probe === undefined ? async () => true : createWriteProbe(parts.clock, core.probe),
     sweeping: every(parts.clock, SWEEP_EVERY_MS, sweep),
   }
 }
@@ -283,7 +335,8 @@ function buildRouter(
     for (const route of group)
       one[METHODS[route.row.method]]((request: Request, response: Response) => serve(route, request, response))
     const allowed = group.flatMap(({ row }) => (row.method === "GET" ? ["GET", "HEAD"] : [row.method])).join(", ")
-    one.all((request: Request) => {
+    one.all((request: Request, response: Response) => {
+      response.locals[ROUTE] = path
       throw new ComputalotError("method_not_allowed", `${request.method} is not possible here`, {
         recommendedAction: `Use ${allowed}.`,
         headers: { allow: allowed },
@@ -307,7 +360,7 @@ async function withHeldKey(held: HeldKey, row: Endpoint, act: () => Promise<unkn
   try {
     const result = await act()
     const reply = result instanceof Reply ? result : new Reply(row.status ?? 200, result)
-    if (!held.remembered && reply.status >= 200 && reply.status < 300) await held.storeReply(reply)
+    if (!held.remembered && !held.staysOpen && reply.status >= 200 && reply.status < 300) await held.storeReply(reply)
     return result
   } catch (error) {
     const quote = quoteNamedBy(asRefusal(error))

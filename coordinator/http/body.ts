@@ -26,9 +26,10 @@ export interface RequestBody {
   open(): Readable
   /**
    * The JSON object, and its text as it came; JSON whatever the Content-Type, and no body at all is `{}` (E-007). 422 for
-   * everything else. Its memory is taken from `memory` until `release`; 503 when there is none left.
+   * everything else. With `form`, what an HTML form sends is taken too, as an object of strings. Its memory is taken from
+   * `memory` until `release`; 503 when there is none left.
    */
-  readJson(memory: BodyMemory): Promise<{ value: JsonObject; text: string }>
+  readJson(memory: BodyMemory, options?: { form?: boolean }): Promise<{ value: JsonObject; text: string }>
   /** Gives back what `readJson` took. */
   release(): void
   /** sha256 of the whole body. Reads it to its end where nobody has. */
@@ -70,7 +71,7 @@ export function requestBody(
       opened = Readable.from(counted(), { objectMode: false })
       return opened
     },
-    async readJson(memory) {
+    async readJson(memory, { form = false } = {}) {
       const chunks: Buffer[] = []
       for await (const chunk of body.open() as AsyncIterable<Buffer>) {
         if (memory.leftBytes < chunk.length) throw new ComputalotError("busy", "too many large requests at once")
@@ -78,7 +79,8 @@ export function requestBody(
         taken.push({ memory, bytes: chunk.length })
         chunks.push(chunk)
       }
-      return jsonObject(Buffer.concat(chunks))
+      const bytes = Buffer.concat(chunks)
+      return form && isForm(request, bytes) ? formFields(bytes) : jsonObject(bytes)
     },
     release() {
       for (const { memory, bytes } of taken.splice(0)) memory.leftBytes += bytes
@@ -127,6 +129,20 @@ async function* withoutIdling(request: IncomingMessage): AsyncGenerator<Buffer> 
 const GRACE_MS = 30_000
 /** and must otherwise come at 8 KiB a second: slower ones hold a connection for its own sake. */
 const SLOWEST_BYTES_PER_MS = 8.192
+
+/** `curl -d '{…}'` calls its JSON a form too. */
+function isForm({ headers }: IncomingMessage, bytes: Buffer): boolean {
+  const type = headers["content-type"] ?? ""
+  return /^application\/x-www-form-urlencoded\b/i.test(type) && bytes.length > 0 && bytes[0] !== OPEN_BRACE
+}
+
+const OPEN_BRACE = 0x7b
+
+function formFields(bytes: Buffer): { value: JsonObject; text: string } {
+  const fields = [...new URLSearchParams(utf8Text(bytes))].filter(([, text]) => text !== "")
+  const value = Object.fromEntries(fields)
+  return { value, text: JSON.stringify(value) }
+}
 
 function jsonObject(bytes: Buffer): { value: JsonObject; text: string } {
   const text = utf8Text(bytes)

@@ -4,8 +4,11 @@ import { ComputalotError, invalidField } from "../../protocol/domain/errors.ts"
 import type { QuoteId } from "../../protocol/domain/ids.ts"
 import {
   deleteOldKeys,
+  deleteParts,
+  findParts,
   findStoredAnswer,
   storeAnswer,
+  storePart,
   storeQuote,
   type IdempotencyKey,
   type StoredAnswer,
@@ -22,6 +25,15 @@ export interface Idempotency {
    * `toReply` gives the answer as a repetition shall see it: secrets are null there (rulings, Idempotency).
    */
   remember<Result>(toReply: (result: Result) => RememberedReply): (tx: Tx, result: Result) => Promise<void>
+  /**
+   * For requests that make several things, each in a write of its own: what an interrupted run of the same request made, by
+   * the number of the part. Refuses another request under the same key (422).
+   */
+  partsMade(): Promise<ReadonlyMap<number, string>>
+  /** As `remember`, for one part: keeps the id of what was made until the whole answer is stored. */
+  rememberPart<Result>(part: number, toId: (result: Result) => string): (tx: Tx, result: Result) => Promise<void>
+  /** The answer is not stored: the same request under this key goes on where this one stopped. */
+  stayOpen(): void
 }
 
 interface RememberedReply {
@@ -30,12 +42,20 @@ interface RememberedReply {
 }
 
 /** For requests without a key. */
-export const noIdempotency: Idempotency = { earlierQuote: null, remember: () => async () => {} }
+export const noIdempotency: Idempotency = {
+  earlierQuote: null,
+  remember: () => async () => {},
+  partsMade: async () => new Map(),
+  rememberPart: () => async () => {},
+  stayOpen() {},
+}
 
 /** One request that holds a key, until it is released. */
 export interface HeldKey extends Idempotency {
   /** Has the act stored its answer in its own write? */
   readonly remembered: boolean
+  /** Is the answer not to be stored? */
+  readonly staysOpen: boolean
   /** Stores the answer of an act that could not do so itself. */
   storeReply(reply: RememberedReply): Promise<void>
   storeQuote(quote: QuoteId): Promise<void>
@@ -111,9 +131,12 @@ function holdKey(
   let fingerprint: string | null = stored?.fingerprint ?? null
   const known = async (): Promise<string> => (fingerprint ??= await fingerprintOf(request))
   let remembered = false
+  let staysOpen = false
+  let hasParts = false
   const storeIn = async (tx: Tx, mark: string, reply: RememberedReply): Promise<void> => {
     const answer = { fingerprint: mark, status: reply.status, bodyJson: request.toJson(reply.body), at }
     if (!(await storeAnswer(tx, name, answer))) throw stillInFlight()
+    if (hasParts) await deleteParts(tx, name)
     remembered = true
   }
   return {
@@ -121,6 +144,21 @@ function holdKey(
     remember: (toReply) => async (tx, result) => storeIn(tx, await known(), toReply(result)),
     get remembered() {
       return remembered
+    },
+    get staysOpen() {
+      return staysOpen
+    },
+    stayOpen: () => void (staysOpen = true),
+    async partsMade() {
+      hasParts = true
+      const mark = await known()
+      const made = await parts.store.read((view) => findParts(view, name))
+      if (made.some((part) => part.fingerprint !== mark)) throw keyReused()
+      return new Map(made.map(({ part, id }) => [part, id]))
+    },
+    rememberPart: (part, toId) => async (tx, result) => {
+      const made = { part, id: toId(result), fingerprint: await known() }
+      if (!(await storePart(tx, name, made, at))) throw stillInFlight()
     },
     async storeReply(reply) {
       const mark = await known()

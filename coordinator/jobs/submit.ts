@@ -58,10 +58,31 @@ export interface SubmittedJob {
  * is created then, so the same request may be sent again. The tasks of a large job are written afterwards, slice by slice.
  */
 export async function submitJob(parts: SubmitParts, request: SubmitRequest): Promise<SubmittedJob> {
-  const { submission, warnings } = parseSubmission(request.body)
+  return await admitJob(parts, await prepareJob(parts, request.body), request)
+}
+
+/** A job that could be admitted: checked, planned and priced. */
+export interface PreparedJob {
+  submission: Submission
+  warnings: SubmissionWarning[]
+  plan: Plan
+  estimate: JobEstimate
+}
+
+/** The half of `submitJob` that looks at the request alone. Refuses with 422 and writes nothing. */
+export async function prepareJob({ prices }: Pick<SubmitParts, "prices">, body: unknown): Promise<PreparedJob> {
+  const { submission, warnings } = parseSubmission(body)
   const plan = planTasks(submission)
   await refuseLargePayloads(plan)
-  const estimate = estimateJob(pricedWork(submission, plan), parts.prices)
+  return { submission, warnings, plan, estimate: estimateJob(pricedWork(submission, plan), prices) }
+}
+
+/** The other half: jobs are admitted in the order of the calls. */
+export async function admitJob(
+  parts: SubmitParts,
+  { submission, warnings, plan, estimate }: PreparedJob,
+  request: Omit<SubmitRequest, "body">,
+): Promise<SubmittedJob> {
   const at = parts.clock.now()
   const ids = { job: newJobId(parts.random, at), hold: newHoldId(parts.random), quote: newQuoteId(parts.random) }
   const outcome = await parts.store.write(async (tx) => {

@@ -1,4 +1,5 @@
 import type { Instant } from "../../protocol/base/clock.ts"
+import { sha256Hex } from "../../protocol/base/digest.ts"
 import { quoteId, type QuoteId } from "../../protocol/domain/ids.ts"
 import type { Tx, View } from "./store.ts"
 
@@ -76,6 +77,54 @@ export async function storeQuote(
     quoted.at,
   )
 }
+
+/** One of several things that a request makes, kept until the request has its answer. */
+export interface MadePart {
+  /** Its number in the request. */
+  part: number
+  id: string
+  fingerprint: string
+}
+
+/** Notes in the write that makes a part that it is made. False when it was made before: then that write must fail. */
+export async function storePart(tx: Tx, name: IdempotencyKey, made: MadePart, at: Instant): Promise<boolean> {
+  const { changes } = await tx.run(
+    `INSERT INTO idempotency_keys (scope, key, fingerprint, status, body, quote_id, created_at) VALUES (?, ?, ?, 201, ?, NULL, ?)
+     ON CONFLICT (scope, key) DO NOTHING`,
+    name.scope,
+    `${partsPrefix(name)}${made.part}`,
+    made.fingerprint,
+    made.id,
+    at,
+  )
+  return changes === 1
+}
+
+/** What of a request that has no answer yet was made. */
+export async function findParts(view: View, name: IdempotencyKey): Promise<MadePart[]> {
+  const prefix = partsPrefix(name)
+  const rows = await view.all<{ key: string; fingerprint: string; body: string }>(
+    "SELECT key, fingerprint, body FROM idempotency_keys WHERE scope = ? AND key >= ? AND key < ?",
+    name.scope,
+    prefix,
+    `${prefix}:`,
+  )
+  return rows.map(({ key, fingerprint, body }) => ({ part: Number(key.slice(prefix.length)), id: body, fingerprint }))
+}
+
+/** The request has its answer: its parts need not be known by themselves any more. */
+export async function deleteParts(tx: Tx, name: IdempotencyKey): Promise<void> {
+  const prefix = partsPrefix(name)
+  await tx.run(
+    "DELETE FROM idempotency_keys WHERE scope = ? AND key >= ? AND key < ?",
+    name.scope,
+    prefix,
+    `${prefix}:`,
+  )
+}
+
+/** A line break stands in no header, so no client's key is like it; `:` sorts behind the digits. Short, whatever the key. */
+const partsPrefix = ({ key }: IdempotencyKey): string => `part\n${sha256Hex(key)}\n`
 
 /** Deletes up to `most` keys last written before `before`; returns how many. */
 export async function deleteOldKeys(tx: Tx, before: Instant, most: number): Promise<number> {

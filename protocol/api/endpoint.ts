@@ -19,6 +19,8 @@ export interface Endpoint {
   query?: Schema
   /** Of the JSON body. No body at all counts as `{}` (E-007), so an object without required fields may be left out. */
   body?: Schema
+  /** Also takes what a plain HTML form sends; fields that were left empty count as left out. */
+  form?: true
   /** Takes raw bytes instead of JSON, whatever their Content-Type (E-008). */
   rawBody?: RawBody
   /** Of the JSON reply. Left out where the endpoint streams. */

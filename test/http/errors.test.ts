@@ -319,7 +319,7 @@ test("closing lets a request in work finish, ends idle connections and refuses n
   const slow = send(other.server.origin, "GET", "/api/v1/test/slow", { token })
   await new Promise((resolve) => setTimeout(resolve, 100))
   const closed = other.server.close(5_000)
-  expect(other.app.readiness().status).toBe("unavailable")
+  expect((await other.app.readiness()).status).toBe("unavailable")
   await idleEnded
   release()
   expect((await slow).json).toEqual({ id: "slow" })

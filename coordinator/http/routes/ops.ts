@@ -9,7 +9,7 @@ export function mountOps(app: HttpApp): void {
   mount(app, getHealth, async () => alive)
   mount(app, getLive, async () => alive)
   mount(app, getReady, async () => {
-    const readiness = app.readiness()
+    const readiness = await app.readiness()
     return readiness.status === "ready"
       ? readiness
       : new Reply(503, readiness, { "retry-after": String(RETRY_AFTER_S) })
