@@ -34,8 +34,7 @@ export async function createKey(
   also: (tx: Tx, issued: IssuedKey) => Promise<void> = async () => {},
 ): Promise<IssuedKey> {
   const at = parts.clock.now()
-  const id = newKeyId(parts.random)
-  const token = KEY_PREFIX + randomText(parts.random, TOKEN_CHARACTERS)
+  const secret = newSecret(parts.random)
   if (wanted.expiresAt !== null && wanted.expiresAt <= at) throw invalidField("expires_at", "must lie in the future")
   return parts.store.write(async (tx) => {
     const user = await rows.findUser(tx, wanted.user)
@@ -44,20 +43,41 @@ export async function createKey(
     if (ROLES.indexOf(role) > ROLES.indexOf(user.role)) {
       throw invalidField("role", `must not be above the user's, which is ${user.role}`)
     }
-    const key: Key = {
-      id,
-      user: user.id,
-      name: wanted.name,
-      role,
-      prefix: token.slice(0, SHOWN_CHARACTERS),
-      createdAt: at,
-      expiresAt: wanted.expiresAt,
-      revokedAt: null,
-    }
-    await rows.insertKey(tx, { ...key, hash: sha256Hex(token) })
-    await also(tx, { key, token })
-    return { key, token }
+    const issued = await issueKey(tx, secret, { user, name: wanted.name, role, expiresAt: wanted.expiresAt, at })
+    await also(tx, issued)
+    return issued
   })
+}
+
+/** The id and the token of a key that is to be: made outside the write that issues it, which may be run again. */
+export interface Secret {
+  id: KeyId
+  token: string
+}
+
+export const newSecret = (random: Random): Secret => ({
+  id: newKeyId(random),
+  token: KEY_PREFIX + randomText(random, TOKEN_CHARACTERS),
+})
+
+/** Stores a key. Whoever calls has checked that the role is not above the user's. */
+export async function issueKey(
+  tx: Tx,
+  { id, token }: Secret,
+  wanted: { user: Pick<rows.UserRow, "id">; name: string | null; role: Role; expiresAt: Instant | null; at: Instant },
+): Promise<IssuedKey> {
+  const key: Key = {
+    id,
+    user: wanted.user.id,
+    name: wanted.name,
+    role: wanted.role,
+    prefix: token.slice(0, SHOWN_CHARACTERS),
+    createdAt: wanted.at,
+    expiresAt: wanted.expiresAt,
+    revokedAt: null,
+  }
+  await rows.insertKey(tx, { ...key, hash: sha256Hex(token) })
+  return { key, token }
 }
 
 /** A user's keys, oldest first, revoked ones included. 404 for an unknown user. */

@@ -53,7 +53,13 @@ export async function getUser(store: Store, id: UserId): Promise<User> {
   return user
 }
 
-async function openAccount(tx: Tx, parts: UserParts, name: string, at: Instant): Promise<AccountId> {
+/** A new account with what every new one gets. */
+export async function openAccount(
+  tx: Tx,
+  parts: Pick<UserParts, "welcome">,
+  name: string,
+  at: Instant,
+): Promise<AccountId> {
   const account = await rows.insertAccount(tx, { name, at })
   await parts.welcome?.(tx, account, at)
   return account

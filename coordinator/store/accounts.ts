@@ -95,6 +95,11 @@ export async function listKeys(view: View, user: UserId): Promise<KeyRow[]> {
   return rows.map(toKey)
 }
 
+export async function findKey(view: View, id: KeyId): Promise<KeyRow | null> {
+  const row = await view.get<RawKey>(`${SELECT_KEY} WHERE id = ?`, id)
+  return row ? toKey(row) : null
+}
+
 /** Marks a key revoked; the time of the first revocation stays. False when there is no such key. */
 export async function markKeyRevoked(tx: Tx, id: KeyId, at: Instant): Promise<boolean> {
   const { changes } = await tx.run("UPDATE api_keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", at, id)

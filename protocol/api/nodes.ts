@@ -33,6 +33,10 @@ export const enrolNodeEndpoint = endpoint({
     peers: z.array(z.string()),
     epoch: z.int(),
   }),
+  replies: {
+    401: { description: "the token is unknown, spent or expired, or the signature does not fit" },
+    429: { description: "too many failures from one address: come back after Retry-After seconds" },
+  },
 })
 
 const blobParams = z.object({ digest: z.string().regex(DIGEST_PATTERN, "must be 64 lower-case hex digits") })

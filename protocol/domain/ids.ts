@@ -16,6 +16,8 @@ export type RevisionId = Branded<string, "revision">
 export type ArtifactId = Branded<string, "artifact">
 export type HoldId = Branded<string, "hold">
 export type QuoteId = Branded<string, "quote">
+export type FeedbackId = Branded<string, "feedback">
+export type WaitlistId = Branded<string, "waitlist">
 export type NodeId = Branded<string, "node">
 /** A libp2p peer id in its text form (`12D3Koo…` for Ed25519). */
 export type PeerId = Branded<string, "peer">
@@ -34,6 +36,8 @@ export const revisionId = (value: string): RevisionId => value as RevisionId
 export const artifactId = (value: string): ArtifactId => value as ArtifactId
 export const holdId = (value: string): HoldId => value as HoldId
 export const quoteId = (value: string): QuoteId => value as QuoteId
+export const feedbackId = (value: string): FeedbackId => value as FeedbackId
+export const waitlistId = (value: string): WaitlistId => value as WaitlistId
 export const nodeId = (value: string): NodeId => value as NodeId
 export const peerId = (value: string): PeerId => value as PeerId
 export const bootId = (value: string): BootId => value as BootId
@@ -61,5 +65,7 @@ export const newArtifactId = (random: Random): ArtifactId => newId(random, "art"
 export const newHoldId = (random: Random): HoldId => newId(random, "hold")
 export const newQuoteId = (random: Random): QuoteId => newId(random, "quote")
 export const newKeyId = (random: Random): KeyId => newId(random, "key")
+export const newFeedbackId = (random: Random): FeedbackId => newId(random, "feedback")
+export const newWaitlistId = (random: Random): WaitlistId => newId(random, "waiting")
 export const newNodeId = (random: Random): NodeId => newId(random, "node")
 export const newBootId = (random: Random): BootId => newId(random, "boot")

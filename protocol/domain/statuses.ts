@@ -41,6 +41,9 @@ export const PRIORITIES = ["high", "normal", "low"] as const
 export type Priority = (typeof PRIORITIES)[number]
 export const RELIABILITY_MODES = ["best_effort", "strict_complete"] as const
 export type ReliabilityMode = (typeof RELIABILITY_MODES)[number]
+/** F-002. */
+export const FEEDBACK_TYPES = ["bug", "feature_request", "provisioning", "job_type_request"] as const
+export type FeedbackType = (typeof FEEDBACK_TYPES)[number]
 export const ROLES = ["viewer", "member", "admin"] as const
 export type Role = (typeof ROLES)[number]
 export const NODE_ROLES = ["worker", "builder", "sealed"] as const

@@ -9,7 +9,7 @@ import {
   startWorker,
   type TestCoordinator,
 } from "../support/scripted-node.ts"
-import type { PlainReply } from "../support/http-door.ts"
+import { send, type PlainReply } from "../support/http-door.ts"
 
 let rig: TestCoordinator
 beforeAll(async () => {
@@ -36,6 +36,23 @@ describe("enrolment", () => {
     expect(enrolled.get("epoch")).toBeGreaterThan(1_700_000_000)
     expect(String(enrolled.get("certificate")).length).toBeGreaterThan(64)
     expect(enrolled.get("node_id")).toMatch(/^node_/)
+  })
+
+  test("sixty failures from one address are enough for ten minutes; those that are let in do not count", async () => {
+    await using other = await startTestCoordinator({ COMPUTALOT_TRUST_PROXY: "127.0.0.1" })
+    const identity = await newIdentity()
+    const from = async (address: string, token: string): Promise<PlainReply> => {
+      const body = { token, peer_id: identity.peerId, agent_version: "1", ...signEnrolmentOnWire(identity, token) }
+      const headers = { "x-forwarded-for": address }
+      return send(other.coordinator.origin, "POST", "/api/v1/nodes/enroll", { body, headers })
+    }
+    const good = await other.joinToken()
+    for (let n = 0; n < 70; n++) expect((await from("203.0.113.7", good)).status).toBe(201)
+    for (let n = 0; n < 60; n++) expect((await from("203.0.113.7", "fln_guessed")).status).toBe(401)
+    const refused = await from("203.0.113.7", "fln_guessed")
+    expect([refused.status, Number(refused.headers["retry-after"]) > 0]).toEqual([429, true])
+    expect((await from("203.0.113.7", good)).status).toBe(429)
+    expect((await from("203.0.113.8", good)).status).toBe(201)
   })
 
   test("an enrolled key enrols again with its own token, spent or not: 201 and the same id", async () => {

@@ -42,6 +42,7 @@ export async function startHttp(
   options: {
     clock?: Clock
     signupCredit?: bigint
+    trustProxy?: readonly string[]
     store?: Partial<StoreOptions>
     mountMore?: (app: HttpApp, store: Store) => void
   } = {},
@@ -49,7 +50,7 @@ export async function startHttp(
   const clock = options.clock ?? systemClock
   const store = await openTestStore({ clock, ...options.store })
   const authenticator = createAuthenticator({ store, clock, bootstrapToken: ADMIN_TOKEN })
-  const door = await startHttpDoor(silentLog, clock)
+  const door = await startHttpDoor(silentLog, clock, options.trustProxy)
   const parts = { store, clock, random: systemRandom, authenticator }
   const credit = options.signupCredit ?? 0n
   mountAdmin(door.app, { ...parts, welcome: (tx, account, at) => creditSignup(tx, account, credit, at) })

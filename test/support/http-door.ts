@@ -13,8 +13,12 @@ export interface HttpDoor extends AsyncDisposable {
 }
 
 /** The real door on a free port, with the operations routes and none else; every reply is compared with its schema. */
-export async function startHttpDoor(log: Log = silentLog, clock: Clock = systemClock): Promise<HttpDoor> {
-  const app = createHttpApp({ clock, random: systemRandom, log, checkReplies: true })
+export async function startHttpDoor(
+  log: Log = silentLog,
+  clock: Clock = systemClock,
+  trustProxy: readonly string[] = [],
+): Promise<HttpDoor> {
+  const app = createHttpApp({ clock, random: systemRandom, log, trustProxy, checkReplies: true })
   mountOps(app)
   const server = await startHttpServer({ app, host: "127.0.0.1", port: 0, log })
   return { app, server, [Symbol.asyncDispose]: () => server.close(500) }

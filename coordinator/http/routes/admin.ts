@@ -104,7 +104,7 @@ export function mountAdmin(app: Pick<HttpApp, "add">, parts: AdminRouteParts): v
   mount(app, getAudit, async () => auditMoney(parts.store))
 }
 
-function userRow(row: users.User): z.output<typeof user> {
+export function userRow(row: users.User): z.output<typeof user> {
   return {
     id: row.id,
     account_id: row.account,
@@ -119,7 +119,7 @@ function accountRow(row: ledger.AccountBalance): z.output<typeof account> {
   return { id: row.id, name: row.name, created_at: timestampText(row.createdAt), ...balanceBody(row.balance) }
 }
 
-function newKeyRow(row: keys.Key): Omit<z.output<typeof key>, "revoked_at"> {
+export function newKeyRow(row: keys.Key): Omit<z.output<typeof key>, "revoked_at"> {
   return {
     id: row.id,
     name: row.name,

@@ -34,7 +34,9 @@ import { isCloned, type Fleet } from "../../fleet/fleet.ts"
 import type { Member, Members } from "../../fleet/members.ts"
 import type { KnownJobs } from "../../jobs/job-facts.ts"
 import type { Plans } from "../../jobs/plans.ts"
-import { mount, type HttpApp } from "../app.ts"
+import { mount, type HttpApp, type HttpRequest } from "../app.ts"
+import type { RequestOrigin } from "../client-address.ts"
+import { createRateLimit, type RateLimit } from "../rate-limit.ts"
 
 export interface NodeRouteParts extends EnrolmentParts {
   coordinator: () => { peerId: PeerId; addresses: string[]; epoch: number }
@@ -57,15 +59,18 @@ export interface NodeRouteParts extends EnrolmentParts {
 
 /** Enrolment, what nodes send and fetch by HTTP, and the admin's view of the fleet (interfaces.md). */
 export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): void {
-  mount(app, enrolNodeEndpoint, async ({ body }) => {
-    const node = await enrolNode(parts, {
-      token: body.token,
-      peerId: peerId(body.peer_id),
-      publicKey: body.public_key,
-      signature: body.signature,
-      name: body.name ?? null,
-      agentVersion: body.agent_version,
-    })
+  const failedEnrolments = createRateLimit(parts.clock, { exemptLoopback: true, mostOfAll: null })
+  const enrol = async ({ body, origin }: Pick<HttpRequest<typeof enrolNodeEndpoint>, "body" | "origin">) => {
+    const node = await countFailures(failedEnrolments, origin, () =>
+      enrolNode(parts, {
+        token: body.token,
+        peerId: peerId(body.peer_id),
+        publicKey: body.public_key,
+        signature: body.signature,
+        name: body.name ?? null,
+        agentVersion: body.agent_version,
+      }),
+    )
     const { peerId: own, addresses, epoch } = parts.coordinator()
     const member = parts.members.add({
       id: node.id,
@@ -81,7 +86,8 @@ export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): vo
       peers: parts.fleet.peersFor(member),
       epoch,
     }
-  })
+  }
+  mount(app, enrolNodeEndpoint, enrol, { before: async ({ origin }) => failedEnrolments.check(origin) })
 
   mount(
     app,
@@ -206,5 +212,15 @@ function notNegative(free: Capacity): Capacity {
     memoryMb: Math.max(0, free.memoryMb),
     storageGb: Math.max(0, free.storageGb),
     gpus: free.gpus,
+  }
+}
+
+/** A fleet may enrol from one address, however large; whoever guesses tokens fails. */
+async function countFailures<T>(limit: RateLimit, origin: RequestOrigin, act: () => Promise<T>): Promise<T> {
+  try {
+    return await act()
+  } catch (error) {
+    if (error instanceof ComputalotError && (error.status === 401 || error.status === 403)) limit.count(origin)
+    throw error
   }
 }
