@@ -18,6 +18,8 @@ export interface CoordinatorConfig {
   publicUrl: string | null
   /** Null: made at the first start and kept in the data directory. */
   adminToken: string | null
+  /** An extra credential for `/metrics`; null: none. */
+  metricsToken: string | null
   signupCredit: MicroUsd
   /** A JSON file of prices; null: the built-in table. */
   pricesFile: string | null
@@ -82,6 +84,7 @@ export function readConfig(args: string[] = process.argv.slice(2), environment: 
     meshAnnounce: value(SETTINGS.meshAnnounce),
     publicUrl: value(SETTINGS.publicUrl),
     adminToken: value(SETTINGS.adminToken),
+    metricsToken: value(SETTINGS.metricsToken),
     signupCredit: value(SETTINGS.signupCredit),
     pricesFile: value(SETTINGS.pricesFile),
     allowUnsandboxed: value(SETTINGS.allowUnsandboxed),
@@ -127,6 +130,7 @@ const SETTINGS = {
   meshAnnounce: setting("COMPUTALOT_MESH_ANNOUNCE", parseMultiaddrs, []),
   publicUrl: setting<string | null>("COMPUTALOT_PUBLIC_URL", parseOrigin, null),
   adminToken: setting<string | null>("COMPUTALOT_ADMIN_TOKEN", parseToken, null),
+  metricsToken: setting<string | null>("COMPUTALOT_METRICS_TOKEN", parseToken, null),
   signupCredit: setting("COMPUTALOT_SIGNUP_CREDIT_USD", parseCredit, 0n),
   pricesFile: setting<string | null>("COMPUTALOT_PRICES", (text) => text, null),
   allowUnsandboxed: setting("COMPUTALOT_ALLOW_UNSANDBOXED", parseSwitch, false),
@@ -151,7 +155,6 @@ const SETTINGS = {
 const NOT_AVAILABLE_YET: [prefix: string, feature: string][] = [
   ["COMPUTALOT_S3_", "object storage"],
   ["COMPUTALOT_X402_", "payment by x402"],
-  ["COMPUTALOT_METRICS_TOKEN", "/metrics"],
   ["COMPUTALOT_WEBHOOK_RETRY_S", "webhooks"],
   ["COMPUTALOT_ALLOW_PRIVATE_URLS", "reaching other servers"],
   ["COMPUTALOT_SESSION_TTL_S", "wallet sign-in"],

@@ -4,7 +4,7 @@ import { every, type Clock } from "../protocol/base/clock.ts"
 import { errorText } from "../protocol/base/error-text.ts"
 import type { Log } from "../protocol/base/log.ts"
 import type { Random } from "../protocol/base/random.ts"
-import { claimNumber, digest, type ClaimNumber, type NodeId } from "../protocol/domain/ids.ts"
+import { claimNumber, digest, type AccountId, type ClaimNumber, type NodeId } from "../protocol/domain/ids.ts"
 import { judgeAdvert, createAdvertState, TOO_FAST } from "../protocol/gossip/node-advert.ts"
 import { ADVERTS_TOPIC, OFFERS_TOPIC } from "../protocol/gossip/topics.ts"
 import { ignore } from "../protocol/gossip/verdict.ts"
@@ -21,18 +21,26 @@ import { sweepStaged } from "./artifacts/stage.ts"
 import { creditSignup } from "./billing/ledger.ts"
 import { DEFAULT_PRICES, readPrices } from "./billing/pricing.ts"
 import type { CoordinatorConfig } from "./config.ts"
+import { startTally } from "./events/tally.ts"
 import { createJobWatch } from "./events/watch.ts"
+import { createContentBytes } from "./fleet/content-bytes.ts"
 import { createFleet, fleetFacts, hasLiveWorker, liveWorkers, type ReplicaNews } from "./fleet/fleet.ts"
 import { heartbeatIntervalMs } from "./fleet/liveness.ts"
 import { createMembers, type Member } from "./fleet/members.ts"
 import { createReputation } from "./fleet/reputation.ts"
 import { createHttpApp } from "./http/app.ts"
+import { createRequestMetrics } from "./http/request-metrics.ts"
+import { mountAccess } from "./http/routes/access.ts"
 import { mountAccount } from "./http/routes/account.ts"
 import { mountAdmin } from "./http/routes/admin.ts"
 import { mountArtifacts } from "./http/routes/artifacts.ts"
+import { mountBatch } from "./http/routes/batch.ts"
+import { mountFeedback } from "./http/routes/feedback.ts"
 import { mountJobs } from "./http/routes/jobs.ts"
+import { mountMetrics } from "./http/routes/metrics.ts"
 import { mountNodes } from "./http/routes/nodes.ts"
 import { mountOps } from "./http/routes/ops.ts"
+import { mountPresets } from "./http/routes/presets.ts"
 import { mountProjects } from "./http/routes/projects.ts"
 import { mountStorage } from "./http/routes/storage.ts"
 import { startHttpServer } from "./http/server.ts"
@@ -40,6 +48,7 @@ import { sweepCheckpoints } from "./jobs/checkpoints.ts"
 import { createBackground } from "./jobs/background.ts"
 import { createKnownJobs } from "./jobs/job-facts.ts"
 import { createPlans } from "./jobs/plans.ts"
+import { submitBatch } from "./jobs/submit-batch.ts"
 import { submitJob } from "./jobs/submit.ts"
 import { openControlDoor } from "./mesh/control-door.ts"
 import type { FleetFacts } from "./projects/readiness.ts"
@@ -62,7 +71,7 @@ import { createRuntimeSpecs, REST_MS, type FailedSetup } from "./scheduler/runti
 import { restoreClaims } from "./scheduler/restore-claims.ts"
 import { createStuckSweep } from "./scheduler/stuck-sweep.ts"
 import { stageBlob } from "./store/blobs.ts"
-import { OlderCopy, recordLaterEpoch, startEpoch } from "./store/meta.ts"
+import { noteProbe, OlderCopy, recordLaterEpoch, startEpoch } from "./store/meta.ts"
 import { openStore } from "./store/open-store.ts"
 import { attemptByClaim } from "./store/tasks.ts"
 
@@ -116,7 +125,8 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   await using opening = new AsyncDisposableStack()
   await mkdir(config.dataDir, { recursive: true })
 
-  const app = createHttpApp({ clock, random, log })
+  const requests = createRequestMetrics()
+  const app = createHttpApp({ clock, random, log, trustProxy: config.trustProxy, onAnswered: requests.count })
   mountOps(app)
   const server = opening.use(await outside.serveHttp({ app, host: config.httpHost, port: config.httpPort, log }))
   const origin = config.publicUrl ?? server.origin
@@ -150,6 +160,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const pace = createPace()
   const watch = createJobWatch()
   const content = createObjectContent(files)
+  const contentBytes = createContentBytes()
   const background = opening.use(createBackground({ clock, random, log }))
   const scanner = opening.use(outside.createScanner(clock))
   const enrolment = { store, clock, random, key: identity, certificateTtlMs: config.certificateTtlMs }
@@ -182,6 +193,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     clock,
     log,
     limits: CONTENT_LIMITS,
+    sent: ({ bytes }) => contentBytes.sent(bytes),
   })
   const adverts = createAdvertState({
     coordinatorPublicKey: identity.publicKey,
@@ -354,6 +366,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       prepare,
       reputation,
       heartbeatMs,
+      contentBytes,
       claimLifetimeMs: timing.claimLifetimeMs,
       wake,
       superseded,
@@ -363,9 +376,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const stuck = createStuckSweep({ store, clock, log, members, known, jobLife })
   opening.use(every(clock, config.stuckSweepMs, () => background.run("sweep of stuck jobs", () => stuck.sweep())))
   opening.use(await watchQueueTimes())
+  const tally = await startTally({ store, log })
   mountRoutes()
   app.open({
     store,
+    probe: () => store.write((tx) => noteProbe(tx, clock.now())),
     identify: (token) => authenticator.identify(token),
     identifyNode: async (token) => {
       const node = door.nodeOfToken(token)
@@ -470,17 +485,42 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       },
       cancelQueued: (wanted: Parameters<typeof jobLife.cancelQueued>[0]) => jobLife.cancelQueued(wanted),
     }
-    mountAdmin(app, {
+    const people = {
       store,
       clock,
       random,
       authenticator,
-      welcome: (tx, account, at) => creditSignup(tx, account, config.signupCredit, at),
-    })
+      welcome: (tx: Parameters<typeof creditSignup>[0], account: AccountId, at: number) =>
+        creditSignup(tx, account, config.signupCredit, at),
+    }
+    mountAdmin(app, people)
+    mountAccess(app, people)
     mountAccount(app, { store, clock })
+    mountFeedback(app, { store, clock, random })
+    mountPresets(app)
+    mountMetrics(app, {
+      store,
+      members,
+      tally,
+      requests,
+      waitingTasks: () => [...queue.demand().values()].reduce((sum, { tasks }) => sum + tasks, 0),
+      contentBytes: contentBytes.total,
+      version: parts.version,
+      metricsToken: config.metricsToken,
+      identify: (token) => authenticator.identify(token),
+    })
     mountStorage(app, { store, files })
     mountArtifacts(app, { store, files, clock, random, ttlMs: config.artifactTtlMs, origin: () => origin })
     mountProjects(app, projects)
+    const submission = {
+      store,
+      clock,
+      random,
+      prices,
+      quoteTtlMs: config.quoteTtlMs,
+      plan: (job: Parameters<typeof jobLife.plan>[0]) => jobLife.plan(job),
+    }
+    mountBatch(app, { log, submitBatch: (request) => submitBatch(submission, request) })
     mountJobs(app, {
       store,
       files,
@@ -489,11 +529,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       members,
       watch,
       queueReasons: createQueueReasons({ members, queue, kept, specs, policy, clock }),
-      submit: (request) =>
-        submitJob(
-          { store, clock, random, prices, quoteTtlMs: config.quoteTtlMs, plan: (job) => jobLife.plan(job) },
-          request,
-        ),
+      submit: (request) => submitJob(submission, request),
       cancel: (id, account, reason) => jobLife.cancel(id, account, reason),
       ssePingMs: config.ssePingMs,
       sseLimitMs: config.sseLimitMs,

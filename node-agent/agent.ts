@@ -269,7 +269,16 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   })
   const wants = createWants({ clock, ask: (revisions) => send({ type: "want", revisions }) })
   const convicted = createComplaints({ clock, send: (message) => send(message) })
-  const fetch = createFetchContent({ mesh, blobs, clock, random, log, convicted })
+  let peerBytes = 0
+  const fetch = createFetchContent({
+    mesh,
+    blobs,
+    clock,
+    random,
+    log,
+    convicted,
+    received: ({ source, bytes }) => void (peerBytes += source === "peer" ? bytes : 0),
+  })
 
   // ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -594,6 +603,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     log,
     hello,
     heartbeat,
+    peerBytes: () => peerBytes,
     onWelcome: welcomed,
     onMessage: heardMessage,
     onLost() {

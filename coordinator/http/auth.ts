@@ -52,7 +52,8 @@ export function accountOf(caller: Caller, query: Record<string, unknown>): Accou
   throw invalidField("account_id", "is required: this token has no account of its own, so name one with ?account_id=")
 }
 
-function bearerToken(request: IncomingMessage): string {
+/** The token that the request carries; 401 without one. */
+export function bearerToken(request: IncomingMessage): string {
   const match = /^Bearer +([\x21-\x7e]{1,512}) *$/i.exec(request.headers.authorization ?? "")
   if (match?.[1] === undefined) throw unauthenticated("a bearer token is required")
   return match[1]

@@ -21,6 +21,7 @@ import { signEpoch, verifyEpoch } from "../../protocol/wire/epoch.ts"
 import { FrameTooLong } from "../../protocol/wire/frames.ts"
 import type { SigningKey } from "../../protocol/wire/signing.ts"
 import { capacityFrom } from "../fleet/capacity.ts"
+import type { ContentBytes } from "../fleet/content-bytes.ts"
 import { newIntervalMs } from "../fleet/liveness.ts"
 import type { Member, Members, Session } from "../fleet/members.ts"
 import type { Fleet } from "../fleet/fleet.ts"
@@ -56,6 +57,7 @@ export interface ControlDoorParts {
   claimLifetimeMs: number
   /** How often nodes beat in a fleet of so many. */
   heartbeatMs: (members: number) => number
+  contentBytes: Pick<ContentBytes, "heard">
   wake: () => void
   /** A later epoch than ours is proved: what we run on is an older copy of the data, and the program ends. */
   superseded: (later: number) => Promise<void>
@@ -272,6 +274,7 @@ export function openControlDoor(parts: ControlDoorParts): ControlDoor {
       case "started":
         return parts.claims.started(member, message.claims)
       case "heartbeat": {
+        if (message.peer_bytes !== undefined) parts.contentBytes.heard(member, message.peer_bytes)
         const answer = parts.claims.heartbeat(member, message.attempts)
         const newMs = newIntervalMs(member.heartbeatMs, parts.heartbeatMs(sessions.size))
         if (newMs !== null) member.heartbeatMs = newMs

@@ -58,6 +58,11 @@ export async function longestCertificateMs(tx: Tx, certificateTtlMs: number): Pr
   return longest
 }
 
+/** A change for its own sake: whoever awaits its write knows that changes are stored. */
+export async function noteProbe(tx: Tx, at: number): Promise<void> {
+  await writeNumber(tx, "ready_probe", at)
+}
+
 async function readNumber(view: View, name: string): Promise<number | undefined> {
   const row = await view.get<{ value: number }>("SELECT value FROM numbers WHERE name = ?", name)
   return row?.value

@@ -36,6 +36,8 @@ export interface LinkParts {
   hello: () => Hello
   /** What each heartbeat names. */
   heartbeat: () => { claim: number; running_ms: number | null }[]
+  /** Bytes of content that came from other nodes since the agent started. */
+  peerBytes: () => number
   onWelcome: (welcome: Welcome) => void
   /** `sentAtMs`: for heartbeat replies, the monotonic time at which the answered heartbeat was sent. */
   onMessage: (message: Exclude<ToNode, Welcome | RevokedAhead>, sentAtMs: number) => void
@@ -143,7 +145,12 @@ export function createCoordinatorLink(parts: LinkParts): CoordinatorLink {
     function beat(): void {
       beats.n += 1
       beats.sentAt.set(beats.n, clock.monotonicMs())
-      transmit(stream, { type: "heartbeat", n: beats.n, attempts: parts.heartbeat() })
+      transmit(stream, {
+        type: "heartbeat",
+        n: beats.n,
+        attempts: parts.heartbeat(),
+        peer_bytes: parts.peerBytes(),
+      })
     }
     return { beat, [Symbol.dispose]: () => timer[Symbol.dispose]() }
   }

@@ -36,4 +36,18 @@ export const getReady = endpoint({
   replies: { 503: { description: "starting, stopping, or unable to store anything", schema: readiness } },
 })
 
-export const opsEndpoints = [getHealth, getLive, getReady] as const
+export const getMetrics = endpoint({
+  id: "metrics",
+  method: "GET",
+  path: "/metrics",
+  access: "public",
+  summary:
+    "Counts in the text format of Prometheus, for requests of the coordinator's own machine, administrators, and the metrics token.",
+  stream: "text",
+  replies: {
+    401: { description: "the request comes from elsewhere and has no valid token" },
+    403: { description: "the token is neither an administrator's nor the metrics token" },
+  },
+})
+
+export const opsEndpoints = [getHealth, getLive, getReady, getMetrics] as const

@@ -121,6 +121,8 @@ const heartbeat = z.object({
   type: z.literal("heartbeat"),
   n: z.int().nonnegative(),
   attempts: z.array(z.object({ claim, running_ms: milliseconds.nullable() })).max(MOST_HELD),
+  /** Content fetched from other nodes since the agent started; the coordinator only counts it. */
+  peer_bytes: z.int().nonnegative().optional(),
 })
 
 /** Live words of running attempts; may be lost, never answered. */

@@ -164,6 +164,7 @@ export class CoordinatorMachine {
       meshAnnounce: [],
       publicUrl: null,
       adminToken: ADMIN_TOKEN,
+      metricsToken: null,
       signupCredit: 0n,
       pricesFile: null,
       allowUnsandboxed: true,

@@ -13,6 +13,7 @@ test("without settings every default stands, and nothing is warned about", () =>
     meshAnnounce: [],
     publicUrl: null,
     adminToken: null,
+    metricsToken: null,
     signupCredit: 0n,
     pricesFile: null,
     allowUnsandboxed: false,

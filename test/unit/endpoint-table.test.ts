@@ -1,12 +1,16 @@
 import { expect, test } from "vitest"
 import { z } from "zod"
+import { accessEndpoints } from "../../protocol/api/access.ts"
 import { accountEndpoints } from "../../protocol/api/account.ts"
 import { adminEndpoints } from "../../protocol/api/admin.ts"
 import { artifactEndpoints } from "../../protocol/api/artifacts.ts"
+import { batchEndpoints } from "../../protocol/api/batch.ts"
 import type { Endpoint } from "../../protocol/api/endpoint.ts"
+import { feedbackEndpoints } from "../../protocol/api/feedback.ts"
 import { jobEndpoints } from "../../protocol/api/jobs-endpoints.ts"
 import { nodeEndpoints } from "../../protocol/api/nodes.ts"
 import { opsEndpoints } from "../../protocol/api/ops.ts"
+import { presetEndpoints } from "../../protocol/api/presets.ts"
 import { parseFields } from "../../protocol/api/parse.ts"
 import { projectEndpoints } from "../../protocol/api/projects.ts"
 
@@ -17,6 +21,10 @@ const table: readonly Endpoint[] = [
   ...artifactEndpoints,
   ...projectEndpoints,
   ...jobEndpoints,
+  ...batchEndpoints,
+  ...presetEndpoints,
+  ...feedbackEndpoints,
+  ...accessEndpoints,
   ...nodeEndpoints,
 ]
 

@@ -14,6 +14,7 @@ import { jobOnWire } from "../../coordinator/jobs/read/job-object.ts"
 import { readJobBySeq } from "../../coordinator/jobs/read/read-job.ts"
 import { pageOfIndexes, taskRows } from "../../coordinator/jobs/read/tasks.ts"
 import { stageBlob } from "../../coordinator/store/blobs.ts"
+import { newestEventId, tallyRead } from "../../coordinator/store/event-tally.ts"
 import { countActiveJobs, unfinishedJobs } from "../../coordinator/store/jobs.ts"
 import { lastDurableAt, putTaskProgress, tasksWithRemains } from "../../coordinator/store/checkpoints.ts"
 import { activeJobs, jobsInQueue, tasksWithNodes } from "../../coordinator/store/stuck-jobs.ts"
@@ -124,6 +125,7 @@ test("architecture §4: no statement of a job's life reads a growing table whole
     await activeJobs(view, 0, 500)
     await jobsInQueue(view, systemClock.now(), 0, 500)
     await tasksWithNodes(view, job.seq)
+    await tallyRead.run(view, (await newestEventId(view)) - 100)
   })
 
   const seen = [...statements]
