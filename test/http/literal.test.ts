@@ -16,6 +16,14 @@ payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
 print("saw", sorted(payload))
 json.dump({"saw": payload}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
+/** As the documents have it, with numbers that the payload implies instead of a training. */
+const SCORE_PY = `import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+result = {"saw": payload,
+          "accuracy": payload.get("learning_rate", 0) * payload.get("batch_size", 0),
+          "score": len(payload.get("model", "")) + payload.get("_replica", 0) / 10}
+json.dump(result, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
+`
 const SEEDS_PY = `import json, os
 payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
 start, count = payload["seed_start"], payload["seed_count"]
@@ -36,7 +44,8 @@ beforeAll(async () => {
       ...PROJECT_FILES,
       "job.py": JOB_PY,
       "script.py": ECHO_PY,
-      "evaluate.py": ECHO_PY,
+      "evaluate.py": name === "my-proj" ? ECHO_PY : SCORE_PY,
+      "eval.py": ECHO_PY,
       "simulate.py": ECHO_PY,
       "evaluate_seeds.py": SEEDS_PY,
       "sleep.py": "import time\nprint('sleeping', flush=True)\ntime.sleep(300)\n",
@@ -108,13 +117,13 @@ describe("appendix A", () => {
     expect(whole.json).toMatchObject({ manifest_present: true })
     expect(String(whole.json["content_hash"])).toMatch(/^[0-9a-f]{64}$/)
     const named = await sh(
-      `tar czf code.tar.gz Dockerfile computalot.project.json script.py evaluate.py sleep.py
+      `tar czf code.tar.gz Dockerfile computalot.project.json script.py evaluate.py eval.py sleep.py
 curl -sS -X POST ${BEARER} --data-binary @code.tar.gz $BASE_URL/api/v1/projects/my-proj/push`,
       "my-proj",
     )
     expect(named.status, named.stdout).toBe(200)
     const third = await sh(
-      `tar czf code.tar.gz Dockerfile computalot.project.json script.py evaluate_seeds.py
+      `tar czf code.tar.gz Dockerfile computalot.project.json script.py evaluate.py evaluate_seeds.py
 curl -sS "$BASE_URL/api/v1/projects/my-project/push" -X POST ${BEARER} --data-binary @code.tar.gz`,
       "my-project",
     )
@@ -310,6 +319,177 @@ echo $ART_ID`,
     const down = await sh(`curl -sS ${BEARER} $BASE_URL/api/v1/artifacts/${id} -o output.bin`)
     expect(down.status).toBe(200)
     expect(readFileSync(join(projects, "my-ml-project", "output.bin")).equals(bytes)).toBe(true)
+  })
+
+  test("A01, A02, A03: feedback needs no token", async () => {
+    const anonymous = (body: string): string =>
+      `curl -sS -X POST "$BASE_URL/api/v1/feedback" -H "Content-Type: application/json" -d '${body}'`
+    for (const body of [
+      `{"type":"bug","title":"Brief summary","description":"What happened, what you expected"}`,
+      `{"type":"bug","title":"Brief summary","description":"What happened, what you expected, steps to reproduce"}`,
+      `{"type":"feature_request","title":"Brief summary","description":"What you need and why"}`,
+    ]) {
+      const reply = await sh(anonymous(body))
+      expect([reply.status, reply.json["status"]], reply.stdout).toEqual([201, "received"])
+    }
+    const kept = await fleet.admin("GET", "/api/v1/admin/feedback")
+    expect(kept.json).toMatchObject({ count: 3, feedback: [{ type: "feature_request" }, { type: "bug" }, {}] })
+  })
+
+  test("A23, C-03: four models in packs of two are two tasks, and four keys", async () => {
+    const id = await accepted(
+      `{"type":"structured_runner","runner_command":["python","evaluate.py"],"payload":{"models":["model-a","model-b","model-c","model-d"],"config":{"n_trials":100}},"fan_out":{"by":"models","batch_size":2},"merge_strategy":"keyed","project":"my-ml-project","timeout_s":600}`,
+    )
+    expect(await client.ended(id)).toMatchObject({ status: "completed", summary: { logical_items: 4 } })
+    const payloads = (await client.tasks(id)).map(({ payload }) => payload)
+    expect(payloads).toMatchObject([{ models: ["model-a", "model-b"] }, { models: ["model-c", "model-d"], _batch: {} }])
+    const merged = (await client.results(id))["aggregate_result"] as Json
+    expect(Object.keys(merged)).toEqual(["model-a", "model-b", "model-c", "model-d"])
+  })
+
+  test("A26: the documented sweep makes nine tasks and a ranked summary", async () => {
+    const id = await accepted(`{
+"type": "sweep",
+"runner_command": ["python", "evaluate.py"],
+"project": "my-ml-project",
+"parameters": {
+"learning_rate": [0.001, 0.01, 0.1],
+"batch_size": [32, 64, 128]
+},
+"fixed_payload": {"dataset": "cifar10", "epochs": 5},
+"rank_by": "accuracy",
+"rank_order": "desc",
+"timeout_s": 3600
+}`)
+    const job = await client.ended(id)
+    expect(job).toMatchObject({ status: "completed", task_counts: { total: 9 } })
+    expect((await client.tasks(id))[0]).toMatchObject({
+      payload: {
+        learning_rate: 0.001,
+        batch_size: 32,
+        dataset: "cifar10",
+        epochs: 5,
+        _sweep_idx: 0,
+        _sweep_params: { learning_rate: 0.001, batch_size: 32 },
+      },
+    })
+    const { results, best } = job["summary"] as { results: Json[]; best: Json }
+    expect(results).toHaveLength(9)
+    expect(results.map(({ rank }) => rank)).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    expect(best).toMatchObject({ params: { learning_rate: 0.1, batch_size: 128 }, rank: 1 })
+    expect(results[0]).toEqual(best)
+  })
+
+  test("A30: the documented benchmark makes nine tasks and a leaderboard", async () => {
+    const id = await accepted(`{
+"type": "benchmark",
+"runner_command": ["python", "evaluate.py"],
+"project": "my-project",
+"candidates": {
+"strategy_a": {"model": "gpt4", "temperature": 0.7},
+"strategy_b": {"model": "claude", "temperature": 0.5},
+"baseline": {"model": "random"}
+},
+"shared_payload": {"dataset": "test_set_v3", "n_trials": 100},
+"replicas": 3,
+"rank_by": "score",
+"timeout_s": 1800
+}`)
+    const job = await client.ended(id)
+    expect(job).toMatchObject({ status: "completed", task_counts: { total: 9 } })
+    expect((await client.tasks(id))[0]).toMatchObject({
+      payload: {
+        dataset: "test_set_v3",
+        n_trials: 100,
+        model: "gpt4",
+        temperature: 0.7,
+        _candidate: "strategy_a",
+        _replica: 1,
+      },
+    })
+    const { leaderboard } = job["summary"] as { leaderboard: Json[] }
+    expect(leaderboard.map(({ candidate, count, rank }) => [candidate, count, rank])).toEqual([
+      ["strategy_b", 3, 1],
+      ["baseline", 3, 2],
+      ["strategy_a", 3, 3],
+    ])
+    expect(leaderboard[0]).toMatchObject({ mean: expect.closeTo(6.2) as number, std: expect.closeTo(0.1) as number })
+  })
+
+  test("A32: three ranges are reduced to one mean", async () => {
+    const id = await accepted(
+      `{"type":"map_reduce","runner_command":["python","evaluate_seeds.py"],"project":"my-project","payload":{"strategy":"momentum"},"split":{"field":"seed","ranges":[{"start":860791000,"count":1000},{"start":200000000,"count":1000},{"start":500000000,"count":1000}]},"reduce":{"avg_edge":"mean"}}`,
+    )
+    const job = await client.ended(id)
+    // The program of the documents writes other fields: every task is suspect, and there is nothing to reduce.
+    expect(job).toMatchObject({
+      status: "partial",
+      task_counts: { total: 3 },
+      summary: { reduced: { avg_edge: null } },
+    })
+    const payloads = (await client.tasks(id)).map(({ payload }) => payload)
+    expect(payloads[1]).toEqual({ strategy: "momentum", seed_start: 200_000_000, seed_count: 1000 })
+  })
+
+  test("A27, A28, A34, A35, A36: what waits for a GPU or for long is taken, with its tasks", async () => {
+    for (const name of ["ml-training", "monte-carlo"])
+      await client.project(name, { "train.py": ECHO_PY, "simulate.py": ECHO_PY })
+    const submissions: [body: string, tasks: number][] = [
+      [
+        `{"type":"structured_runner","runner_command":["python","train.py"],"payload":{"epochs":100,"batch_size":32},"project":"my-ml-project","timeout_s":7200,"requirements":{"profile":"gpu","gpu_count":1,"gpu_memory_mb":16384},"checkpointing":{"enabled":true,"resume_from_latest":true}}`,
+        1,
+      ],
+      [
+        `{"type":"structured_runner","runner_command":["python","train.py"],"payload":{"epochs":50,"lr":0.001},"project":"my-ml-project","timeout_s":7200,"gpu_required":true}`,
+        1,
+      ],
+      [
+        `{"type":"structured_runner","payload":{"model":"gpt4","dataset":"test_v3"},"project":"my-proj","runner_command":["python","evaluate.py"],"timeout_s":600}`,
+        1,
+      ],
+      [
+        `{"type":"sweep","gpu_required":true,"project":"ml-training","parameters":{"batch_size":[32,64,128],"learning_rate":[0.001,0.01,0.1]},"fixed_payload":{"dataset":"cifar10","epochs":5},"rank_by":"accuracy","rank_order":"desc","runner_command":["python","train.py"],"timeout_s":3600}`,
+        9,
+      ],
+      [
+        `{"type":"map_reduce","split":{"start":0,"total":10000,"chunks":50,"field":"seed"},"reduce":{"max_dd":"max","sharpe":"weighted_avg:sample_count","total_pnl":"sum"},"payload":{"strategy":"momentum"},"project":"monte-carlo","runner_command":["python","simulate.py"],"timeout_s":7200}`,
+        50,
+      ],
+    ]
+    for (const [body, tasks] of submissions) {
+      const reply = await sh(post("/api/v1/jobs", body))
+      expect(reply.status, reply.stdout).toBe(201)
+      expect(reply.json).toMatchObject({ task_counts: { total: tasks }, warnings: [] })
+      const id = String(reply.json["id"])
+      await client.call("PUT", `/api/v1/jobs/${id}/cancel`)
+      await client.ended(id)
+    }
+  })
+
+  test("A37: a batch of two jobs", async () => {
+    const reply = await sh(
+      post(
+        "/api/v1/jobs/batch",
+        `{"jobs": [
+{"type": "structured_runner", "runner_command": ["python", "eval.py"], "project": "my-proj", "payload": {"lr": 0.001}, "tags": ["sweep_72"]},
+{"type": "structured_runner", "runner_command": ["python", "eval.py"], "project": "my-proj", "payload": {"lr": 0.01}, "tags": ["sweep_72"]}
+]}`,
+      ),
+    )
+    expect(reply.status, reply.stdout).toBe(201)
+    expect(reply.json).toMatchObject({
+      submitted: 2,
+      errors: [],
+      error_count: 0,
+      jobs: [
+        { index: 0, payload: { lr: 0.001 }, tags: ["sweep_72"] },
+        { index: 1, payload: { lr: 0.01 } },
+      ],
+    })
+    for (const { id } of reply.json["jobs"] as Json[])
+      expect(await client.ended(String(id))).toMatchObject({ status: "completed" })
+    const tagged = await sh(get("/api/v1/jobs?tag=sweep_72"))
+    expect(tagged.json).toMatchObject({ total: 2 })
   })
 
   test("the money of all of it adds up", async () => {
