@@ -3,12 +3,11 @@ import type { Clock } from "../../protocol/base/clock.ts"
 import { stringifyJson } from "../../protocol/base/json-text.ts"
 import { digest } from "../../protocol/domain/ids.ts"
 import type { ObjectFiles } from "../artifacts/object-files.ts"
-import { settleHold } from "../billing/holds.ts"
-import { appendEvent } from "../events/event-log.ts"
 import { endFinishedJob, jobBySeq, storeOutcome, type JobHead } from "../store/jobs.ts"
 import type { Store } from "../store/store.ts"
 import { firstFailure, taskSlice, type TaskWithResult } from "../store/tasks.ts"
 import { aggregateOnWire, createFold, type TaskOutcome } from "./aggregate/fold.ts"
+import { recordJobEnd } from "./job-end.ts"
 import { isEnded, outcomeOf } from "./job-state.ts"
 import { planTasks } from "./plan/plan.ts"
 import type { Submission } from "./submission/submission.ts"
@@ -44,14 +43,8 @@ export async function finishJob(parts: FinishParts, seq: number, signal: AbortSi
   const at = parts.clock.now()
   await parts.store.write(async (tx) => {
     if (!(await endFinishedJob(tx, seq, { status, error, outcome, at }))) return
-    await settleHold(tx, job.hold, at)
-    await appendEvent(tx, {
-      job: seq,
-      type: `job.${status}`,
-      message: error ?? (job.taskCount === 1 ? "its task completed" : `all ${job.taskCount} tasks completed`),
-      data: { from: "running", to: status },
-      at,
-    })
+    const message = error ?? (job.taskCount === 1 ? "its task completed" : `all ${job.taskCount} tasks completed`)
+    await recordJobEnd(tx, job, { status, from: "running", message, at })
   })
 }
 
