@@ -35,7 +35,7 @@ export interface CoordinatorConfig {
   /** Null: max(2 × timeout, 30 min) of each job. */
   queueTimeoutMs: number | null
   stuckSweepMs: number
-  /** Checked and warned about: nothing deletes old jobs yet. */
+  /** How long jobs and their results stay after their end. */
   jobRetentionMs: number
   certificateTtlMs: number
   sseLimitMs: number
@@ -160,7 +160,6 @@ const NOT_AVAILABLE_YET: [prefix: string, feature: string][] = [
   ["COMPUTALOT_SESSION_TTL_S", "wallet sign-in"],
   ["COMPUTALOT_CHALLENGE_TTL_S", "wallet sign-in"],
   ["COMPUTALOT_UPLOAD_URL_TTL_S", "presigned uploads"],
-  ["COMPUTALOT_JOB_RETENTION_DAYS", "deleting old jobs"],
 ]
 
 /** Settings of the other programs, which share the environment of a machine. */

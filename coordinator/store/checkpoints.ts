@@ -140,6 +140,20 @@ export async function letGo(tx: Tx, seq: number): Promise<void> {
   await tx.run("UPDATE checkpoints SET held = 0 WHERE seq = ?", seq)
 }
 
+/** The checkpoints of the tasks `from` … `upto` that keep bytes. */
+export async function blobsOfCheckpoints(
+  view: View,
+  from: TaskKey,
+  upto: TaskKey,
+): Promise<Pick<NewCheckpoint, "task" | "claim" | "n">[]> {
+  const rows = await view.all<{ task: number; claim: number; n: number }>(
+    "SELECT task, claim, n FROM checkpoints WHERE task BETWEEN ? AND ? AND blob IS NOT NULL",
+    from,
+    upto,
+  )
+  return rows.map((row) => ({ ...row, claim: claimNumber(row.claim) }))
+}
+
 /** How many of a job's tasks left a checkpoint, how many one to go on from, and the one that came last. */
 export async function checkpointTotals(
   view: View,

@@ -183,6 +183,8 @@ export interface JobFilter {
   clientRef: string | null
   userId: number | null
   ids: readonly JobId[] | null
+  /** Leaves out what ended at or before then. */
+  expiredUpto?: Instant
 }
 
 /** A page of jobs by seq, newest first by `created_at`, then id, and how many match in all. Their rows may be large: thin here. */
@@ -233,6 +235,9 @@ function conditionsOf(filter: JobFilter): { where: string; parameters: SqlValue[
   if (filter.type !== null) add("type = ?", filter.type)
   if (filter.clientRef !== null) add("client_ref = ?", filter.clientRef)
   if (filter.userId !== null) add("user_id = ?", filter.userId)
+  // Few, and none at most times: a list of them is made once, and the statement still reads indexes only.
+  if (filter.expiredUpto !== undefined)
+    add("jobs.seq NOT IN (SELECT seq FROM jobs WHERE completed_at <= ?)", filter.expiredUpto)
   if (ids) add(ids.length === 0 ? "FALSE" : `id IN (${ids.map(() => "?").join(", ")})`, ...ids)
   if (filter.tag !== null && account !== null)
     add("seq IN (SELECT job FROM job_tags WHERE account = ? AND tag = ?)", account, filter.tag)

@@ -123,14 +123,12 @@ test("settings of later parts, and misspelt ones, are warned about in one line e
   const { warnings } = readConfig([], {
     COMPUTALOT_X402_NETWORK: "eip155:84532",
     COMPUTALOT_S3_BUCKET: "b",
-    COMPUTALOT_JOB_RETENTION_DAYS: "1",
     COMPUTALOT_HTTP_PROT: "1",
     COMPUTALOT_NODE_TOKEN: "t",
     COMPUTALOT_API_TOKEN: "t",
   })
   expect(warnings).toEqual([
     "COMPUTALOT_HTTP_PROT has no effect: there is no such setting",
-    "COMPUTALOT_JOB_RETENTION_DAYS has no effect: deleting old jobs is not available yet",
     "COMPUTALOT_S3_BUCKET has no effect: object storage is not available yet",
     "COMPUTALOT_X402_NETWORK has no effect: payment by x402 is not available yet",
   ])
