@@ -48,6 +48,7 @@ import { sweepCheckpoints } from "./jobs/checkpoints.ts"
 import { createBackground } from "./jobs/background.ts"
 import { createKnownJobs } from "./jobs/job-facts.ts"
 import { createPlans } from "./jobs/plans.ts"
+import { sweepExpiredJobs } from "./jobs/retention.ts"
 import { submitBatch } from "./jobs/submit-batch.ts"
 import { submitJob } from "./jobs/submit.ts"
 import { openControlDoor } from "./mesh/control-door.ts"
@@ -155,6 +156,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const members = createMembers(clock, timing)
   const known = createKnownJobs()
   const plans = createPlans(store)
+  const retention = { clock, jobRetentionMs: config.jobRetentionMs }
   const queue = createReadyQueue(config.priorityAgeingMs)
   const kept = createKeptNodes(config.priorityAgeingMs)
   const pace = createPace()
@@ -375,6 +377,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   opening.use(everyMinute())
   const stuck = createStuckSweep({ store, clock, log, members, known, jobLife })
   opening.use(every(clock, config.stuckSweepMs, () => background.run("sweep of stuck jobs", () => stuck.sweep())))
+  opening.use(
+    every(clock, config.stuckSweepMs, () =>
+      background.run("sweep of expired jobs", (signal) => forgetExpiredJobs(signal)),
+    ),
+  )
   opening.use(await watchQueueTimes())
   const tally = await startTally({ store, log })
   mountRoutes()
@@ -513,8 +520,8 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     mountArtifacts(app, { store, files, clock, random, ttlMs: config.artifactTtlMs, origin: () => origin })
     mountProjects(app, projects)
     const submission = {
+      ...retention,
       store,
-      clock,
       random,
       prices,
       quoteTtlMs: config.quoteTtlMs,
@@ -522,9 +529,9 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     }
     mountBatch(app, { log, submitBatch: (request) => submitBatch(submission, request) })
     mountJobs(app, {
+      ...retention,
       store,
       files,
-      clock,
       plans,
       members,
       watch,
@@ -588,6 +595,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
         await freeReleasedBlobs({ store, files })
       })
     })
+  }
+
+  async function forgetExpiredJobs(signal: AbortSignal): Promise<void> {
+    const jobs = await sweepExpiredJobs({ ...retention, store, files }, signal)
+    if (jobs > 0) log.info("expired jobs removed", { jobs })
   }
 
   async function watchQueueTimes(): Promise<Disposable> {

@@ -1,12 +1,15 @@
+import { present } from "../../protocol/base/assert.ts"
 import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import { ComputalotError, notFound } from "../../protocol/domain/errors.ts"
 import type { AccountId, ClaimNumber, JobId } from "../../protocol/domain/ids.ts"
-import { chargeAttempts, settleHold, type Charge } from "../billing/holds.ts"
+import { chargeAttempts, type Charge } from "../billing/holds.ts"
 import { billedMilliseconds, costOf, withoutContactMs } from "../billing/pricing.ts"
 import { appendEvent } from "../events/event-log.ts"
-import { endJobEarly, jobById, jobBySeq, jobCounts, type JobRow } from "../store/jobs.ts"
+import { dropOpenDependencies } from "../store/dependencies.ts"
+import { endJobEarly, jobCounts, jobHeadById, jobHeadBySeq, type JobHead } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
 import { cancelTasks, endAttempt, indexOfTask, liveAttemptsOfJob, type LiveAttemptRow } from "../store/tasks.ts"
+import { recordJobEnd } from "./job-end.ts"
 import { jobFacts, rateOfJob, type JobFacts } from "./job-facts.ts"
 
 export interface EndEarlyParts {
@@ -17,7 +20,7 @@ export interface EndEarlyParts {
 }
 
 export interface EarlyEnd {
-  job: JobRow
+  job: JobHead
   /** Spent by it: their nodes are to be told. */
   spent: ClaimNumber[]
 }
@@ -45,22 +48,23 @@ export async function cancelWaiting(parts: EndEarlyParts, seq: number, reason: s
   })
 }
 
-async function endEarlyIn(
+/** The same inside another write. */
+export async function endEarlyIn(
   tx: Tx,
-  parts: EndEarlyParts,
+  parts: Pick<EndEarlyParts, "runningMs">,
   seq: number,
   end: { status: "cancelled" | "failed"; error: string },
   at: Instant,
 ): Promise<EarlyEnd | null> {
   if (!(await endJobEarly(tx, seq, { ...end, at }))) return null
-  const job = await jobBySeq(tx, seq)
-  if (!job) throw new Error("an ended job is found")
-  const facts = jobFacts(job)
+  await dropOpenDependencies(tx, seq)
+  const job = present(await jobHeadBySeq(tx, seq), "an ended job")
   const live = await liveAttemptsOfJob(tx, seq)
+  const facts = live.length > 0 ? jobFacts(job) : null
   const charges: Charge[] = []
   for (const attempt of live) {
     const ranMs = attempt.state === "offered" ? null : parts.runningMs(attempt.claim)
-    if (ranMs !== null) charges.push(chargeOf(facts, attempt, ranMs, at))
+    if (facts && ranMs !== null) charges.push(chargeOf(facts, attempt, ranMs, at))
     if (attempt.state === "running") {
       await appendEvent(tx, {
         job: seq,
@@ -80,14 +84,7 @@ async function endEarlyIn(
     })
   }
   await chargeAttempts(tx, charges)
-  await settleHold(tx, job.hold, at)
-  await appendEvent(tx, {
-    job: seq,
-    type: `job.${end.status}`,
-    message: end.error,
-    data: { to: end.status },
-    at,
-  })
+  await recordJobEnd(tx, job, { status: end.status, message: end.error, at })
   return { job, spent: live.map(({ claim }) => claim) }
 }
 
@@ -108,12 +105,12 @@ export async function cancelJob(
   id: JobId,
   account: AccountId | null,
   reason: string,
-): Promise<{ job: JobRow; spent: ClaimNumber[] }> {
-  const job = await parts.store.read((view) => jobById(view, id, account))
+): Promise<EarlyEnd> {
+  const job = await parts.store.read((view) => jobHeadById(view, id, account))
   if (!job) throw notFound(`the job ${id}`)
   const ended = await endEarly(parts, job.seq, { status: "cancelled", error: reason })
   if (ended) return ended
-  const now = await parts.store.read((view) => jobBySeq(view, job.seq))
+  const now = await parts.store.read((view) => jobHeadBySeq(view, job.seq))
   if (now?.status === "cancelled") return { job: now, spent: [] }
   throw new ComputalotError("conflict", `the job has ended already: it is ${now?.status ?? "gone"}`, {
     recommendedAction: "Read its results; a job that has ended cannot be cancelled.",

@@ -1,8 +1,10 @@
 import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import { appendEvent } from "../events/event-log.ts"
+import { openDependencies } from "../store/dependencies.ts"
 import { advancePlanning, type JobRow } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
 import { insertTasks } from "../store/tasks.ts"
+import { waitsFor } from "./text.ts"
 
 /** Tasks in one slice: well under 20 ms of the writing thread, so that other requests go between (architecture §4). */
 const SLICE_TASKS = 1000
@@ -38,11 +40,13 @@ export async function expandSlice(
   if (!(await advancePlanning(tx, seq, from, upto, at))) return false
   await insertTasks(tx, seq, from, upto)
   if (upto === taskCount) {
+    const blockedBy = (await openDependencies(tx, seq)).map(({ id }) => id)
+    const waits = upto === 1 ? "its task waits for a machine" : `its ${upto} tasks wait for machines`
     await appendEvent(tx, {
       job: seq,
       type: "job.queued",
-      message: upto === 1 ? "its task waits for a machine" : `its ${upto} tasks wait for machines`,
-      data: { from: "planning", to: "queued" },
+      message: blockedBy.length === 0 ? waits : waitsFor(blockedBy),
+      data: { from: "planning", to: "queued", ...(blockedBy.length > 0 && { blocked_by: blockedBy }) },
       at,
     })
   }

@@ -5,7 +5,7 @@ import { DEFAULT_RESUME_KEY } from "../../protocol/domain/runner.ts"
 import type { Priority, ReliabilityMode } from "../../protocol/domain/statuses.ts"
 import type { Rate } from "../billing/pricing.ts"
 import { requirementsKey } from "../fleet/fit.ts"
-import type { JobRow } from "../store/jobs.ts"
+import type { JobHead } from "../store/jobs.ts"
 import { qualitySchema } from "./quality.ts"
 import type { ResultSchema, Submission } from "./submission/submission.ts"
 
@@ -35,6 +35,10 @@ export interface JobFacts {
   resumeKey: string | null
   taskCount: number
   createdAt: number
+  /** When machines could take it for the first time: ageing counts from here. */
+  readySince: number
+  /** It names jobs that it waits for, or waited for. */
+  dependsOnJobs: boolean
   /** Work of one kind fits the same nodes: requirements and revision in one string. */
   kind: string
 }
@@ -51,7 +55,7 @@ export interface JobBilling {
 
 export const rateOfJob = ({ billing }: JobFacts): Rate => ({ numerator: BigInt(billing.rateNumerator) })
 
-export function jobFacts(row: JobRow): JobFacts {
+export function jobFacts(row: JobHead): JobFacts {
   const submission = JSON.parse(row.submission) as Submission
   return {
     seq: row.seq,
@@ -75,6 +79,8 @@ export function jobFacts(row: JobRow): JobFacts {
     resumeKey: resumeKeyOf(submission),
     taskCount: row.taskCount,
     createdAt: row.createdAt,
+    readySince: row.queuedAt ?? row.createdAt,
+    dependsOnJobs: submission.dependsOn !== undefined,
     kind: `${requirementsKey(submission.requirements)}|${row.revision}`,
   }
 }

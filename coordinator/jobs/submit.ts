@@ -19,6 +19,7 @@ import { appendEvent } from "../events/event-log.ts"
 import { requireActiveRevision } from "../projects/revisions.ts"
 import { insertJob, jobBySeq, type JobRow } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
+import { dependOn, requireUpstreams } from "./dependencies.ts"
 import { expandSlice, isOneSlice } from "./expand.ts"
 import type { JobBilling } from "./job-facts.ts"
 import { firstOversizedTask, payloadTooLarge, planTasks, type Plan } from "./plan/plan.ts"
@@ -31,6 +32,7 @@ export interface SubmitParts {
   random: Random
   prices: Prices
   quoteTtlMs: number
+  jobRetentionMs: number
   /** Writes the tasks that are not written yet and makes the job grantable, after the answer. */
   plan: (job: JobRow) => void
 }
@@ -84,9 +86,11 @@ export async function admitJob(
   request: Omit<SubmitRequest, "body">,
 ): Promise<SubmittedJob> {
   const at = parts.clock.now()
+  const expiredUpto = at - parts.jobRetentionMs
   const ids = { job: newJobId(parts.random, at), hold: newHoldId(parts.random), quote: newQuoteId(parts.random) }
   const outcome = await parts.store.write(async (tx) => {
     const { project, revision } = await requireActiveRevision(tx, request.account, submission.project)
+    const dependencies = await requireUpstreams(tx, request.account, submission.dependsOn ?? [], expiredUpto)
     const balance = await readBalance(tx, request.account, at)
     const placed = await placeHold(tx, {
       id: ids.hold,
@@ -134,7 +138,9 @@ export async function admitJob(
       data: { to: "planning", tasks: plan.count },
       at,
     })
-    if (isOneSlice(plan.count)) await expandSlice(tx, { seq, taskCount: plan.count, from: 0, upto: plan.count }, at)
+    const broken = await dependOn(tx, seq, dependencies, at)
+    if (!broken && isOneSlice(plan.count))
+      await expandSlice(tx, { seq, taskCount: plan.count, from: 0, upto: plan.count }, at)
     const job = await jobBySeq(tx, seq)
     if (!job) throw new Error("an inserted job is found")
     const submitted = { job, warnings }

@@ -1,5 +1,5 @@
 import { ERROR_TAIL_CHARACTERS } from "../../protocol/domain/runner.ts"
-import type { FailureKind } from "../../protocol/domain/statuses.ts"
+import type { FailureKind, ReliabilityMode } from "../../protocol/domain/statuses.ts"
 import { lastCharacters } from "../../protocol/domain/text.ts"
 
 export interface FailedRun {
@@ -68,6 +68,19 @@ const ACTIONS: Record<FailureKind, string> = {
   sandbox_error: "The sandbox could not run this task on several machines. Submit again; send feedback if it repeats.",
   quarantined: "This task stopped several machines and is not run again. Check what it does to memory and processes.",
   budget_spent: "Raise max_cost_usd or add credit, then submit the rest again.",
+}
+
+/** `waits for job_… to complete`, or how many. */
+export function waitsFor(blockedBy: readonly string[]): string {
+  return `waits for ${blockedBy.length === 1 ? (blockedBy[0] ?? "") : `${blockedBy.length} jobs`} to complete`
+}
+
+/** What the owner of a job that another one's end cancelled can do (C-02). */
+export function actionAfterDependency(broken: { id: string; ended: string; reliability: ReliabilityMode }): string {
+  const { id, ended, reliability } = broken
+  const how = `${ended} (its reliability_mode is ${reliability})`
+  const read = ended === "cancelled" ? "" : ` Read the error and results of ${id}.`
+  return `Only a job that ends completed lets others go on, and ${id} ended ${how}.${read} Submit what it did again, then this job with the new id in depends_on.`
 }
 
 export interface FailureFacts {

@@ -5,6 +5,7 @@ import { appendEvent } from "../events/event-log.ts"
 import { failTask } from "../jobs/fail-waiting.ts"
 import { MOST_LOSSES, nextTask } from "../jobs/task-state.ts"
 import { deathsOfTask } from "../store/attempt-contact.ts"
+import { waitsForJobs } from "../store/dependencies.ts"
 import { findHold } from "../store/holds.ts"
 import { addToJob, jobCounts, markJobFinishing, type JobCounts } from "../store/jobs.ts"
 import { nextClaimNumbers } from "../store/meta.ts"
@@ -73,6 +74,11 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
     const counts = await jobCounts(tx, job)
     if (!counts || (counts.status !== "queued" && counts.status !== "running")) {
       outcome.short.set(job, "over")
+      continue
+    }
+    // Memory does not offer it before it is released; rows decide (G-001).
+    if (await waitsForJobs(tx, job)) {
+      outcome.short.set(job, "nothing_waits")
       continue
     }
     const budget = await openBudget(tx, counts)

@@ -1,16 +1,19 @@
 import type { Clock } from "../../protocol/base/clock.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { revisionId, type AccountId, type ClaimNumber, type JobId } from "../../protocol/domain/ids.ts"
-import { isTerminal, type JobStatus } from "../../protocol/domain/statuses.ts"
 import type { ObjectFiles } from "../artifacts/object-files.ts"
 import type { JobWatch } from "../events/watch.ts"
 import type { Background } from "../jobs/background.ts"
+import { cancelQueued } from "../jobs/cancel-queued.ts"
+import { settleDependents } from "../jobs/dependencies.ts"
 import { cancelJob, cancelWaiting, endEarly, sweepTasks, type EndEarlyParts } from "../jobs/end-early.ts"
 import { expandJob } from "../jobs/expand.ts"
 import { failWaitingTasks } from "../jobs/fail-waiting.ts"
 import { finishJob } from "../jobs/finish.ts"
 import { jobFacts, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
-import { jobBySeq, pageOfJobs, unfinishedJobs, type JobRow } from "../store/jobs.ts"
+import { isEnded } from "../jobs/job-state.ts"
+import { openDependencies, openDependents } from "../store/dependencies.ts"
+import { jobBySeq, unfinishedJobs, type JobHead, type JobRow } from "../store/jobs.ts"
 import type { Store } from "../store/store.ts"
 import { countTasks, firstFailure } from "../store/tasks.ts"
 import type { Pace } from "./pace.ts"
@@ -36,7 +39,7 @@ export interface JobLife {
   returned(jobs: ReadonlySet<number>): void
   /** The revision can never be run: its waiting tasks fail (rulings, Failed set-up). */
   setupFailed(revision: string, message: string, logTail: string): void
-  cancel(id: JobId, account: AccountId | null, reason: string): Promise<JobRow>
+  cancel(id: JobId, account: AccountId | null, reason: string): Promise<JobHead>
   /** Planning and queued jobs of a project (P-028). */
   cancelQueued(wanted: {
     account: AccountId
@@ -78,11 +81,14 @@ export function createJobLife(parts: JobLifeParts): JobLife {
   const { store, background, known, queue, watch } = parts
 
   function plan(job: JobRow): void {
+    if (isEnded(job.status)) return sweep(job.seq)
     background.run(`plan ${job.id}`, async (signal) => {
       // A small job was written whole: it only has to become known.
       const now = job.status === "queued" ? job : await store.read((view) => jobBySeq(view, job.seq))
       if (!now || (now.status !== "planning" && now !== job)) return
-      const facts = await take(now)
+      const facts = jobFacts(now)
+      if (facts.dependsOnJobs) return await planDependent(now, signal)
+      await know(facts)
       if ((await expandJob(parts, now, signal)) === "over") return known.forget(job.seq)
       watch.changed([job.seq])
       ready(facts, facts.taskCount)
@@ -90,12 +96,17 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     })
   }
 
-  /** Knows the job and its revision before it is put into the queue. */
-  async function take(job: JobRow): Promise<JobFacts> {
-    const facts = jobFacts(job)
+  /** Memory knows a job that waits for others only once it is released: nothing befalls it before but a cancel. */
+  async function planDependent(job: JobRow, signal: AbortSignal): Promise<void> {
+    if ((await expandJob(parts, job, signal)) === "over") return
+    watch.changed([job.seq])
+    await takeUp(job.seq)
+  }
+
+  /** Its revision is known before it is put into the queue. */
+  async function know(facts: JobFacts): Promise<void> {
     if (!parts.specs.known(facts.revision)) await parts.specs.refresh(revisionId(facts.revision))
     known.put(facts)
-    return facts
   }
 
   function ready(facts: JobFacts, tasks: number): void {
@@ -104,7 +115,7 @@ export function createJobLife(parts: JobLifeParts): JobLife {
       account: facts.account,
       priority: facts.priority,
       kind: facts.kind,
-      readySince: facts.createdAt,
+      readySince: facts.readySince,
       tasks,
       cost: Math.max(1, Number(facts.reserveMicro)),
     })
@@ -147,8 +158,28 @@ export function createJobLife(parts: JobLifeParts): JobLife {
         known.forget(seq)
         parts.pace.forget(seq)
         watch.changed([seq])
+        settle(seq)
       })
     }
+  }
+
+  /** The job has ended, and the write that ended it is done: jobs that wait for it are released or cancelled. */
+  function settle(seq: number): void {
+    background.run(`dependents of ${seq}`, async (signal) => {
+      if ((await store.read((view) => openDependents(view, seq, 1))).length === 0) return
+      for (let more = true; more;) {
+        signal.throwIfAborted()
+        const slice = await settleDependents(parts, seq)
+        more = slice.more
+        for (const { job, spent } of slice.cancelled) over(job, spent, job.error ?? "")
+        for (const released of slice.released) release(released)
+      }
+    })
+  }
+
+  function release(seq: number): void {
+    watch.changed([seq])
+    background.run(`take up ${seq}`, () => takeUp(seq))
   }
 
   function endBy(seq: number, end: { status: "cancelled" | "failed"; error: string }): void {
@@ -158,11 +189,12 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     })
   }
 
-  /** The job has ended before its tasks: nodes stop, rows follow, what was done is merged. */
-  function over(job: JobRow, spent: readonly ClaimNumber[], reason: string): void {
+  /** The job has ended before its tasks: nodes stop, rows and dependents follow, what was done is merged. */
+  function over(job: JobHead, spent: readonly ClaimNumber[], reason: string): void {
     queue.remove(job.seq)
     parts.spend(spent, reason)
     watch.changed([job.seq])
+    settle(job.seq)
     sweep(job.seq)
   }
 
@@ -219,27 +251,9 @@ export function createJobLife(parts: JobLifeParts): JobLife {
       over(job, spent, why)
       return job
     },
-    async cancelQueued({ account, project, reason, tag }) {
-      const filter = {
-        account,
-        statuses: ["planning", "queued"] as const,
-        project,
-        type: null,
-        tag,
-        clientRef: null,
-        userId: null,
-        ids: null,
-      }
-      const { seqs, total } = await store.read((view) => pageOfJobs(view, filter, MOST_CANCELLED, 0))
-      let cancelledJobs = 0
-      for (const seq of seqs) {
-        const error = reason ?? REASON_DEFAULT
-        const ended = await endEarly(parts, seq, { status: "cancelled", error })
-        if (!ended) continue
-        cancelledJobs += 1
-        over(ended.job, ended.spent, error)
-      }
-      return { queuedBefore: total, cancelledJobs }
+    async cancelQueued(wanted) {
+      const reason = wanted.reason ?? REASON_DEFAULT
+      return await cancelQueued(parts, { ...wanted, reason }, ({ job, spent }) => over(job, spent, reason))
     },
     async cancelWaiting(seq, reason) {
       const ended = await cancelWaiting(parts, seq, reason)
@@ -258,32 +272,38 @@ export function createJobLife(parts: JobLifeParts): JobLife {
       }
       parts.wake()
     },
-    async takeUp(seq) {
-      const job = await store.read((view) => jobBySeq(view, seq))
-      if (job && job.outcome === null) await goOn(job)
-    },
+    takeUp,
     async resume() {
       for (const job of await store.read(unfinishedJobs)) await goOn(job)
     },
   }
 
+  async function takeUp(seq: number): Promise<void> {
+    const job = await store.read((view) => jobBySeq(view, seq))
+    if (job && job.outcome === null) await goOn(job)
+  }
+
   async function goOn(job: JobRow): Promise<void> {
-    if (isOver(job.status)) sweep(job.seq)
+    if (isEnded(job.status)) sweep(job.seq)
     else if (job.status === "finishing") finish([job.seq])
     else if (job.status === "planning") plan(job)
     else await resumeRunning(job)
   }
 
   async function resumeRunning(job: JobRow): Promise<void> {
-    const facts = await take(job)
+    const facts = jobFacts(job)
+    if (facts.dependsOnJobs && (await waitsStill(job.seq))) return
+    await know(facts)
     const waiting = await store.read((view) => countTasks(view, job.seq, ["queued", "lost"]))
     ready(facts, waiting)
     failBroken(facts)
     if (job.failed > 0 && facts.reliability === "strict_complete" && facts.taskCount > 1) await endStrict(job.seq)
   }
+
+  /** Does it wait for other jobs? What has become of those that ended while nobody looked is settled now. */
+  async function waitsStill(seq: number): Promise<boolean> {
+    const open = await store.read((view) => openDependencies(view, seq))
+    for (const { seq: upstream, status } of open) if (isEnded(status)) settle(upstream)
+    return open.length > 0
+  }
 }
-
-/** Jobs cancelled by one call; a second call takes the next ones. */
-const MOST_CANCELLED = 100_000
-
-const isOver = (status: JobStatus | "finishing"): boolean => status !== "finishing" && isTerminal(status)

@@ -1,6 +1,7 @@
 import { unreachable } from "../../protocol/base/assert.ts"
 import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import type { QueueReasonCode } from "../../protocol/api/jobs.ts"
+import type { JobId } from "../../protocol/domain/ids.ts"
 import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
 import { freeOf, mayRunProjects, slots, type NodeFacts, type PlacementPolicy, type Used } from "../fleet/fit.ts"
 import { isCloned } from "../fleet/fleet.ts"
@@ -8,6 +9,7 @@ import { isInReach } from "../fleet/liveness.ts"
 import { mostAttempts } from "../fleet/node-rules.ts"
 import type { Member, MemberFacts, Members, Standing } from "../fleet/members.ts"
 import type { QueueReason, QueueReasons } from "../jobs/read/read-job.ts"
+import { waitsFor } from "../jobs/text.ts"
 import type { KeptNodes } from "./kept-nodes.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
 import type { RuntimeSpecs, Trouble } from "./runtime-specs.ts"
@@ -118,6 +120,18 @@ export function queueReason(facts: QueueFacts): QueueReason {
   )
 }
 
+/** Jobs that must complete before this one's tasks are handed out (G-001). */
+function dependencyReason(blockedBy: readonly JobId[], slots: { eligible: number; busy: number }): QueueReason {
+  return {
+    code: "waiting_for_dependency",
+    message: waitsFor(blockedBy),
+    blocked_by: [...blockedBy],
+    eligible_slots: slots.eligible,
+    busy_slots: slots.busy,
+    suggestion: "Nothing to do: it goes on when they have completed, and is cancelled if one of them ends otherwise.",
+  }
+}
+
 /** The machine that runs a task cannot be reached at the moment. */
 function contactLostReason(eligible: { eligible: number; busy: number }): QueueReason {
   return {
@@ -180,8 +194,9 @@ interface QueueReasonParts {
 /** The reasons as memory knows them now. */
 export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
   return {
-    job({ head, submission }) {
+    job({ head, submission, blockedBy }) {
       const live = liveMembers(parts.members, parts.clock.now())
+      if (blockedBy.length > 0) return dependencyReason(blockedBy, slotsFor(submission.requirements, live))
       const isForOther = ({ id }: LiveMember): boolean => (parts.kept.jobOn(id) ?? head.seq) !== head.seq
       return queueReason({
         nodes: live.map((member) => (isForOther(member) ? withoutRoom(asNode(member)) : asNode(member))),
@@ -194,11 +209,13 @@ export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
       })
     },
     contactLost({ submission }) {
-      const allowed = liveMembers(parts.members, parts.clock.now())
-        .map(asNode)
-        .filter((node) => mayRunProjects(node, parts.policy))
-      return contactLostReason(countSlots(allowed, submission.requirements))
+      return contactLostReason(slotsFor(submission.requirements, liveMembers(parts.members, parts.clock.now())))
     },
+  }
+
+  function slotsFor(requirements: Requirements, live: readonly LiveMember[]): { eligible: number; busy: number } {
+    const allowed = live.map(asNode).filter((node) => mayRunProjects(node, parts.policy))
+    return countSlots(allowed, requirements)
   }
 }
 

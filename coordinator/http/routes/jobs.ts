@@ -40,7 +40,7 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
   const parts = { ...given, aggregates: createAggregates(given) }
   mountResults(app, parts)
   const find = (request: ScopedRequest & { params: { id: string } }): Promise<ReadJob> =>
-    readJob(parts.store, jobId(request.params.id), scopeOf(request))
+    readJob(parts, jobId(request.params.id), scopeOf(request))
 
   mount(app, createJob, async (request) => {
     const reply = ({ job, warnings }: SubmittedJob) => newJobOnWire(job, warnings)
@@ -67,7 +67,7 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
       userId: null,
       ids: null,
     }
-    const { seqs, total } = await findJobs(parts.store, filter, { limit, offset })
+    const { seqs, total } = await findJobs(parts, filter, { limit, offset })
     const rows = jobListRows(parts, seqs)
     return new Reply(200, new JsonPieces(objectWithRows("jobs", rows, (count) => ({ count, limit, offset, total }))))
   })

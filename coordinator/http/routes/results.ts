@@ -21,7 +21,7 @@ interface ResultRouteParts extends ReadParts {
 /** What jobs came to (RS-*): one while it runs and after, and all that have ended. */
 export function mountResults(app: Pick<HttpApp, "add">, parts: ResultRouteParts): void {
   mount(app, getJobResults, async (request) => {
-    const job = await readJob(parts.store, jobId(request.params.job_id), scopeOf(request))
+    const job = await readJob(parts, jobId(request.params.job_id), scopeOf(request))
     const { limit, offset } = request.query
     const { indexes } = await pageOfIndexes(parts, job, FINAL, { limit, offset })
     const counts = taskCounts(job.head)
@@ -40,9 +40,9 @@ export function mountResults(app: Pick<HttpApp, "add">, parts: ResultRouteParts)
     const { query } = request
     const { limit, offset, group_by: by } = query
     const filter = filterOf(query, scopeOf(request))
-    const { seqs, total } = await findJobs(parts.store, filter, { limit, offset })
+    const { seqs, total } = await findJobs(parts, filter, { limit, offset })
     const key = by === "recipe_cache_key" ? "nothing" : by
-    const groups = key === undefined ? {} : { group_by: by, groups: await countGroups(parts.store, filter, key) }
+    const groups = key === undefined ? {} : { group_by: by, groups: await countGroups(parts, filter, key) }
     const rest = (count: number) => ({
       count,
       limit,

@@ -13,16 +13,18 @@ import { usd } from "../../../protocol/domain/money.ts"
 import type { FailureKind } from "../../../protocol/domain/statuses.ts"
 import type { HeldAttempt, Members } from "../../fleet/members.ts"
 import { checkpointTotals } from "../../store/checkpoints.ts"
+import { brokenDependency } from "../../store/dependencies.ts"
 import { findHold, type HoldRow } from "../../store/holds.ts"
 import { jobTexts, type JobHead, type JobRow } from "../../store/jobs.ts"
 import type { View } from "../../store/store.ts"
 import { firstFailureKind, leftBehind } from "../../store/task-reads.ts"
 import { indexOfTask, suspectIndexes } from "../../store/tasks.ts"
+import { dependencyNamed } from "../dependencies.ts"
 import type { JobBilling } from "../job-facts.ts"
 import { isEnded, jobStatus } from "../job-state.ts"
 import { checkpointText } from "../resume.ts"
 import type { Submission } from "../submission/submission.ts"
-import { errorSnippet, recommendedAction } from "../text.ts"
+import { actionAfterDependency, errorSnippet, recommendedAction } from "../text.ts"
 import type { Aggregates } from "./aggregates.ts"
 import { JOB_OUTPUT_LIMITS, jobOutput } from "./output.ts"
 import { taskCounts, type QueueReason, type ReadJob, type ReadParts } from "./read-job.ts"
@@ -44,6 +46,7 @@ export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, j
       ...(await summaryFacts(view, head)),
       failureKind: head.failed > 0 ? await firstFailureKind(view, head.seq) : null,
       checkpoints: job.submission.checkpointing?.enabled ? await checkpointTotals(view, head.seq) : null,
+      broken: await brokenBy(view, head),
     })),
     isEnded(head.status) ? parts.aggregates.of(head) : null,
     jobOutput(parts, job, JOB_OUTPUT_LIMITS),
@@ -54,7 +57,7 @@ export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, j
     request: new JsonText(facts.request),
     output: printed.output,
     error: head.error,
-    recommended_action: actionFor(head, facts.failureKind),
+    recommended_action: facts.broken ? actionAfterDependency(facts.broken) : actionFor(head, facts.failureKind),
     summary: summaryOnWire(job, facts, aggregate),
     feedback_summary: feedbackOf(live),
     ...(facts.checkpoints && { checkpoint_summary: checkpointSummary(head, facts.checkpoints) }),
@@ -65,14 +68,21 @@ export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, j
 export function newJobOnWire(row: JobRow, warnings: SubmissionWarning[]): JobOnWire {
   const submission = JSON.parse(row.submission) as Submission
   const { estimate } = billingOf(row)
-  const hold = { id: row.hold, amount: BigInt(estimate), status: "active" as const }
+  // Over already where a job that it depends on had failed.
+  const isOver = isEnded(row.status)
+  const status = isOver ? ("released" as const) : ("active" as const)
+  const hold = { id: row.hold, amount: BigInt(estimate), status }
   return {
     ...commonFields(row, submission, [], null),
     request: new JsonText(row.request),
     output: "",
-    error: null,
-    recommended_action: null,
-    summary: summaryOnWire({ head: row, submission, cwd: null }, { hold, suspects: [], left: null }, null),
+    error: row.error,
+    recommended_action: isOver ? actionFor(row, null) : null,
+    summary: summaryOnWire(
+      { head: row, submission, cwd: null, blockedBy: [] },
+      { hold, suspects: [], left: null },
+      null,
+    ),
     feedback_summary: null,
     warnings,
   }
@@ -186,7 +196,7 @@ function commonFields(
     timeout_s: submission.timeoutSeconds,
     runtime_hint_s: submission.runtimeHintSeconds,
     max_retries: submission.maxRetries,
-    depends_on: [],
+    depends_on: submission.dependsOn ?? [],
     callback_url: null,
     requirements: {
       cpu: need.cpu,
@@ -269,6 +279,16 @@ function feedbackOf(live: readonly HeldAttempt[]): JobOnWire["feedback_summary"]
     live_feedback:
       last.outputTail === null ? null : { output_tail: last.outputTail, updated_at: timestampText(last.feedbackAt) },
   }
+}
+
+/** The job whose end cancelled this one, where its error says so. */
+async function brokenBy(view: View, head: JobHead): Promise<Parameters<typeof actionAfterDependency>[0] | null> {
+  const named = head.status === "cancelled" ? dependencyNamed(head.error) : null
+  if (named === null) return null
+  const broken = await brokenDependency(view, head.seq, named)
+  if (!broken) return null
+  const { reliabilityMode } = JSON.parse(broken.submission) as Submission
+  return { id: named, ended: broken.ended, reliability: reliabilityMode }
 }
 
 function actionFor(head: JobHead, kind: FailureKind | null): string | null {

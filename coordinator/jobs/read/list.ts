@@ -2,28 +2,31 @@ import type { JobStatus } from "../../../protocol/domain/statuses.ts"
 import { groupJobs, jobHeadBySeq, pageOfJobs, type JobFilter, type StoredJobStatus } from "../../store/jobs.ts"
 import type { Store } from "../../store/store.ts"
 import { leftBehind } from "../../store/task-reads.ts"
+import { expiredUpto, type RetentionParts } from "../retention.ts"
 import type { Submission } from "../submission/submission.ts"
 import { attemptsOf, jobListRowOnWire, type JobListRow } from "./job-object.ts"
-import type { ReadParts } from "./read-job.ts"
+import { blockedBy, type ReadParts } from "./read-job.ts"
 
 export type { JobFilter } from "../../store/jobs.ts"
 
 /** A page of jobs by seq, newest first by `created_at`, then id (rulings, Results), and how many match in all. */
 export async function findJobs(
-  store: Store,
+  parts: RetentionParts & { store: Store },
   filter: JobFilter,
   page: { limit: number; offset: number },
 ): Promise<{ seqs: number[]; total: number }> {
-  return await store.read((view) => pageOfJobs(view, filter, page.limit, page.offset))
+  const expired = { expiredUpto: expiredUpto(parts) }
+  return await parts.store.read((view) => pageOfJobs(view, { ...filter, ...expired }, page.limit, page.offset))
 }
 
 /** How many of the matching jobs have each value, by status; over all matches, not the page (GAP-58). */
 export async function countGroups(
-  store: Store,
+  parts: RetentionParts & { store: Store },
   filter: JobFilter,
   by: Parameters<typeof groupJobs>[2],
 ): Promise<{ key: string | null; count: number; statuses: Record<string, number> }[]> {
-  const rows = await store.read((view) => groupJobs(view, filter, by))
+  const expired = { expiredUpto: expiredUpto(parts) }
+  const rows = await parts.store.read((view) => groupJobs(view, { ...filter, ...expired }, by))
   const groups = new Map<string | null, { key: string | null; count: number; statuses: Record<string, number> }>()
   for (const { key, status, jobs } of rows) {
     const group = groups.get(key) ?? { key, count: 0, statuses: {} }
@@ -54,12 +57,14 @@ export async function* jobListRows(
       const jobs = []
       for (const seq of slice) {
         const head = await jobHeadBySeq(view, seq)
-        if (head) jobs.push({ head, hasOutput: (await leftBehind(view, seq)).outputs })
+        if (!head) continue
+        jobs.push({ head, hasOutput: (await leftBehind(view, seq)).outputs, blockedBy: await blockedBy(view, head) })
       }
       return jobs
     })
-    for (const { head, hasOutput } of found) {
-      const job = { head, submission: JSON.parse(head.submission) as Submission, cwd: null }
+    for (const { head, hasOutput, blockedBy: waitsFor } of found) {
+      const submission = JSON.parse(head.submission) as Submission
+      const job = { head, submission, cwd: null, blockedBy: waitsFor }
       yield jobListRowOnWire(parts, job, live.get(head.seq) ?? [], hasOutput)
     }
   }

@@ -6,16 +6,18 @@ import { revisionId, type AccountId, type JobId } from "../../../protocol/domain
 import type { TaskStatus } from "../../../protocol/domain/statuses.ts"
 import type { ObjectFiles } from "../../artifacts/object-files.ts"
 import type { Members } from "../../fleet/members.ts"
+import { openDependencies } from "../../store/dependencies.ts"
 import { jobHeadById, jobHeadBySeq, type JobHead } from "../../store/jobs.ts"
 import { effectiveManifest } from "../../projects/revisions.ts"
 import { findProjectById, findRevision } from "../../store/projects.ts"
 import type { Store, View } from "../../store/store.ts"
 import { isEnded } from "../job-state.ts"
 import type { Plans } from "../plans.ts"
+import { expiredUpto, type RetentionParts } from "../retention.ts"
 import type { Submission } from "../submission/submission.ts"
 
 /** What reading jobs needs: rows, and what memory knows of those that run. */
-export interface ReadParts {
+export interface ReadParts extends RetentionParts {
   store: Store
   files: ObjectFiles
   clock: Clock
@@ -39,27 +41,42 @@ export interface ReadJob {
   head: JobHead
   submission: Submission
   cwd: string | null
+  /** What it waits for, while it waits. */
+  blockedBy: JobId[]
 }
 
-/** The job, if this account may see it; `account` null sees every job. Throws `not_found` (J-041, GAP-04). */
-export async function readJob(store: Store, id: JobId, account: AccountId | null): Promise<ReadJob> {
-  const found = await store.read(async (view) => withCwd(view, await jobHeadById(view, id, account)))
-  if (!found) throw notFound(`the job ${id}`)
+/**
+ * The job, if this account may see it; `account` null sees every job. Throws `not_found` (J-041, GAP-04), also from the moment
+ * on at which the job expires (RS-014).
+ */
+export async function readJob(
+  parts: RetentionParts & { store: Store },
+  id: JobId,
+  account: AccountId | null,
+): Promise<ReadJob> {
+  const found = await parts.store.read(async (view) => withSurroundings(view, await jobHeadById(view, id, account)))
+  const endedAt = found?.head.completedAt ?? null
+  if (!found || (endedAt !== null && endedAt <= expiredUpto(parts))) throw notFound(`the job ${id}`)
   return { ...found, submission: JSON.parse(found.head.submission) as Submission }
 }
 
 /** As `readJob`, for a job whose seq is known; null when it is gone. */
 export async function readJobBySeq(store: Store, seq: number): Promise<ReadJob | null> {
-  const found = await store.read(async (view) => withCwd(view, await jobHeadBySeq(view, seq)))
+  const found = await store.read(async (view) => withSurroundings(view, await jobHeadBySeq(view, seq)))
   return found && { ...found, submission: JSON.parse(found.head.submission) as Submission }
 }
 
-async function withCwd(view: View, head: JobHead | null): Promise<{ head: JobHead; cwd: string | null } | null> {
+async function withSurroundings(view: View, head: JobHead | null): Promise<Omit<ReadJob, "submission"> | null> {
   if (!head) return null
   const revision = await findRevision(view, revisionId(head.revision))
   const project = revision && (await findProjectById(view, revision.project))
   const manifest = revision && project && effectiveManifest({ revision, project })
-  return { head, cwd: manifest?.runtime.workdir ?? null }
+  return { head, cwd: manifest?.runtime.workdir ?? null, blockedBy: await blockedBy(view, head) }
+}
+
+/** The jobs that a queued one waits for, oldest first. */
+export async function blockedBy(view: View, { seq, status }: JobHead): Promise<JobId[]> {
+  return status === "queued" ? (await openDependencies(view, seq)).map(({ id }) => id) : []
 }
 
 /**

@@ -4,7 +4,7 @@ import { ComputalotError } from "../../../protocol/domain/errors.ts"
 
 /**
  * Refuses what the documents promise and this version does not do yet: such a field is never accepted and ignored. Values
- * that ask for nothing (`depends_on: []`) pass.
+ * that ask for nothing (`state: {}`) pass.
  */
 export function refuseLaterFeatures(body: SubmitJobBody): void {
   const fields = [...laterFields(body)]
@@ -17,7 +17,6 @@ export function refuseLaterFeatures(body: SubmitJobBody): void {
 
 function* laterFields(body: SubmitJobBody): Generator<string> {
   if (body.recipe !== undefined) yield "recipe"
-  if (body.depends_on && body.depends_on.length > 0) yield "depends_on"
   if (body.callback_url !== undefined) yield "callback_url"
   if (body.max_cost_usd !== undefined) yield "max_cost_usd"
   if (body.reservation?.mode === "guaranteed") yield "reservation.mode guaranteed"

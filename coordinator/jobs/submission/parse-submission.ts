@@ -11,6 +11,7 @@ import { ComputalotError, invalidField, invalidRequest, type FieldProblem } from
 import { JOB_TYPES } from "../../../protocol/domain/statuses.ts"
 import { benchmark } from "./benchmark.ts"
 import { commandProblem } from "./command.ts"
+import { dependencies } from "./depends-on.ts"
 import { fieldWarnings } from "./field-warnings.ts"
 import { refuseLaterFeatures } from "./later-features.ts"
 import { missing } from "./missing.ts"
@@ -72,6 +73,7 @@ export function parseSubmission(body: unknown): ParsedSubmission {
     variant: variant(fields, problems),
     resultSchema: resultSchema(fields, problems),
     ...checkpointing(fields, problems),
+    ...dependencies(fields, problems),
   }
   const wrongCommand = fields.runner_command && commandProblem(fields.runner_command)
   if (wrongCommand && problems.length === 0) throw commandRefused(wrongCommand)

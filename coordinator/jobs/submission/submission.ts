@@ -1,5 +1,6 @@
 import type { FieldType } from "../../../protocol/api/jobs.ts"
 import type { JsonObject, JsonValue } from "../../../protocol/base/json-text.ts"
+import type { JobId } from "../../../protocol/domain/ids.ts"
 import type { Requirements } from "../../../protocol/domain/requirements.ts"
 import type { Priority, ReliabilityMode } from "../../../protocol/domain/statuses.ts"
 
@@ -31,6 +32,8 @@ export interface Submission {
   resultSchema: ResultSchema
   /** Absent where the submission says nothing of it. */
   checkpointing?: Checkpointing
+  /** Jobs that must complete before this one may start, each once; absent where it names none. */
+  dependsOn?: JobId[]
 }
 
 /** CK-001, CK-003: are checkpoints kept, and does a next attempt get what an earlier one left? */
