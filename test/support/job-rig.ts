@@ -53,6 +53,7 @@ export interface JobRig extends AsyncDisposable {
   store: Store & { dataDir: string }
   files: ObjectFiles
   clock: Clock
+  jobRetentionMs: number
   /** Moves time forward. */
   pass(ms: number): void
   plans: Plans
@@ -96,6 +97,7 @@ export async function startJobRig(
     wrap?: (store: Store & { dataDir: string }) => Store & { dataDir: string }
     /** Else the system's, which `pass` moves. */
     clock?: Clock
+    jobRetentionMs?: number
   } = {},
 ): Promise<JobRig> {
   let aheadMs = 0
@@ -106,6 +108,7 @@ export async function startJobRig(
   }
   const dir = await mkdtemp(join(tmpdir(), "job-rig-"))
   const opened = await openTestStore({ clock })
+  const jobRetentionMs = options.jobRetentionMs ?? 30 * 86_400_000
   const store = options.wrap?.(opened) ?? opened
   const files = await openObjectFiles(dir, systemRandom)
   const members = createMembers(clock, { heartbeatMs: 1_000, claimLifetimeMs: 300_000 })
@@ -147,6 +150,7 @@ export async function startJobRig(
     store,
     files,
     clock,
+    jobRetentionMs,
     pass(ms) {
       aheadMs += ms
     },
@@ -190,7 +194,15 @@ export async function startJobRig(
     },
     submit: (request) =>
       submitJob(
-        { store, clock, random: systemRandom, prices: DEFAULT_PRICES, quoteTtlMs: 1000, plan: () => {} },
+        {
+          store,
+          clock,
+          random: systemRandom,
+          prices: DEFAULT_PRICES,
+          quoteTtlMs: 1000,
+          jobRetentionMs,
+          plan: () => {},
+        },
         request,
       ),
     async queued(account, body) {

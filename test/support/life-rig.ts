@@ -3,7 +3,7 @@ import { systemRandom } from "../../protocol/base/random.ts"
 import type { AccountId } from "../../protocol/domain/ids.ts"
 import { identityFromSeed } from "../../protocol/mesh/identity.ts"
 import { createObjectContent } from "../../coordinator/artifacts/object-content.ts"
-import { createBackground } from "../../coordinator/jobs/background.ts"
+import { createBackground, type Background } from "../../coordinator/jobs/background.ts"
 import { createKnownJobs, type KnownJobs } from "../../coordinator/jobs/job-facts.ts"
 import { createJobLife, type JobLife } from "../../coordinator/scheduler/job-life.ts"
 import { createPace } from "../../coordinator/scheduler/pace.ts"
@@ -14,15 +14,48 @@ import { startJobRig, type JobRig } from "./job-rig.ts"
 
 /** A job rig whose jobs live as in the coordinator: planned, queued, ended and finished by the real `JobLife`. */
 export interface LifeRig extends AsyncDisposable {
-  life: JobLife
-  known: KnownJobs
-  queue: ReadyQueue
+  readonly life: JobLife
+  readonly known: KnownJobs
+  readonly queue: ReadyQueue
   /** Submits, writes the tasks and makes the job grantable. */
   taken(account: AccountId, body?: object): Promise<JobRow>
+  /** What a process knew of jobs is gone, and what it was doing; `between` happens before the next one goes on from the rows. */
+  restart(between?: () => void): Promise<void>
 }
 
-export async function startLifeRig(): Promise<JobRig & LifeRig> {
-  const rig = await startJobRig()
+export async function startLifeRig(options: Parameters<typeof startJobRig>[0] = {}): Promise<JobRig & LifeRig> {
+  const rig = await startJobRig(options)
+  let now = await startLife(rig)
+  return {
+    ...rig,
+    get life() {
+      return now.life
+    },
+    get known() {
+      return now.known
+    },
+    get queue() {
+      return now.queue
+    },
+    async taken(account, body = {}) {
+      const job = await rig.queued(account, body)
+      await now.life.takeUp(job.seq)
+      return job
+    },
+    async restart(between = () => {}) {
+      await now.background[Symbol.asyncDispose]()
+      between()
+      now = await startLife(rig)
+      await now.life.resume()
+    },
+    async [Symbol.asyncDispose]() {
+      await now.background[Symbol.asyncDispose]()
+      await rig[Symbol.asyncDispose]()
+    },
+  }
+}
+
+async function startLife(rig: JobRig): Promise<Pick<LifeRig, "life" | "known" | "queue"> & { background: Background }> {
   const { store, clock, members } = rig
   const known = createKnownJobs()
   const queue = createReadyQueue(300_000)
@@ -48,19 +81,5 @@ export async function startLifeRig(): Promise<JobRig & LifeRig> {
       for (const claim of claims) members.release(claim)
     },
   })
-  return {
-    ...rig,
-    life,
-    known,
-    queue,
-    async taken(account, body = {}) {
-      const job = await rig.queued(account, body)
-      await life.takeUp(job.seq)
-      return job
-    },
-    async [Symbol.asyncDispose]() {
-      await background[Symbol.asyncDispose]()
-      await rig[Symbol.asyncDispose]()
-    },
-  }
+  return { life, known, queue, background }
 }

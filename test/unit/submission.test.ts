@@ -236,7 +236,6 @@ test("C-18: asking for a GPU and against one is a contradiction", () => {
 test("what a later version brings is refused by name, never accepted and ignored", () => {
   const later: [string, object][] = [
     ["recipe", { recipe: "packing" }],
-    ["depends_on", { depends_on: ["job_20260312_143000_abc123"] }],
     ["callback_url", { callback_url: "https://example.com/x" }],
     ["max_cost_usd", { max_cost_usd: 1 }],
     ["reservation.mode guaranteed", { reservation: { mode: "guaranteed", parallelism: 2 } }],
@@ -253,6 +252,17 @@ test("what a later version brings is refused by name, never accepted and ignored
     const error = refusal({ ...least, ...fields })
     expect(error).toMatchObject({ code: "not_available_yet", status: 422, message: `not available yet: ${name}` })
   }
+})
+
+test("J-011, GAP-62: depends_on names up to 100 jobs, each counted once", () => {
+  const ids = Array.from({ length: 100 }, (_, n) => `job_20260312_143000_${String(n).padStart(6, "0")}`)
+  const dependsOn = (depends_on: unknown) => parseSubmission({ ...least, depends_on }).submission.dependsOn
+  expect(dependsOn(ids)).toEqual(ids)
+  expect(dependsOn([...ids, ...ids.toReversed()])).toEqual(ids)
+  for (const nothing of [undefined, null, []]) expect(dependsOn(nothing)).toBe(undefined)
+  expect(problemPaths({ ...least, depends_on: [...ids, "job_20260312_143000_one_more"] })).toEqual(["depends_on"])
+  expect(problemPaths({ ...least, depends_on: [ids[0], 7] })).toEqual(["depends_on[1]"])
+  expect(problemPaths({ ...least, depends_on: [""] })).toEqual(["depends_on[0]"])
 })
 
 test("defaults of what a later version brings are accepted", () => {
