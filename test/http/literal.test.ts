@@ -44,6 +44,7 @@ beforeAll(async () => {
       ...PROJECT_FILES,
       "job.py": JOB_PY,
       "script.py": ECHO_PY,
+"train.py": ECHO_PY,
       "evaluate.py": name === "my-proj" ? ECHO_PY : SCORE_PY,
       "eval.py": ECHO_PY,
       "simulate.py": ECHO_PY,
@@ -244,6 +245,47 @@ echo $STATUS`,
     expect(payloads.every(({ count, total_seeds }) => count === 500 && total_seeds === 10_000)).toBe(true)
     const results = await client.results(id)
     expect(results["aggregate_result"]).toHaveLength(20)
+  })
+
+  test("A28, A29: an evaluation stays queued until its training, which needs a GPU, has completed", async () => {
+    const reply = await sh(
+      `# Step 1: Train
+JOB1=$(curl -sS -X POST \\
+${BEARER} \\
+-H "Content-Type: application/json" \\
+$BASE_URL/api/v1/jobs \\
+-d '{
+"type": "structured_runner",
+"runner_command": ["python", "train.py"],
+"payload": {"epochs": 50, "lr": 0.001},
+"project": "my-ml-project",
+"timeout_s": 7200,
+"gpu_required": true
+}' | python3 -c "import sys,json; print(json.load(sys.stdin)['id'])")
+# Step 2: Evaluate (waits for step 1)
+curl -sS -X POST \\
+${BEARER} \\
+-H "Content-Type: application/json" \\
+$BASE_URL/api/v1/jobs \\
+-d "{
+\\"type\\": \\"structured_runner\\",
+\\"runner_command\\": [\\"python\\", \\"evaluate.py\\"],
+\\"payload\\": {\\"model_path\\": \\"/root/my-ml-project/model.pt\\"},
+\\"depends_on\\": [\\"$JOB1\\"],
+\\"project\\": \\"my-ml-project\\",
+\\"timeout_s\\": 600
+}"`,
+    )
+    expect(reply.status, reply.stdout).toBe(201)
+    const second = String(reply.json["id"])
+    const [first = ""] = reply.json["depends_on"] as string[]
+    expect(await client.until(second, () => true)).toMatchObject({
+      status: "queued",
+      queue_reason: { code: "waiting_for_dependency", blocked_by: [first] },
+    })
+    await fleet.addNode({ flags: ["--gpus=1:24576"] })
+    expect(await client.ended(second)).toMatchObject({ status: "completed", output: "saw ['model_path']\n" })
+    expect(await client.ended(first)).toMatchObject({ status: "completed", output: "saw ['epochs', 'lr']\n" })
   })
 
   test("A31: fifty ranges are reduced to the three documented numbers", async () => {
