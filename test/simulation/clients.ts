@@ -78,9 +78,15 @@ export class Clients {
     }
   }
 
-  async #submit({ client, name, body }: Extract<Action, { kind: "submit" }>): Promise<void> {
-    const answer = await this.#insist(client, "POST", "/api/v1/jobs", body, `key-${name}`)
-    this.#machine.tell(`submit ${name}: ${answer.status}`)
+  async #submit({ client, name, body, after }: Extract<Action, { kind: "submit" }>): Promise<void> {
+    for (const other of after) await this.#submitting.get(other)
+    const era = this.#era
+    const dependsOn = after.flatMap((other) => this.jobs.get(other) ?? [])
+    const whole = dependsOn.length === 0 ? body : { ...body, depends_on: dependsOn }
+    const answer = await this.#insist(client, "POST", "/api/v1/jobs", whole, `key-${name}`)
+    this.#machine.tell(`submit ${name}${after.length > 0 ? ` after ${after.join(", ")}` : ""}: ${answer.status}`)
+    // What it depends on may be gone with what came after the copy that the coordinator was restored from.
+    if (answer.status === 422 && dependsOn.length > 0 && this.#era !== era) return
     if (answer.status !== 201) {
       if (answer.status !== 402)
         this.#watch.wrong(`submit ${name} was answered ${answer.status}: ${answer.body.toString()}`)

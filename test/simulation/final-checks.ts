@@ -195,6 +195,19 @@ const OFFENDERS = `
   UNION ALL
   SELECT '1: attempt ' || claim || ' is still ' || state FROM attempts WHERE ended_at IS NULL
   UNION ALL
+  SELECT '1: job ' || j.id || ' still waits for ' || u.id FROM job_dependencies d
+    JOIN jobs j ON j.seq = d.job JOIN jobs u ON u.seq = d.upstream WHERE d.ended IS NULL
+  UNION ALL
+  SELECT '1: job ' || j.id || ' was cancelled by one that completed' FROM job_dependencies d
+    JOIN jobs j ON j.seq = d.job JOIN jobs u ON u.seq = d.upstream
+    WHERE u.status = 'completed' AND j.error LIKE 'dependency ' || u.id || ' ended%'
+  UNION ALL
+  SELECT '2: job ' || j.id || ' started before ' || u.id || ' had completed' FROM job_dependencies d
+    JOIN jobs j ON j.seq = d.job JOIN jobs u ON u.seq = d.upstream
+    WHERE EXISTS (SELECT 1 FROM attempts a WHERE a.task / 131072 = j.seq) AND (u.status <> 'completed' OR EXISTS (
+      SELECT 1 FROM events e WHERE e.job = j.seq AND e.type = 'task.started' AND e.id <
+        (SELECT id FROM events c WHERE c.job = u.seq AND c.type = 'job.completed')))
+  UNION ALL
   SELECT '2: task ' || task || ' completed by ' || count(*) || ' attempts' FROM attempts
     WHERE state = 'completed' GROUP BY task HAVING count(*) > 1
   UNION ALL

@@ -15,14 +15,16 @@ export interface Plan {
   faults: Fault[]
 }
 
-export type Action = { atMs: number } & (
-  | { kind: "submit"; client: number; name: string; body: Record<string, unknown> }
-  | { kind: "cancel"; client: number; job: string }
-  | { kind: "read"; client: number; job: string; what: "job" | "tasks" | "events" | "results" | "output" }
-  | { kind: "follow"; client: number; job: string }
-  /** The admin's word. */
-  | { kind: "set node"; node: number; state: "active" | "draining" | "revoked" }
-)
+export type Action = { atMs: number } &
+  /** `after`: jobs that it depends on, by name; those that are not there are left out. */
+  (
+    | { kind: "submit"; client: number; name: string; body: Record<string, unknown>; after: string[] }
+    | { kind: "cancel"; client: number; job: string }
+    | { kind: "read"; client: number; job: string; what: "job" | "tasks" | "events" | "results" | "output" }
+    | { kind: "follow"; client: number; job: string }
+    /** The admin's word. */
+    | { kind: "set node"; node: number; state: "active" | "draining" | "revoked" }
+  )
 
 /** Node −1 is the coordinator. */
 export type Fault = { atMs: number } & (
@@ -114,6 +116,7 @@ const byTime = (left: { atMs: number }, right: { atMs: number }): number => left
 
 function actionsOf(chance: Chance, busyMs: number): Action[] {
   const actions: Action[] = []
+  const submitted: { name: string; client: number; atMs: number }[] = []
   const jobs = chance.whole(2, 7)
   for (let n = 0; n < jobs; n++) {
     const name = `job-${n}`
@@ -121,7 +124,9 @@ function actionsOf(chance: Chance, busyMs: number): Action[] {
     const atMs = chance.between(100, busyMs * 0.8)
     const body = jobBody(chance, name)
     leaveCheckpoints(body, chance.of(`${name} checkpoints`))
-    actions.push({ atMs, client, kind: "submit", name, body })
+    const before = submitted.filter((other) => other.client === client && other.atMs < atMs)
+    actions.push({ atMs, client, kind: "submit", name, body, after: upstreamsOf(chance.of(`${name} after`), before) })
+    submitted.push({ name, client, atMs })
     if (chance.happens(0.01)) {
       // More tasks than one slice of planning takes: it is gone before they all run.
       Object.assign(body, { type: "structured_runner", fan_out: { chunks: MANY_TASKS, total: MANY_TASKS } })
@@ -141,6 +146,13 @@ function actionsOf(chance: Chance, busyMs: number): Action[] {
     }
   }
   return actions
+}
+
+/** Some jobs depend on one that came before, or on two. */
+function upstreamsOf(chance: Chance, before: { name: string }[]): string[] {
+  if (before.length === 0 || !chance.happens(0.4)) return []
+  const names = Array.from({ length: chance.pick([1, 1, 2]) }, () => chance.pick(before).name)
+  return [...new Set(names)]
 }
 
 /** Nodes are drained and taken back, and some revoked: their machines begin anew. */
