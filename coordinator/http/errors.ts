@@ -33,7 +33,7 @@ function errorBodyOf(refusal: ComputalotError, requestId: string): ErrorBody {
   return {
     error: refusal.message,
     code: refusal.code,
-    ...(refusal.recommendedAction === undefined ? {} : { recommended_action: refusal.recommendedAction }),
+    recommended_action: refusal.recommendedAction,
     ...(refusal.details === undefined ? {} : { details: refusal.details }),
     ...refusal.body,
     request_id: requestId,
@@ -46,7 +46,6 @@ export function asRefusal(error: unknown): ComputalotError {
   if (error instanceof URIError)
     return new ComputalotError("malformed_path", "the path holds a percent sign that starts no valid escape")
   return new ComputalotError("internal", "the coordinator failed at this request; the fault is its own", {
-    recommendedAction: "Send the request again; if it fails again, report the request_id.",
     cause: error,
   })
 }

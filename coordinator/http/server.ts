@@ -123,13 +123,13 @@ function closeServer(server: Server, app: HttpApp, working: Map<Socket, number>,
 /** What is no HTTP gets one answer in our shape, and the connection ends. */
 function refuseGarbage(error: NodeJS.ErrnoException, socket: Duplex): void {
   if (error.code === "ECONNRESET" || !socket.writable || bytesWritten(socket) > 0) return void socket.destroy()
-  const [status, code, text] =
+  const [status, text, next] =
     error.code === "HPE_HEADER_OVERFLOW"
-      ? (["431 Request Header Fields Too Large", "invalid_request", "the headers are larger than 16 KiB"] as const)
+      ? ["431 Request Header Fields Too Large", "the headers are larger than 16 KiB", "Send smaller headers."]
       : error.code === "ERR_HTTP_REQUEST_TIMEOUT"
-        ? (["408 Request Timeout", "invalid_request", "the request did not arrive in time"] as const)
-        : (["400 Bad Request", "invalid_request", "this is not a valid HTTP request"] as const)
-  const body = JSON.stringify({ error: text, code, request_id: "none" })
+        ? ["408 Request Timeout", "the request did not arrive in time", "Send it again, all of it at once."]
+        : ["400 Bad Request", "this is not a valid HTTP request", "Send it again with an HTTP client."]
+  const body = JSON.stringify({ error: text, code: "invalid_request", recommended_action: next, request_id: "none" })
   socket.end(
     `HTTP/1.1 ${status}\r\ncontent-type: application/json; charset=utf-8\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
   )

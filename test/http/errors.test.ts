@@ -127,6 +127,26 @@ test("E-002, GAP-68: every refusal has one shape, and the request id is echoed",
   expect(other.json["request_id"]).toMatch(/^req_[a-z0-9]{16}$/)
 })
 
+test("E-002: every refusal of the door names the next step, whichever status it has", async () => {
+  const refusals = [
+    call("GET", "/api/v1/test/%zz", { token }),
+    call("GET", "/api/v1/test/a"),
+    call("POST", "/api/v1/test/echo", { token: "flk_viewer", body: {} }),
+    call("GET", "/nothing"),
+    call("DELETE", "/api/v1/test/a"),
+    call("POST", "/api/v1/test/a/upload", { token, headers: { "content-length": "99999999", expect: "100-continue" } }),
+    call("POST", "/api/v1/test/echo", { token, body: { text: "x" } }),
+    call("GET", "/api/v1/test/bug", { token }),
+    call("GET", "/api/v1/test/busy", { token }),
+  ]
+  const answers = await Promise.all(refusals)
+  expect(answers.map(({ status }) => status)).toEqual([400, 401, 403, 404, 405, 413, 422, 500, 503])
+  for (const { json } of answers) {
+    expect(Object.keys(json)).toEqual(expect.arrayContaining(["error", "code", "recommended_action", "request_id"]))
+    expect(String(json["recommended_action"])).toMatch(/^[A-Z].*\.$/)
+  }
+})
+
 test("E-003, GAP-01: no token, a wrong one and a malformed one are 401; a role that does not reach is 403", async () => {
   for (const headers of [
     {},
