@@ -4,7 +4,8 @@ export type ParsedJson = { ok: true; value: JsonValue } | { ok: false; path: str
 
 /**
  * Parses a request body. Refused, with the path, is what JSON.parse would let through changed: a number that a double cannot
- * hold as written (9007199254740993, 1e400), and nesting so deep that a later JSON.stringify would overflow the stack.
+ * hold as written (9007199254740993, 1e400), a key that an object has twice (the first value would be dropped), and half of a
+ * surrogate pair (no UTF-8 holds it); also nesting so deep that a later JSON.stringify would overflow the stack.
  */
 export function parseExactJson(text: string): ParsedJson {
   let value: JsonValue
@@ -23,7 +24,9 @@ const DEEPEST_NESTING = 200
 const SURELY_EXACT_LENGTH = 15
 
 /** A list counts its elements, an object remembers where its current key stands. */
-type Container = { kind: "list"; index: number } | { kind: "object"; keyStart: number; keyEnd: number; inKey: boolean }
+type Container =
+  | { kind: "list"; index: number }
+  | { kind: "object"; keyStart: number; keyEnd: number; inKey: boolean; keys: Set<string> }
 
 /** Walks the tokens of valid JSON and answers the first thing that cannot be kept as written. */
 function findInexact(text: string): Extract<ParsedJson, { ok: false }> | null {
@@ -33,15 +36,22 @@ function findInexact(text: string): Extract<ParsedJson, { ok: false }> | null {
     path: pathOf(containers, text),
     problem,
   })
+  const mayHaveHalves = HALF_ESCAPE.test(text)
   let inside: Container | undefined
   for (let at = 0; at < text.length; at++) {
     const code = text.charCodeAt(at)
     if (code === QUOTE) {
       const end = endOfJsonString(text, at)
+      if (mayHaveHalves && !(JSON.parse(text.slice(at, end)) as string).isWellFormed()) {
+        return refused("has half of a surrogate pair: send whole characters")
+      }
       if (inside?.kind === "object" && inside.inKey) {
         inside.keyStart = at
         inside.keyEnd = end
         inside.inKey = false
+        const key = keyOf(text, at, end)
+        if (inside.keys.has(key)) return refused("stands there twice: keep one of the two")
+        inside.keys.add(key)
       }
       at = end - 1
     } else if (code === OPEN_BRACKET || code === OPEN_BRACE) {
@@ -49,7 +59,9 @@ function findInexact(text: string): Extract<ParsedJson, { ok: false }> | null {
         return refused(`is nested deeper than ${DEEPEST_NESTING} levels: flatten it`)
       }
       inside =
-        code === OPEN_BRACKET ? { kind: "list", index: 0 } : { kind: "object", keyStart: 0, keyEnd: 0, inKey: true }
+        code === OPEN_BRACKET
+          ? { kind: "list", index: 0 }
+          : { kind: "object", keyStart: 0, keyEnd: 0, inKey: true, keys: new Set() }
       containers.push(inside)
     } else if (code === CLOSE_BRACKET || code === CLOSE_BRACE) {
       containers.pop()
@@ -67,6 +79,15 @@ function findInexact(text: string): Extract<ParsedJson, { ok: false }> | null {
     }
   }
   return null
+}
+
+/** An escape that may stand for half of a pair. */
+const HALF_ESCAPE = /\\u[dD][89a-fA-F]/
+
+/** `"a"` and `"\u0061"` are one key. */
+function keyOf(text: string, start: number, end: number): string {
+  const raw = text.slice(start + 1, end - 1)
+  return raw.includes("\\") ? (JSON.parse(text.slice(start, end)) as string) : raw
 }
 
 /** `jobs[3].payload.seed`: where the walk stands. */

@@ -25,6 +25,23 @@ test("numbers that JSON.parse would change are refused with their path", () => {
   }
 })
 
+test("a key that stands there twice is refused, also where it is escaped: its first value would be dropped", () => {
+  for (const [text, path] of [
+    ['{"a":1,"a":1}', "a"],
+    ['{"payload":{"x":[{"b":1,"\\u0062":2}]}}', "payload.x[0].b"],
+    ['{"__proto__":1,"__proto__":2}', "__proto__"],
+  ] as const) {
+    expect(parseExactJson(text)).toEqual({ ok: false, path, problem: "stands there twice: keep one of the two" })
+  }
+  expect(parseExactJson('[{"a":{"a":1},"b":["a","a"]},{"a":"a"}]').ok).toBe(true)
+})
+
+test("half of a surrogate pair is refused, whole pairs and escaped backslashes are not", () => {
+  for (const text of ['{"a":"\\ud800"}', '["x\\uDC00y"]', '{"\\ud83d":1}', '"\\ud83d\\ud83d\\ude00"'])
+    expect(parseExactJson(text)).toMatchObject({ ok: false, problem: expect.stringContaining("surrogate") })
+  for (const text of ['{"a":"\\ud83d\\ude00"}', '["\\\\ud800"]', '"😀"']) expect(parseExactJson(text).ok).toBe(true)
+})
+
 test("text that is not JSON is refused", () => {
   for (const text of ["", "{", "{'a':1}", "NaN", "[1,]", "\u{feff}{}"])
     expect(parseExactJson(text)).toMatchObject({ ok: false, path: "" })
