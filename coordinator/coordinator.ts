@@ -22,6 +22,7 @@ import { creditSignup } from "./billing/ledger.ts"
 import { DEFAULT_PRICES, readPrices } from "./billing/pricing.ts"
 import type { CoordinatorConfig } from "./config.ts"
 import { startTally } from "./events/tally.ts"
+import { createDocuments } from "./documents/documents.ts"
 import { createJobWatch } from "./events/watch.ts"
 import { createContentBytes } from "./fleet/content-bytes.ts"
 import { createFleet, fleetFacts, hasLiveWorker, liveWorkers, type ReplicaNews } from "./fleet/fleet.ts"
@@ -36,6 +37,7 @@ import { mountAdmin } from "./http/routes/admin.ts"
 import { mountArtifacts } from "./http/routes/artifacts.ts"
 import { mountBatch } from "./http/routes/batch.ts"
 import { mountFeedback } from "./http/routes/feedback.ts"
+import { mountDocuments } from "./http/routes/documents.ts"
 import { mountJobs } from "./http/routes/jobs.ts"
 import { mountMetrics } from "./http/routes/metrics.ts"
 import { mountNodes } from "./http/routes/nodes.ts"
@@ -144,6 +146,10 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   const adminToken = bootstrapToken(config.dataDir, config.adminToken, random)
   const authenticator = createAuthenticator({ store, clock, bootstrapToken: adminToken })
   const prices = config.pricesFile === null ? DEFAULT_PRICES : readPrices(config.pricesFile)
+  mountDocuments(app, {
+    documents: createDocuments({ rows: () => app.rows(), prices, version: parts.version }),
+    publicOrigin: config.publicUrl,
+  })
   const policy = { allowUnsandboxed: config.allowUnsandboxed, allowUnenforced: config.allowUnenforced }
   const heartbeatMs = (count: number): number =>
     config.heartbeatMs ?? heartbeatIntervalMs(count, config.claimLifetimeMs)

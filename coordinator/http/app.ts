@@ -36,6 +36,8 @@ export interface HttpApp {
   readiness(): Promise<Readiness>
   /** Adds one route. Order does not matter: static words win over parameters (E-010). */
   add(route: Route): void
+  /** Every row that is served. */
+  rows(): readonly Endpoint[]
   /** The core runs: `/api/v1` is served from now on. */
   open(core: HttpCore): void
   /** The core is about to stop: `/api/v1` answers 503, streams end. A second call does nothing. */
@@ -279,6 +281,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       routes.push(route)
       router = null
     },
+    rows: () => routes.map(({ row }) => row),
     open(core) {
       assert(running === null && !stopping.signal.aborted, "the door is opened once")
       running = runCore(core, parts)

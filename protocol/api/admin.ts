@@ -110,6 +110,7 @@ export const creditAccount = endpoint({
   }),
   status: 201,
   reply: z.object({ entry: ledgerEntry, balance }),
+  replies: { 409: { description: "what would be taken back is held for running work" } },
 })
 
 export const listAccounts = endpoint({

@@ -3,7 +3,7 @@ import { parseUsd, usd, type MicroUsd } from "../domain/money.ts"
 import { ERROR_STATUS, type ErrorCode } from "../domain/errors.ts"
 
 /** The one shape of every refusal (E-002; rulings, Errors). Some carry further keys: `quote`, `init_state`, … */
-const errorBody = z
+export const errorBody = z
   .looseObject({
     error: z.string(),
     code: z.enum(Object.keys(ERROR_STATUS) as [ErrorCode, ...ErrorCode[]]),
@@ -30,18 +30,23 @@ export const usdAmount = z.number()
 /** An amount in a request, as micro-dollars. Never zero; at most six decimals (rulings, Ledger). */
 export function usdInput(least: MicroUsd, most: MicroUsd) {
   const wanted = `must be an amount in dollars from ${usd(least)} to ${usd(most)}, not 0, with at most six decimals`
-  return z.number({ error: wanted }).transform((amount, context): MicroUsd => {
-    const micro = parseUsd(amount)
-    if (micro !== null && micro !== 0n && micro >= least && micro <= most) return micro
-    context.addIssue({ code: "custom", message: wanted })
-    return z.NEVER
-  })
+  const shown = { type: "number", minimum: usd(least), maximum: usd(most) }
+  return z
+    .number({ error: wanted })
+    .meta({ shown })
+    .transform((amount, context): MicroUsd => {
+      const micro = parseUsd(amount)
+      if (micro !== null && micro !== 0n && micro >= least && micro <= most) return micro
+      context.addIssue({ code: "custom", message: wanted })
+      return z.NEVER
+    })
 }
 
 /** A whole number that arrives as text in a path or query. */
 export function wholeNumberText(least: number, most = Number.MAX_SAFE_INTEGER): z.ZodType<number, string | number> {
   return z
     .union([z.number(), z.string()])
+    .meta({ shown: { type: "integer", minimum: least, ...(most < Number.MAX_SAFE_INTEGER && { maximum: most }) } })
     .transform((text) => (typeof text === "number" || /^-?\d{1,16}$/.test(text) ? Number(text) : Number.NaN))
     .refine((value) => Number.isSafeInteger(value) && value >= least && value <= most, {
       error:
@@ -54,6 +59,7 @@ export function wholeNumberText(least: number, most = Number.MAX_SAFE_INTEGER): 
 /** An id that is a whole number, in a path. One that is none names nothing, so handlers answer 404, not 422. */
 export const numericId = z
   .union([z.number(), z.string()])
+  .meta({ shown: { type: "integer", minimum: 1 } })
   .transform((text) => (/^\d{1,15}$/.test(String(text)) ? Number(text) : 0))
 
 /** `limit` above the largest is cut to it, below 1 refused (GAP-57); `offset` counts from 0. */
@@ -61,8 +67,11 @@ export function paging(defaultLimit: number, largestLimit: number) {
   return {
     limit: wholeNumberText(1)
       .transform((limit) => Math.min(limit, largestLimit))
-      .default(defaultLimit),
-    offset: wholeNumberText(0).default(0),
+      .default(defaultLimit)
+      .meta({ shown: { type: "integer", minimum: 1, default: defaultLimit } }),
+    offset: wholeNumberText(0)
+      .default(0)
+      .meta({ shown: { type: "integer", minimum: 0, default: 0 } }),
   }
 }
 

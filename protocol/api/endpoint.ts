@@ -33,6 +33,8 @@ export interface Endpoint {
   creates?: true
   /** The reply is no JSON: an event stream, or bytes of the given kind. The handler writes it itself. */
   stream?: "events" | "bytes" | "text"
+  /** Of a stream's reply, without its charset; left out where the bytes are of any kind. */
+  contentType?: string
 }
 
 /** Who may call: everybody, any key, keys that may change things, administrators, enrolled nodes. */

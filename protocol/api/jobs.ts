@@ -440,7 +440,7 @@ export const taskRow = z
     queue_reason: queueReason.nullable(),
   })
   .meta({ id: "Task" })
-export const tasksReply = z.object({ ...listOf("tasks", taskRow).shape, total: z.int() })
+export const tasksReply = z.object({ ...pageOf("tasks", taskRow).shape, total: z.int() })
 
 /** What a failed task shows as its `result` (J-036). Paths and commands are those inside the sandbox (C-21). */
 export const failureRecord = z.object({

@@ -35,6 +35,7 @@ export const enrolNodeEndpoint = endpoint({
   }),
   replies: {
     401: { description: "the token is unknown, spent or expired, or the signature does not fit" },
+    403: { description: "the node's key was revoked" },
     429: { description: "too many failures from one address: come back after Retry-After seconds" },
   },
 })
@@ -52,6 +53,7 @@ export const uploadNodeBlob = endpoint({
   query: claimQuery,
   rawBody: { limitBytes: LARGEST_NODE_BLOB_BYTES, contentType: "application/octet-stream" },
   reply: z.object({ digest: z.string(), size: z.int() }),
+  replies: { 410: { description: "the claim is spent: its bytes are not wanted any more" } },
 })
 
 export const downloadNodePayload = endpoint({
@@ -166,6 +168,7 @@ export const adminPutNode = endpoint({
   summary: "Drains a node, takes it back into service, or revokes it for good.",
   body: z.object({ state: z.enum(["active", "draining", "revoked"]), reason: z.string().max(500).nullish() }),
   reply: z.object({ node: nodeRow }),
+  replies: { 409: { description: "the node is revoked, and that is final" } },
 })
 
 export const nodeEndpoints = [

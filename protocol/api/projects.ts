@@ -5,7 +5,9 @@ import { endpoint } from "./endpoint.ts"
 /** Administrators name an account by it. */
 const query = z.object({ account_id: z.string().optional() })
 const whole = z.int({ error: "must be a whole number" })
-const anyObject = z.record(z.string(), z.json(), { error: "must be an object" })
+const anyObject = z
+  .record(z.string(), z.json(), { error: "must be an object" })
+  .meta({ shown: { type: "object", additionalProperties: true } })
 const shortText = z.string().min(1).max(1024)
 const env = z.record(
   z.string().regex(/^[^=\0]{1,256}$/, { error: "names have 1 to 256 characters, without = and NUL" }),
@@ -145,6 +147,7 @@ const forbidden = (why: string) =>
     .unknown()
     .optional()
     .refine((value) => value === undefined, { error: why })
+    .meta({ hidden: true })
 const pushIt = forbidden("cannot be set here: push code to POST /api/v1/projects/:name/push")
 
 export const updateProject = endpoint({

@@ -22,6 +22,7 @@ export const LADDERS: Record<Program, readonly (readonly string[])[]> = {
     ["fleet"],
     ["jobs"],
     ["scheduler"],
+    ["documents"],
     ["mesh", "http"],
     ["config.ts", "small-heap.ts"],
     ["coordinator.ts"],

@@ -5,6 +5,7 @@ import { accountEndpoints } from "../../protocol/api/account.ts"
 import { adminEndpoints } from "../../protocol/api/admin.ts"
 import { artifactEndpoints } from "../../protocol/api/artifacts.ts"
 import { batchEndpoints } from "../../protocol/api/batch.ts"
+import { documentEndpoints } from "../../protocol/api/documents.ts"
 import type { Endpoint } from "../../protocol/api/endpoint.ts"
 import { feedbackEndpoints } from "../../protocol/api/feedback.ts"
 import { jobEndpoints } from "../../protocol/api/jobs-endpoints.ts"
@@ -19,6 +20,7 @@ const table: readonly Endpoint[] = [
   ...accountEndpoints,
   ...adminEndpoints,
   ...artifactEndpoints,
+  ...documentEndpoints,
   ...projectEndpoints,
   ...jobEndpoints,
   ...batchEndpoints,
@@ -28,10 +30,11 @@ const table: readonly Endpoint[] = [
   ...nodeEndpoints,
 ]
 
-test("every row has an id and an address of its own, under /api/v1 but for operations (E-001)", () => {
+test("E-001: every row has an id and an address of its own, under /api/v1 but for operations and documents", () => {
   expect(new Set(table.map(({ id }) => id)).size).toBe(table.length)
   expect(new Set(table.map(({ method, path }) => `${method} ${path}`)).size).toBe(table.length)
-  for (const row of table) if (!opsEndpoints.some(({ id }) => id === row.id)) expect(row.path).toMatch(/^\/api\/v1\//)
+  const elsewhere = [...opsEndpoints, ...documentEndpoints].map(({ id }) => id as string)
+  for (const row of table) if (!elsewhere.includes(row.id)) expect(row.path).toMatch(/^\/api\/v1\//)
 })
 
 test("every row fits itself: parameters of its path, one kind of body, one kind of reply, creation by POST alone", () => {

@@ -18,6 +18,7 @@ import { checkUpload, putArtifact, type ArtifactParts } from "../../artifacts/pu
 import { removeArtifact } from "../../artifacts/retention.ts"
 import type { Artifact, LocalArtifact } from "../../store/artifacts.ts"
 import { mount, type HttpApp, type HttpRequest } from "../app.ts"
+import { namesEtag } from "../etag.ts"
 import { scopeOf } from "../scope.ts"
 
 export interface ArtifactRouteParts extends ArtifactParts {
@@ -126,11 +127,6 @@ async function streamTo(response: ServerResponse, bytes: NodeJS.ReadableStream, 
   } catch {
     response.destroy()
   }
-}
-
-function namesEtag(header: string | undefined, etag: string): boolean {
-  if (header === undefined) return false
-  return header.trim() === "*" || header.split(",").some((one) => one.trim().replace(/^W\//, "") === etag)
 }
 
 function metaOf(artifact: Artifact, parts: ArtifactRouteParts): ArtifactMeta {

@@ -88,7 +88,7 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
     const page = { limit, offset }
     const { indexes, total } = await pageOfIndexes(parts, job, status === undefined ? null : [status], page)
     const rows = taskRows(parts, job, indexes)
-    return new Reply(200, new JsonPieces(objectWithRows("tasks", rows, (count) => ({ count, total }))))
+    return new Reply(200, new JsonPieces(objectWithRows("tasks", rows, (count) => ({ count, limit, offset, total }))))
   })
 
   mount(app, listJobEvents, async (request) => {

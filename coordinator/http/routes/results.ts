@@ -4,6 +4,7 @@ import { getJobResults, listResults } from "../../../protocol/api/jobs-endpoints
 import { invalidField } from "../../../protocol/domain/errors.ts"
 import { jobId } from "../../../protocol/domain/ids.ts"
 import { TERMINAL_JOB_STATUSES } from "../../../protocol/domain/statuses.ts"
+import { RESULT_GUIDE } from "../../documents/result-guide.ts"
 import type { Aggregates } from "../../jobs/read/aggregates.ts"
 import { countGroups, findJobs, type JobFilter } from "../../jobs/read/list.ts"
 import { readJob, readJobBySeq, taskCounts, type ReadParts } from "../../jobs/read/read-job.ts"
@@ -113,11 +114,4 @@ function appliedFilters(query: Query): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(query).filter(([name, value]) => value !== undefined && !NO_FILTERS.has(name)),
   )
-}
-
-/** How to find results, in words (RS-009). */
-const RESULT_GUIDE = {
-  identifiers: "job_id is the one identifier of a result; client_ref and tags are labels to search by.",
-  search: "Filter by ids, project, client_ref, tag, type, status or user_id; group_by counts the matches.",
-  details: "links leads to one job's rows, output, events and stream.",
 }
