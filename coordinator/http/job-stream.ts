@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders, ServerResponse } from "node:http"
+import type { Clock } from "../../protocol/base/clock.ts"
 import { JsonText, stringifyJson } from "../../protocol/base/json-text.ts"
 import type { JobWatch } from "../events/watch.ts"
 import { eventOnWire, logEnd, readLog, wasLogged, type EventRow } from "../jobs/read/events.ts"
@@ -7,30 +7,20 @@ import { isEnded, jobStatus } from "../jobs/job-state.ts"
 import { jobOnWire } from "../jobs/read/job-object.ts"
 import { readJobBySeq, type ReadJob, type ReadParts } from "../jobs/read/read-job.ts"
 import { taskRows } from "../jobs/read/tasks.ts"
+import type { StreamRequest } from "./followed-stream.ts"
+import type { SharedWork } from "./shared-work.ts"
 import { eventFrame, lastEventId, openEventStream, type EventStream } from "./sse.ts"
+import { eventOf, frameId, idFrom, isDoneId } from "./stream-position.ts"
 
 export interface JobStreamParts extends ReadParts {
   aggregates: Aggregates
+  clock: Clock
   watch: JobWatch
+  /** What streams of one job read at the same time is read once. */
+  shared: SharedWork
   ssePingMs: number
   sseLimitMs: number
 }
-
-interface StreamRequest {
-  headers: IncomingHttpHeaders
-  method: string
-  signal: AbortSignal
-  stillAllowed: () => Promise<boolean>
-  response: ServerResponse
-}
-
-/**
- * A frame's id is its place in the event log: event × 4 + place, so that ids compare, survive restarts and tell what was
- * missed. The snapshot stands behind all frames of the last event it saw, `done` behind those of the job's last.
- */
-const PLACE = { task: 0, job: 1, event: 2, snapshot: 2, done: 3 } as const
-const frameId = (event: number, place: keyof typeof PLACE): number => event * 4 + PLACE[place]
-const eventOf = (id: number): number => Math.floor(id / 4)
 
 /** Rows of the snapshot: the first page of GET /tasks, and no more than this many characters of it. */
 const SNAPSHOT_TASKS = 1_000
@@ -46,9 +36,9 @@ const LIVE_TASKS = 50
  * Serves one job's event stream until the job ends, the client leaves or the time is over (ST-001, rulings, Streams). The log
  * is read from where the stream stands, whenever it has grown, and nothing is kept for slow readers.
  */
-export async function serveJobStream(parts: JobStreamParts, job: ReadJob, request: StreamRequest): Promise<void> {
+export async function serveJobStream(parts: JobStreamParts, seq: number, request: StreamRequest): Promise<void> {
   const { response } = request
-  const resumed = await positionOf(parts, job, lastEventId(request.headers))
+  const resumed = await positionOf(parts, seq, idFrom(lastEventId(request.headers)))
   if (resumed === "done") return void response.writeHead(204).end()
   if (request.method === "HEAD")
     return void response.writeHead(200, { "content-type": "text/event-stream; charset=utf-8" }).end()
@@ -61,32 +51,41 @@ export async function serveJobStream(parts: JobStreamParts, job: ReadJob, reques
     limitMs: parts.sseLimitMs,
   })
   try {
-    await new JobStream(parts, job, stream).run(resumed)
+    await new JobStream(parts, seq, stream).run(resumed)
   } finally {
     stream.end()
   }
 }
 
 /** Where a client goes on; null where it needs a snapshot, `done` where it has seen everything (rulings, Resume). */
-async function positionOf(
-  parts: JobStreamParts,
-  { head }: ReadJob,
-  text: string | null,
-): Promise<number | "done" | null> {
-  const id = text !== null && /^\d{1,16}$/.test(text) ? Number(text) : 0
-  if (!Number.isSafeInteger(id) || eventOf(id) === 0) return null
-  if (!(await wasLogged(parts.store, eventOf(id)))) return null
-  if (id % 4 !== PLACE.done) return id
-  const later = await readLog(parts.store, head.seq, eventOf(id), BATCH_EVENTS)
+async function positionOf(parts: JobStreamParts, seq: number, id: number | null): Promise<number | "done" | null> {
+  if (id === null || !(await wasLogged(parts.store, eventOf(id)))) return null
+  if (!isDoneId(id)) return id
+  const later = await readLog(parts.store, seq, eventOf(id), BATCH_EVENTS)
   const hasEnded = later.head !== null && isEnded(later.head.status)
   return hasEnded && !later.events.some(({ type }) => type.startsWith("job.")) ? "done" : id
 }
 
+interface Frame {
+  id: number
+  text: string
+}
+
+/** Frames behind a position, in order, as far as one look goes. */
+interface Batch {
+  frames: Frame[]
+  /** The last event that was looked at, 0 without any. */
+  lastEvent: number
+  isFull: boolean
+  /** What `done` says, where the job has ended. */
+  done: object | null
+}
+
+/** Holds little: a stream may wait for hours. */
 class JobStream {
   readonly #parts: JobStreamParts
   readonly #stream: EventStream
   readonly #seq: number
-  #job: ReadJob
   /** The id of the last frame that had one. */
   #position = 0
   /** Tasks that said something since the last live round. */
@@ -95,10 +94,9 @@ class JobStream {
   #grown = true
   #wake: (() => void) | null = null
 
-  constructor(parts: JobStreamParts, job: ReadJob, stream: EventStream) {
+  constructor(parts: JobStreamParts, seq: number, stream: EventStream) {
     this.#parts = parts
-    this.#job = job
-    this.#seq = job.head.seq
+    this.#seq = seq
     this.#stream = stream
   }
 
@@ -124,55 +122,36 @@ class JobStream {
 
   async #sendSnapshot(): Promise<void> {
     const last = await logEnd(this.#parts.store, this.#seq)
-    this.#job = (await readJobBySeq(this.#parts.store, this.#seq)) ?? this.#job
-    const { head } = this.#job
+    const job = await readJobBySeq(this.#parts.store, this.#seq)
+    if (!job) return
+    const { head } = job
     const indexes = Array.from({ length: Math.min(head.taskCount, SNAPSHOT_TASKS) }, (_, index) => index)
-    const tasks = await rowsWithin(taskRows(this.#parts, this.#job, indexes), SNAPSHOT_CHARACTERS)
-    const data = { job: await jobOnWire(this.#parts, this.#job), tasks, total: head.taskCount }
-    this.#send("snapshot", data, frameId(last, "snapshot"))
+    const tasks = await rowsWithin(taskRows(this.#parts, job, indexes), SNAPSHOT_CHARACTERS)
+    const data = { job: await jobOnWire(this.#parts, job), tasks, total: head.taskCount }
+    this.#position = frameId(last, "snapshot")
+    this.#stream.send(eventFrame({ event: "snapshot", id: String(this.#position), data }))
   }
 
   /** Everything the log has behind the position; `over` once the job has ended and all of it was sent. */
   async #sendEvents(): Promise<"over" | "live"> {
+    const { shared, watch } = this.#parts
     for (;;) {
-      const from = eventOf(this.#position)
-      const { events, head } = await readLog(this.#parts.store, this.#seq, from - 1, BATCH_EVENTS)
-      if (!head) return "over"
-      const frames = await this.#framesOf(events)
-      for (const { id, event, data } of frames) {
+      const position = this.#position
+      // At one version of the job all streams that stand at the same place are given the same.
+      const name = `${this.#seq} v${watch.version(this.#seq)} @${position}`
+      const batch = await shared.run(name, () => readBatch(this.#parts, this.#seq, position))
+      if (!batch) return "over"
+      for (const { id, text } of batch.frames) {
         if (!(await this.#stream.room())) return "over"
-        this.#send(event, data, id)
+        this.#send(id, text)
       }
-      const last = events.at(-1)
-      if (last) this.#position = Math.max(this.#position, frameId(last.id, "event"))
-      if (events.length === BATCH_EVENTS) continue
-      if (!isEnded(head.status)) return "live"
-      const statuses = { [head.id]: jobStatus(head.status) }
-      this.#send("done", { reason: "all_terminal", statuses }, frameId(eventOf(this.#position), "done"))
+      if (batch.lastEvent > 0) this.#position = Math.max(this.#position, frameId(batch.lastEvent, "event"))
+      if (batch.isFull) continue
+      if (!batch.done) return "live"
+      const id = frameId(eventOf(this.#position), "done")
+      this.#send(id, eventFrame({ event: "done", id: String(id), data: batch.done }))
       return "over"
     }
-  }
-
-  /** The frames of these events that lie behind the position; each object is read and written once for all of them. */
-  async #framesOf(events: readonly EventRow[]): Promise<{ id: number; event: string; data: unknown }[]> {
-    const news = events.filter(({ id, type }) => frameId(id, "event") > this.#position && type !== "task.progress")
-    if (news.length === 0) return []
-    this.#job = (await readJobBySeq(this.#parts.store, this.#seq)) ?? this.#job
-    const indexes = new Set(news.map(({ taskIndex }) => taskIndex).filter((index) => index !== null))
-    const tasks = new Map<number, unknown>()
-    for await (const row of taskRows(this.#parts, this.#job, [...indexes])) {
-      tasks.set(row.index, new JsonText(stringifyJson({ task: row })))
-    }
-    const aboutJob = news.some(({ taskIndex }) => taskIndex === null)
-    const job = aboutJob ? new JsonText(stringifyJson({ job: await jobOnWire(this.#parts, this.#job) })) : null
-    return news
-      .flatMap((event) => [
-        event.taskIndex === null
-          ? { id: frameId(event.id, "job"), event: "job", data: job }
-          : { id: frameId(event.id, "task"), event: "task", data: tasks.get(event.taskIndex) },
-        { id: frameId(event.id, "event"), event: "event", data: eventOnWire(this.#job.head.id, event) },
-      ])
-      .filter(({ id }) => id > this.#position)
   }
 
   #heard(index: number): void {
@@ -192,15 +171,15 @@ class JobStream {
     const rest = [...this.#spoke].slice(LIVE_TASKS)
     this.#spoke.clear()
     for (const index of rest) this.#heard(index)
-    for await (const task of taskRows(this.#parts, this.#job, indexes)) {
-      if (task.status !== "running") continue
+    const name = `${this.#seq} live ${indexes.join(",")}`
+    for (const text of await this.#parts.shared.run(name, () => liveFrames(this.#parts, this.#seq, indexes))) {
       if (!(await this.#stream.room())) return
-      this.#stream.send(eventFrame({ event: "task", data: { task } }))
+      this.#stream.send(text)
     }
   }
 
-  #send(event: string, data: unknown, id: number): void {
-    this.#stream.send(eventFrame({ event, id: String(id), data }))
+  #send(id: number, text: string): void {
+    this.#stream.send(text)
     this.#position = id
   }
 
@@ -209,6 +188,56 @@ class JobStream {
     await new Promise<void>((resolve) => (this.#wake = resolve))
     this.#wake = null
   }
+}
+
+/** The next frames behind `position`, each object read and written once for all of them; null once the job is gone. */
+async function readBatch(parts: JobStreamParts, seq: number, position: number): Promise<Batch | null> {
+  const { events, head } = await readLog(parts.store, seq, eventOf(position) - 1, BATCH_EVENTS)
+  if (!head) return null
+  const isFull = events.length === BATCH_EVENTS
+  const hasEnded = !isFull && isEnded(head.status)
+  return {
+    frames: await framesOf(parts, seq, position, events),
+    lastEvent: events.at(-1)?.id ?? 0,
+    isFull,
+    done: hasEnded ? { reason: "all_terminal", statuses: { [head.id]: jobStatus(head.status) } } : null,
+  }
+}
+
+async function framesOf(
+  parts: JobStreamParts,
+  seq: number,
+  position: number,
+  events: readonly EventRow[],
+): Promise<Frame[]> {
+  const news = events.filter(({ id, type }) => frameId(id, "event") > position && type !== "task.progress")
+  const job = news.length === 0 ? null : await readJobBySeq(parts.store, seq)
+  if (!job) return []
+  const indexes = new Set(news.map(({ taskIndex }) => taskIndex).filter((index) => index !== null))
+  const tasks = new Map<number, JsonText>()
+  for await (const row of taskRows(parts, job, [...indexes])) {
+    tasks.set(row.index, new JsonText(stringifyJson({ task: row })))
+  }
+  const isAboutJob = news.some(({ taskIndex }) => taskIndex === null)
+  const whole = isAboutJob ? new JsonText(stringifyJson({ job: await jobOnWire(parts, job) })) : null
+  return news
+    .flatMap((event) => [
+      event.taskIndex === null
+        ? { id: frameId(event.id, "job"), event: "job", data: whole }
+        : { id: frameId(event.id, "task"), event: "task", data: tasks.get(event.taskIndex) },
+      { id: frameId(event.id, "event"), event: "event", data: eventOnWire(job.head.id, event) },
+    ])
+    .filter(({ id }) => id > position)
+    .map(({ id, event, data }) => ({ id, text: eventFrame({ event, id: String(id), data }) }))
+}
+
+async function liveFrames(parts: JobStreamParts, seq: number, indexes: readonly number[]): Promise<string[]> {
+  const job: ReadJob | null = await readJobBySeq(parts.store, seq)
+  const frames: string[] = []
+  for await (const task of job ? taskRows(parts, job, indexes) : []) {
+    if (task.status === "running") frames.push(eventFrame({ event: "task", data: { task } }))
+  }
+  return frames
 }
 
 /** Rows as JSON text, in order, until their text would be longer than `characters`; always the first. */

@@ -6,10 +6,12 @@ import { stringifyJson } from "../../protocol/base/json-text.ts"
 /** One frame as text. Made once for all who watch the same thing. Ids are comparable and resumable; without one none is sent. */
 export function eventFrame(frame: { event: string; id?: string; data: unknown }): string {
   const id = frame.id === undefined ? "" : `id: ${frame.id}\n`
-  // A line end in what a runner wrote would end the frame; between JSON's tokens a space says the same.
-  const data = stringifyJson(frame.data).replaceAll(/[\r\n]+/g, " ")
+  const data = onOneLine(stringifyJson(frame.data))
   return `event: ${frame.event}\n${id}data: ${data}\n\n`
 }
+
+/** A line end in what a runner wrote would end the frame; between JSON's tokens a space says the same. */
+const onOneLine = (json: string): string => json.replaceAll(/[\r\n]+/g, " ")
 
 /** Where a client that was cut off wants to go on; null at the first time. Anything is taken, nothing is trusted. */
 export function lastEventId(headers: IncomingHttpHeaders): string | null {
@@ -25,10 +27,17 @@ export interface EventStream {
    * reader that takes nothing for a whole ping interval while much waits is cut off by asking.
    */
   room(): Promise<boolean>
+  /**
+   * Sends one frame whose data, JSON, comes in pieces, each when there is room for it: for what may be larger than memory
+   * should hold. Nothing else may be sent meanwhile. False once the stream has ended.
+   */
+  sendInPieces(head: { event: string; id: string }, pieces: AsyncIterable<string>): Promise<boolean>
   /** Sends what is queued and ends. A second call does nothing. */
   end(): void
   /** Aborted when the stream has ended, for whatever reason. */
   readonly ended: AbortSignal
+  /** Resolves then. */
+  readonly over: Promise<void>
 }
 
 export interface EventStreamParts {
@@ -54,13 +63,17 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   let waitingBytes = 0
   let writing = false
   let ending = false
+  let inPieces = false
+  let limitReached = false
   let roomWanted: (() => void) | null = null
   let ping: Timer = schedulePing()
   const limit = clock.after(parts.limitMs, () => {
-    stream.send(eventFrame({ event: "timeout", data: { reason: "limit", reconnect: true } }))
-    stream.end()
+    limitReached = true
+    if (!inPieces) endByLimit()
   })
-  const recheck = every(clock, parts.pingMs, () => {
+  const { promise: over, resolve: isOver } = Promise.withResolvers<void>()
+  // Twice in each interval, so that the answer too is there within it.
+  const recheck = every(clock, parts.pingMs / 2, () => {
     parts.stillAllowed().then(
       (allowed) => allowed || stream.end(),
       () => stream.end(),
@@ -70,11 +83,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   const stream: EventStream = {
     send(frame) {
       if (ending) return false
-      ping.cancel()
-      ping = schedulePing()
-      waiting.push(frame)
-      waitingBytes += Buffer.byteLength(frame)
-      writeOn()
+      push(frame)
       if (waitingBytes <= LARGEST_BACKLOG_BYTES) return true
       stop()
       response.destroy()
@@ -95,12 +104,47 @@ export function openEventStream(parts: EventStreamParts): EventStream {
         roomWanted = answer
       })
     },
+    async sendInPieces({ event, id }, pieces) {
+      if (ending) return false
+      inPieces = true
+      try {
+        push(`event: ${event}\nid: ${id}\ndata: `)
+        for await (const piece of pieces) {
+          if (!(await stream.room())) return false
+          push(onOneLine(piece))
+        }
+        push("\n\n")
+        inPieces = false
+        if (limitReached) endByLimit()
+        return await stream.room()
+      } finally {
+        // Half a frame is none: whoever reads it drops it with the connection.
+        if (inPieces && !ending) {
+          stop()
+          response.destroy()
+        }
+      }
+    },
     end() {
       if (ending) return
       stop()
       response.end(waiting.splice(0).join(""))
     },
     ended: ended.signal,
+    over,
+  }
+
+  function endByLimit(): void {
+    stream.send(eventFrame({ event: "timeout", data: { reason: "limit", reconnect: true } }))
+    stream.end()
+  }
+
+  function push(text: string): void {
+    ping.cancel()
+    ping = schedulePing()
+    waiting.push(text)
+    waitingBytes += Buffer.byteLength(text)
+    writeOn()
   }
 
   function writeOn(): void {
@@ -114,10 +158,10 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   }
 
   function schedulePing(): Timer {
-    return clock.after(
-      parts.pingMs,
-      () => void stream.send(eventFrame({ event: "ping", data: { at: timestampText(clock.now()) } })),
-    )
+    return clock.after(parts.pingMs, () => {
+      if (inPieces) ping = schedulePing()
+      else stream.send(eventFrame({ event: "ping", data: { at: timestampText(clock.now()) } }))
+    })
   }
 
   function stop(): void {
@@ -127,6 +171,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
     recheck[Symbol.dispose]()
     roomWanted?.()
     ended.abort(new Error("the stream has ended"))
+    isOver()
   }
 
   response.writeHead(200, {

@@ -2,6 +2,7 @@ import type { Clock } from "../../protocol/base/clock.ts"
 import type { Random } from "../../protocol/base/random.ts"
 import { invalidField, notFound } from "../../protocol/domain/errors.ts"
 import type { AccountId } from "../../protocol/domain/ids.ts"
+import { accountsWithProjectNamed } from "../store/jobs-of-project.ts"
 import { findProject, findProjectsNamed, type Project } from "../store/projects.ts"
 import type { Store, View } from "../store/store.ts"
 import type { FleetFacts } from "./readiness.ts"
@@ -25,6 +26,17 @@ export async function requireProject(view: View, account: AccountId | null, name
   const named = await findProjectsNamed(view, name)
   if (named.length > 1) throw invalidField("account_id", `is required: several accounts have a project ${name}`)
   return present(named[0] ?? null, name)
+}
+
+/** The accounts that have a project of this name and that the caller sees, at least one; else `not_found` (A-024). */
+export async function accountsWithProject(store: Store, account: AccountId | null, name: string): Promise<AccountId[]> {
+  const accounts = await store.read(async (view) =>
+    account === null
+      ? await accountsWithProjectNamed(view, name)
+      : [(await requireProject(view, account, name)).account],
+  )
+  if (accounts.length === 0) throw notFound(`the project ${name}`)
+  return accounts
 }
 
 function present(project: Project | null, name: string): Project {

@@ -123,6 +123,22 @@ export const streamJob = endpoint({
   replies: { 204: { description: "Last-Event-ID is the one of done: nothing more will come" } },
 })
 
+export const watchJobs = endpoint({
+  id: "jobs-watch",
+  method: "GET",
+  path: "/api/v1/jobs/watch",
+  access: "viewer",
+  summary:
+    "Server-sent events of up to 100 jobs: snapshot, job, ping, and done once all have ended. Last-Event-ID resumes.",
+  // Checked by hand: the ids are merged before they are counted.
+  query: z.object({ ids: z.string().optional(), ...account.shape }),
+  stream: "events",
+  replies: {
+    204: { description: "Last-Event-ID is the one of done: nothing more will come" },
+    404: { description: "jobs that do not exist, or are another account's; details names them" },
+  },
+})
+
 export const getJobResults = endpoint({
   id: "results-get",
   method: "GET",
@@ -153,6 +169,7 @@ export const jobEndpoints = [
   listJobEvents,
   getJobMetrics,
   streamJob,
+  watchJobs,
   getJobResults,
   listResults,
 ] as const

@@ -291,6 +291,16 @@ export const getProjectStatusDetails = endpoint({
   reply: z.object({ ...statusShape, diagnostics: z.array(diagnostic) }),
 })
 
+export const streamProject = endpoint({
+  id: "projects-stream",
+  method: "GET",
+  path: "/api/v1/projects/:name/stream",
+  access: "viewer",
+  summary: "Server-sent events of all jobs of a project: snapshot, job, ping. Last-Event-ID resumes.",
+  query,
+  stream: "events",
+})
+
 export const projectEndpoints = [
   createProject,
   listProjects,
@@ -303,4 +313,5 @@ export const projectEndpoints = [
   cancelQueued,
   getProjectStatus,
   getProjectStatusDetails,
+  streamProject,
 ] as const

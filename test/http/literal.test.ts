@@ -322,6 +322,37 @@ $BASE_URL/api/v1/jobs \\
     expect([...after.stdout.matchAll(/^event: (.+)$/gm)].map(([, event]) => event)).toEqual(["snapshot", "done"])
   })
 
+  test("A43: one connection for three jobs, from their snapshot to done", async () => {
+    const job = `{"type": "structured_runner", "runner_command": ["python3", "script.py"], "payload": {"test": true}, "project": "my-proj", "timeout_s": 120}`
+    const ids = [await accepted(job), await accepted(job), await accepted(job)]
+    const live = await sh(`curl -sS -N ${BEARER} \\
+"$BASE_URL/api/v1/jobs/watch?ids=${ids.join(",")}"`)
+    expect(live.status).toBe(200)
+    const events = [...live.stdout.matchAll(/^event: (.+)$/gm)].map(([, event]) => event)
+    expect([events[0], events.at(-1)]).toEqual(["snapshot", "done"])
+    const done = /^event: done\nid: \d+\ndata: (.+)$/m.exec(live.stdout)?.[1] ?? "{}"
+    expect(JSON.parse(done)).toEqual({
+      reason: "all_terminal",
+      statuses: Object.fromEntries(ids.map((id) => [id, "completed"])),
+    })
+  })
+
+  test("A44: the project's stream shows its jobs as they change", async () => {
+    const live = sh(`curl -sS -N --max-time 4 ${BEARER} \\
+"$BASE_URL/api/v1/projects/my-proj/stream" || true`)
+    await new Promise((resolve) => setTimeout(resolve, 500))
+    const id = await accepted(
+      `{"type": "structured_runner", "runner_command": ["python3", "script.py"], "payload": {"test": true}, "project": "my-proj", "timeout_s": 120}`,
+    )
+    await client.ended(id)
+    const { stdout } = await live
+    expect(stdout).toMatch(/^: connected\n\nevent: snapshot\nid: \d+\ndata: \{"active":\[/)
+    const jobs = [...stdout.matchAll(/^event: job\n(?:id: \d+\n)?data: (.+)$/gm)].map(
+      ([, data]) => (JSON.parse(data ?? "{}") as { job: Json }).job,
+    )
+    expect(jobs.filter((job) => job["id"] === id).at(-1)).toMatchObject({ status: "completed" })
+  })
+
   test("A45: cancelling a running job ends its process and gives the money back", async () => {
     const id = await accepted(
       `{"type": "structured_runner", "runner_command": ["python3", "sleep.py"], "project": "my-proj", "timeout_s": 600}`,

@@ -7,7 +7,6 @@ import {
   listJobEvents,
   listJobs,
   listTasks,
-  streamJob,
 } from "../../../protocol/api/jobs-endpoints.ts"
 import { jobId, type AccountId, type JobId } from "../../../protocol/domain/ids.ts"
 import { getHold } from "../../billing/holds.ts"
@@ -21,12 +20,12 @@ import { readJob, type ReadJob } from "../../jobs/read/read-job.ts"
 import { pageOfIndexes, taskRows } from "../../jobs/read/tasks.ts"
 import type { SubmittedJob, SubmitRequest } from "../../jobs/submit.ts"
 import { mount, type HttpApp } from "../app.ts"
-import { serveJobStream, type JobStreamParts } from "../job-stream.ts"
 import { JsonPieces, objectWithRows, Reply } from "../reply.ts"
 import { scopeOf, type ScopedRequest } from "../scope.ts"
 import { mountResults } from "./results.ts"
+import { mountStreams, type StreamRouteParts } from "./streams.ts"
 
-interface JobRouteParts extends Omit<JobStreamParts, "aggregates"> {
+interface JobRouteParts extends Omit<StreamRouteParts, "aggregates"> {
   submit(request: SubmitRequest): Promise<SubmittedJob>
   /** Ends the job and tells its nodes. Cancelled already: nothing more; ended another way: `conflict` (GAP-31). */
   cancel(id: JobId, account: AccountId | null, reason: string): Promise<unknown>
@@ -39,6 +38,7 @@ interface JobRouteParts extends Omit<JobStreamParts, "aggregates"> {
 export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void {
   const parts = { ...given, aggregates: createAggregates(given) }
   mountResults(app, parts)
+  mountStreams(app, parts)
   const find = (request: ScopedRequest & { params: { id: string } }): Promise<ReadJob> =>
     readJob(parts, jobId(request.params.id), scopeOf(request))
 
@@ -103,6 +103,4 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
     const hold = await parts.store.read((view) => getHold(view, head.hold))
     return metricsOnWire(head, hold.settledAmount ?? hold.charged, parts.clock.now())
   })
-
-  mount(app, streamJob, async (request) => serveJobStream(parts, await find(request), request))
 }
