@@ -42,6 +42,10 @@ export interface CoordinatorConfig {
   ssePingMs: number
   quoteTtlMs: number
   resultSpillBytes: number
+  /** Before the second call of a `callback_url`; five times as long before the third. */
+  webhookRetryMs: number
+  /** May clients' URLs lead to private addresses? */
+  allowPrivateUrls: boolean
   /** Addresses and CIDR ranges of proxies whose forwarded headers count. */
   trustProxy: string[]
 }
@@ -102,6 +106,8 @@ export function readConfig(args: string[] = process.argv.slice(2), environment: 
     ssePingMs: value(SETTINGS.ssePingMs),
     quoteTtlMs: value(SETTINGS.quoteTtlMs),
     resultSpillBytes: value(SETTINGS.resultSpillBytes),
+    webhookRetryMs: value(SETTINGS.webhookRetryMs),
+    allowPrivateUrls: value(SETTINGS.allowPrivateUrls),
     trustProxy: value(SETTINGS.trustProxy),
   }
   return { config, command, warnings: warningsAbout(environment) }
@@ -148,6 +154,8 @@ const SETTINGS = {
   ssePingMs: setting("COMPUTALOT_SSE_PING_S", durationIn(SECOND, "seconds"), 15 * SECOND),
   quoteTtlMs: setting("COMPUTALOT_QUOTE_TTL_S", durationIn(SECOND, "seconds"), 3_600 * SECOND),
   resultSpillBytes: setting("COMPUTALOT_RESULT_SPILL_BYTES", parseBytes, 262_144),
+  webhookRetryMs: setting("COMPUTALOT_WEBHOOK_RETRY_S", durationIn(SECOND, "seconds"), 1 * SECOND),
+  allowPrivateUrls: setting("COMPUTALOT_ALLOW_PRIVATE_URLS", parseSwitch, false),
   trustProxy: setting("COMPUTALOT_TRUST_PROXY", parseProxies, []),
 }
 
@@ -155,8 +163,6 @@ const SETTINGS = {
 const NOT_AVAILABLE_YET: [prefix: string, feature: string][] = [
   ["COMPUTALOT_S3_", "object storage"],
   ["COMPUTALOT_X402_", "payment by x402"],
-  ["COMPUTALOT_WEBHOOK_RETRY_S", "webhooks"],
-  ["COMPUTALOT_ALLOW_PRIVATE_URLS", "reaching other servers"],
   ["COMPUTALOT_SESSION_TTL_S", "wallet sign-in"],
   ["COMPUTALOT_CHALLENGE_TTL_S", "wallet sign-in"],
   ["COMPUTALOT_UPLOAD_URL_TTL_S", "presigned uploads"],
@@ -240,7 +246,8 @@ function commandOf(flags: {
 
 /** A switch may stand alone: `--allow-unsandboxed` means 1. */
 function withSwitchValues(args: string[]): string[] {
-  const switches = [SETTINGS.allowUnsandboxed, SETTINGS.allowUnenforced].map(({ variable }) => `--${flagOf(variable)}`)
+  const settings = [SETTINGS.allowUnsandboxed, SETTINGS.allowUnenforced, SETTINGS.allowPrivateUrls]
+  const switches = settings.map(({ variable }) => `--${flagOf(variable)}`)
   return args.map((arg, index) => {
     const next = args[index + 1]
     return switches.includes(arg) && (next === undefined || next.startsWith("-")) ? `${arg}=1` : arg

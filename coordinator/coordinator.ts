@@ -45,6 +45,7 @@ import { mountOps } from "./http/routes/ops.ts"
 import { mountPresets } from "./http/routes/presets.ts"
 import { mountProjects } from "./http/routes/projects.ts"
 import { mountStorage } from "./http/routes/storage.ts"
+import { mountWebhookSecret } from "./http/routes/webhook-secret.ts"
 import { startHttpServer } from "./http/server.ts"
 import { sweepCheckpoints } from "./jobs/checkpoints.ts"
 import { createBackground } from "./jobs/background.ts"
@@ -52,6 +53,8 @@ import { createKnownJobs } from "./jobs/job-facts.ts"
 import { createPlans } from "./jobs/plans.ts"
 import { sweepExpiredJobs } from "./jobs/retention.ts"
 import { submitBatch } from "./jobs/submit-batch.ts"
+import { jobOutput, OUTPUT_LIMITS } from "./jobs/read/output.ts"
+import { readJobBySeq } from "./jobs/read/read-job.ts"
 import { submitJob } from "./jobs/submit.ts"
 import { openControlDoor } from "./mesh/control-door.ts"
 import type { FleetFacts } from "./projects/readiness.ts"
@@ -75,8 +78,13 @@ import { restoreClaims } from "./scheduler/restore-claims.ts"
 import { createStuckSweep } from "./scheduler/stuck-sweep.ts"
 import { stageBlob } from "./store/blobs.ts"
 import { noteProbe, OlderCopy, recordLaterEpoch, startEpoch } from "./store/meta.ts"
+import type { JobRow } from "./store/jobs.ts"
 import { openStore } from "./store/open-store.ts"
 import { attemptByClaim } from "./store/tasks.ts"
+import { callReceiver } from "./webhooks/call.ts"
+import { reachOf } from "./webhooks/callback-url.ts"
+import { createWebhooks } from "./webhooks/deliver.ts"
+import { createResolve } from "./webhooks/resolve.ts"
 
 export interface CoordinatorParts {
   config: CoordinatorConfig
@@ -100,12 +108,15 @@ export interface CoordinatorOutside {
   createMesh: typeof createMeshNode
   serveHttp: typeof startHttpServer
   createScanner: typeof createTarballScanner
+  /** Calls a job's `callback_url`. */
+  callReceiver: typeof callReceiver
 }
 
 const REAL: CoordinatorOutside = {
   createMesh: createMeshNode,
   serveHttp: startHttpServer,
   createScanner: createTarballScanner,
+  callReceiver,
 }
 
 export interface Coordinator extends AsyncDisposable {
@@ -390,6 +401,26 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   )
   opening.use(await watchQueueTimes())
   const tally = await startTally({ store, log })
+  const reach = reachOf(config)
+  const queueReasons = createQueueReasons({ members, queue, kept, specs, policy, clock })
+  const reads = { ...retention, store, files, plans, members, queueReasons }
+  const calling = { clock, resolve: createResolve(), reach, timeoutMs: WEBHOOK_TIMEOUT_MS }
+  const webhooks = opening.use(
+    createWebhooks({
+      store,
+      clock,
+      random,
+      log,
+      retryMs: config.webhookRetryMs,
+      call: (call, signal) => outside.callReceiver(calling, call, signal),
+      async outputOf(seq) {
+        const job = await readJobBySeq(store, seq)
+        return job === null ? "" : (await jobOutput(reads, job, OUTPUT_LIMITS)).output
+      },
+      changed: (seq) => watch.changed([seq]),
+    }),
+  )
+  opening.use(watch.listen({ changed: () => webhooks.wake() }))
   mountRoutes()
   app.open({
     store,
@@ -531,17 +562,14 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       random,
       prices,
       quoteTtlMs: config.quoteTtlMs,
-      plan: (job: Parameters<typeof jobLife.plan>[0]) => jobLife.plan(job),
+      plan: takeIn,
+      reach,
     }
     mountBatch(app, { log, submitBatch: (request) => submitBatch(submission, request) })
+    mountWebhookSecret(app, { store, clock, random })
     mountJobs(app, {
-      ...retention,
-      store,
-      files,
-      plans,
-      members,
+      ...reads,
       watch,
-      queueReasons: createQueueReasons({ members, queue, kept, specs, policy, clock }),
       submit: (request) => submitJob(submission, request),
       cancel: (id, account, reason) => jobLife.cancel(id, account, reason),
       ssePingMs: config.ssePingMs,
@@ -561,6 +589,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       drain: (member) => claims.drain(member),
       cutOff,
     })
+  }
+
+  function takeIn(job: JobRow): void {
+    watch.changed([job.seq])
+    jobLife.plan(job)
   }
 
   /** Takes back what a revoked node holds, and ends its connection. */
@@ -654,6 +687,8 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   }
 }
 
+/** Of one call: GAP-61. */
+const WEBHOOK_TIMEOUT_MS = 10_000
 /** In the log; `GET /admin/storage` names more. */
 const MISSING_NAMED = 20
 /** Nodes on which preparing failed, after which the project is taken to be at fault. */

@@ -84,7 +84,7 @@ export async function endEarlyIn(
     })
   }
   await chargeAttempts(tx, charges)
-  await recordJobEnd(tx, job, { status: end.status, message: end.error, at })
+  await recordJobEnd(tx, job, { ...end, message: end.error, at })
   return { job, spent: live.map(({ claim }) => claim) }
 }
 

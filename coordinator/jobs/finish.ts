@@ -44,7 +44,7 @@ export async function finishJob(parts: FinishParts, seq: number, signal: AbortSi
   await parts.store.write(async (tx) => {
     if (!(await endFinishedJob(tx, seq, { status, error, outcome, at }))) return
     const message = error ?? (job.taskCount === 1 ? "its task completed" : `all ${job.taskCount} tasks completed`)
-    await recordJobEnd(tx, job, { status, from: "running", message, at })
+    await recordJobEnd(tx, job, { status, from: "running", message, error, at })
   })
 }
 

@@ -4,18 +4,21 @@ import { settleHold } from "../billing/holds.ts"
 import { appendEvent } from "../events/event-log.ts"
 import type { JobHead } from "../store/jobs.ts"
 import type { Tx } from "../store/store.ts"
+import { queueCallback } from "./queue-callback.ts"
+import type { Submission } from "./submission/submission.ts"
 
 /**
  * What belongs to the write that makes a job terminal, however it ended, once that write has set its status: its hold is
- * settled and the log tells. What must be true from the same moment on stands here and nowhere else. Jobs that wait for this
+ * settled, its callback waits to be called and the log tells. What must be true from the same moment on stands here and nowhere else. Jobs that wait for this
  * one are released or cancelled in later writes (`settleDependents`), which see all of it.
  */
 export async function recordJobEnd(
   tx: Tx,
-  job: Pick<JobHead, "seq" | "hold">,
-  end: { status: TerminalJobStatus; from?: JobStatus; message: string; at: Instant },
+  job: JobHead,
+  end: { status: TerminalJobStatus; from?: JobStatus; message: string; error: string | null; at: Instant },
 ): Promise<void> {
   await settleHold(tx, job.hold, end.at)
+  await queueCallback(tx, job, JSON.parse(job.submission) as Submission, end)
   await appendEvent(tx, {
     job: job.seq,
     type: `job.${end.status}`,

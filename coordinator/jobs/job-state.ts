@@ -70,6 +70,15 @@ export function outcomeOf(
   return "partial"
 }
 
+/** 0 to 100 of a job that has ended: the share of its tasks that completed; null where none did (rulings, Progress). */
+export function endedProgress(
+  status: TerminalJobStatus,
+  { completed, taskCount }: { completed: number; taskCount: number },
+): number | null {
+  if (status === "completed") return 100
+  return completed === 0 ? null : Math.round((completed / taskCount) * 10_000) / 100
+}
+
 function only(next: Partial<Record<JobEvent, JobState>>): Record<JobEvent, JobState | null> {
   const refused = {
     planned: null,

@@ -2,6 +2,7 @@ import { setImmediate as turn } from "node:timers/promises"
 import type { Clock } from "../../protocol/base/clock.ts"
 import type { Random } from "../../protocol/base/random.ts"
 import type { SubmissionWarning } from "../../protocol/api/jobs.ts"
+import { invalidField } from "../../protocol/domain/errors.ts"
 import {
   newHoldId,
   newJobId,
@@ -20,6 +21,7 @@ import { requireActiveRevision } from "../projects/revisions.ts"
 import { insertJob, jobBySeq, type JobRow } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
 import { dependOn, requireUpstreams } from "./dependencies.ts"
+import { literalAddressProblem, PUBLIC_ONLY, type Reach } from "../webhooks/callback-url.ts"
 import { expandSlice, isOneSlice } from "./expand.ts"
 import type { JobBilling } from "./job-facts.ts"
 import { firstOversizedTask, payloadTooLarge, planTasks, type Plan } from "./plan/plan.ts"
@@ -35,6 +37,8 @@ export interface SubmitParts {
   jobRetentionMs: number
   /** Writes the tasks that are not written yet and makes the job grantable, after the answer. */
   plan: (job: JobRow) => void
+  /** Where `callback_url` may point besides public addresses; nowhere when left out. */
+  reach?: Reach
 }
 
 export interface SubmitRequest {
@@ -72,8 +76,12 @@ export interface PreparedJob {
 }
 
 /** The half of `submitJob` that looks at the request alone. Refuses with 422 and writes nothing. */
-export async function prepareJob({ prices }: Pick<SubmitParts, "prices">, body: unknown): Promise<PreparedJob> {
+export async function prepareJob(
+  { prices, reach }: Pick<SubmitParts, "prices" | "reach">,
+  body: unknown,
+): Promise<PreparedJob> {
   const { submission, warnings } = parseSubmission(body)
+  refuseUnreachable(submission.callbackUrl, reach)
   const plan = planTasks(submission)
   await refuseLargePayloads(plan)
   return { submission, warnings, plan, estimate: estimateJob(pricedWork(submission, plan), prices) }
@@ -150,6 +158,12 @@ export async function admitJob(
   if (outcome.kind === "short") throw insufficientFunds(outcome.shortfall, outcome.quote, at)
   parts.plan(outcome.submitted.job)
   return outcome.submitted
+}
+
+/** A private address that the URL spells out is refused at once; names are checked at every call (rulings, Webhooks). */
+function refuseUnreachable(callbackUrl: string | undefined, reach: Reach = PUBLIC_ONLY): void {
+  const problem = callbackUrl === undefined ? null : literalAddressProblem(callbackUrl, reach)
+  if (problem !== null) throw invalidField("callback_url", problem)
 }
 
 const short = (shortfall: Shortfall, quote: Quote) => ({ kind: "short", shortfall, quote }) as const

@@ -11,10 +11,17 @@ export interface JobPlace {
 }
 
 /** Those of these jobs that the account may see; `account` null sees all. In no order. */
-export async function jobPlaces(view: View, ids: readonly JobId[], account: AccountId | null): Promise<JobPlace[]> {
+export async function jobPlaces(
+  view: View,
+  ids: readonly JobId[],
+  account: AccountId | null,
+  expiredUpto: Instant,
+): Promise<JobPlace[]> {
   const rows = await view.all<JobPlace & { account: AccountId }>(
-    `SELECT seq, id, status, account FROM jobs WHERE id IN (${ids.map(() => "?").join(", ")})`,
+    `SELECT seq, id, status, account FROM jobs
+     WHERE id IN (${ids.map(() => "?").join(", ")}) AND (completed_at IS NULL OR completed_at > ?)`,
     ...ids,
+    expiredUpto,
   )
   return rows
     .filter((row) => account === null || row.account === account)

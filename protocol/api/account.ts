@@ -108,4 +108,40 @@ export const payQuote = endpoint({
   replies: { 503: { description: "payments are not configured in this deployment" } },
 })
 
-export const accountEndpoints = [getBalance, listLedger, listHolds, listQuotes, topUp, payQuote] as const
+/** What calls of `callback_url` are signed with (Standard Webhooks); the secret before signs too until then. */
+const webhookSecret = z.object({ secret: z.string(), previous_valid_until: timestamp.optional() })
+const account = z.object({ account_id: z.string().optional() })
+
+export const getWebhookSecret = endpoint({
+  id: "account-webhook-secret",
+  method: "GET",
+  path: "/api/v1/account/webhook-secret",
+  // Whoever knows it can pretend to be this deployment: reading jobs is not enough.
+  access: "member",
+  summary: "The secret that signs calls of callback_url. Made when it is asked for the first time.",
+  query: account,
+  reply: webhookSecret,
+})
+
+export const rotateWebhookSecret = endpoint({
+  id: "account-webhook-secret-rotate",
+  method: "POST",
+  path: "/api/v1/account/webhook-secret",
+  access: "member",
+  summary: "Makes a new secret. The one before signs too for 24 hours, and the one before that no longer.",
+  query: account,
+  body: z.object({}),
+  reply: webhookSecret,
+  creates: true,
+})
+
+export const accountEndpoints = [
+  getBalance,
+  listLedger,
+  listHolds,
+  listQuotes,
+  topUp,
+  payQuote,
+  getWebhookSecret,
+  rotateWebhookSecret,
+] as const

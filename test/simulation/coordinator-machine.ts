@@ -169,6 +169,8 @@ export class CoordinatorMachine {
       pricesFile: null,
       allowUnsandboxed: true,
       allowUnenforced: true,
+      allowPrivateUrls: false,
+      webhookRetryMs: 1_000,
       artifactTtlMs: 7 * 86_400_000,
       ...this.#settings,
       priorityAgeingMs: 300_000,

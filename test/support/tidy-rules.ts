@@ -13,6 +13,7 @@ export const LADDERS: Record<Program, readonly (readonly string[])[]> = {
   coordinator: [
     ["store"],
     ["events"],
+    ["webhooks"],
     ["artifacts"],
     ["backup"],
     ["accounts"],

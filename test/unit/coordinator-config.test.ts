@@ -31,6 +31,8 @@ test("without settings every default stands, and nothing is warned about", () =>
     ssePingMs: 15_000,
     quoteTtlMs: 3_600_000,
     resultSpillBytes: 262_144,
+    webhookRetryMs: 1_000,
+    allowPrivateUrls: false,
     trustProxy: [],
   })
 })

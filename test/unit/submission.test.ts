@@ -117,6 +117,8 @@ test("J-002 … J-019: each wrong field is refused by its path", () => {
     ["result_schema", []],
     ["depends_on", "job_1"],
     ["callback_url", 5],
+    ["callback_url", "nowhere"],
+    ["callback_url", "ftp://example.com/x"],
   ]
   for (const [path, value] of wrong) {
     const field = path.split(".")[0] ?? ""
@@ -236,7 +238,6 @@ test("C-18: asking for a GPU and against one is a contradiction", () => {
 test("what a later version brings is refused by name, never accepted and ignored", () => {
   const later: [string, object][] = [
     ["recipe", { recipe: "packing" }],
-    ["callback_url", { callback_url: "https://example.com/x" }],
     ["max_cost_usd", { max_cost_usd: 1 }],
     ["reservation.mode guaranteed", { reservation: { mode: "guaranteed", parallelism: 2 } }],
     ["execution_policy sealed", { execution_policy: "sealed" }],

@@ -15,7 +15,7 @@ export function mountDocuments(app: Pick<HttpApp, "add" | "readiness">, parts: D
   for (const row of documentEndpoints) {
     mount(app, row, async (request) => {
       // Before, routes are missing that the documents are made from.
-      if (app.readiness().checks.controller_core === "down")
+      if ((await app.readiness()).checks.controller_core === "down")
         throw unavailable("the coordinator is starting or stopping")
       await send(request, row, parts)
     })

@@ -19,12 +19,12 @@ export function mountStreams(app: Pick<HttpApp, "add">, given: StreamRouteParts)
   const parts = { ...given, shared: createSharedWork(), feed: createJobFeed(given) }
 
   mount(app, streamJob, async (request) => {
-    const { head } = await readJob(parts.store, jobId(request.params.id), scopeOf(request))
+    const { head } = await readJob(parts, jobId(request.params.id), scopeOf(request))
     await serveJobStream(parts, head.seq, request)
   })
 
   mount(app, watchJobs, async (request) => {
-    const jobs = await findJobPlaces(parts.store, watchedIds(request.query.ids), scopeOf(request))
+    const jobs = await findJobPlaces(parts, watchedIds(request.query.ids), scopeOf(request))
     await serveJobsWatch(parts, jobs, request)
   })
 

@@ -4,16 +4,17 @@ import type { AccountId, JobId } from "../../../protocol/domain/ids.ts"
 import { eventTimes, logEndId, logLines, newsOfJob, type LogLine } from "../../store/events.ts"
 import { activeJobs, endedJobs, jobPlaces, jobPlacesBySeq, type JobPlace } from "../../store/jobs-of-project.ts"
 import type { Store } from "../../store/store.ts"
+import { expiredUpto, type RetentionParts } from "../retention.ts"
 
 export type { JobPlace } from "../../store/jobs-of-project.ts"
 
-/** The jobs of these ids, in their order. Throws `not_found` naming those that the account does not see. */
+/** The jobs of these ids, in their order. Throws `not_found` naming those that the account does not see or that expired. */
 export async function findJobPlaces(
-  store: Store,
+  parts: RetentionParts & { store: Store },
   ids: readonly JobId[],
   account: AccountId | null,
 ): Promise<JobPlace[]> {
-  const found = await store.read((view) => jobPlaces(view, ids, account))
+  const found = await parts.store.read((view) => jobPlaces(view, ids, account, expiredUpto(parts)))
   const byId = new Map(found.map((place) => [place.id, place]))
   const missing = ids.filter((id) => !byId.has(id))
   if (missing.length > 0) {

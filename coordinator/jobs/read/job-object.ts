@@ -21,7 +21,7 @@ import { firstFailureKind, leftBehind } from "../../store/task-reads.ts"
 import { indexOfTask, suspectIndexes } from "../../store/tasks.ts"
 import { dependencyNamed } from "../dependencies.ts"
 import type { JobBilling } from "../job-facts.ts"
-import { isEnded, jobStatus } from "../job-state.ts"
+import { endedProgress, isEnded, jobStatus } from "../job-state.ts"
 import { checkpointText } from "../resume.ts"
 import type { Submission } from "../submission/submission.ts"
 import { actionAfterDependency, errorSnippet, recommendedAction } from "../text.ts"
@@ -197,7 +197,7 @@ function commonFields(
     runtime_hint_s: submission.runtimeHintSeconds,
     max_retries: submission.maxRetries,
     depends_on: submission.dependsOn ?? [],
-    callback_url: null,
+    callback_url: submission.callbackUrl ?? null,
     requirements: {
       cpu: need.cpu,
       memory_mb: need.memoryMb,
@@ -246,8 +246,8 @@ function checkpointingOnWire({ checkpointing }: Submission): JobOnWire["checkpoi
 
 /** The mean over all tasks of what each has told, a completed one being done; null where nothing tells (rulings, Progress). */
 function progressOf(head: JobHead, live: readonly HeldAttempt[]): number | null {
-  if (head.status === "completed") return 100
-  const told = isEnded(head.status) ? [] : live.map(({ progress }) => percentOf(progress)).filter((one) => one !== null)
+  if (isEnded(head.status)) return endedProgress(head.status, head)
+  const told = live.map(({ progress }) => percentOf(progress)).filter((one) => one !== null)
   if (head.completed === 0 && told.length === 0) return null
   const sum = told.reduce((total, percent) => total + percent, head.completed * 100)
   return Math.round((sum / head.taskCount) * 100) / 100

@@ -10,6 +10,7 @@ import { isJsonObject, type JsonObject, type JsonValue } from "../../../protocol
 import { ComputalotError, invalidField, invalidRequest, type FieldProblem } from "../../../protocol/domain/errors.ts"
 import { JOB_TYPES } from "../../../protocol/domain/statuses.ts"
 import { benchmark } from "./benchmark.ts"
+import { callbackUrlProblem } from "../../webhooks/callback-url.ts"
 import { commandProblem } from "./command.ts"
 import { dependencies } from "./depends-on.ts"
 import { fieldWarnings } from "./field-warnings.ts"
@@ -74,6 +75,7 @@ export function parseSubmission(body: unknown): ParsedSubmission {
     resultSchema: resultSchema(fields, problems),
     ...checkpointing(fields, problems),
     ...dependencies(fields, problems),
+    ...callbackUrl(fields, problems),
   }
   const wrongCommand = fields.runner_command && commandProblem(fields.runner_command)
   if (wrongCommand && problems.length === 0) throw commandRefused(wrongCommand)
@@ -289,6 +291,14 @@ function checkpointing(fields: SubmitJobBody, problems: FieldProblem[]): Pick<Su
       ...(payloadKey !== undefined && { payloadKey }),
     },
   }
+}
+
+/** Whether this deployment would call it is checked by the submit: it depends on its settings. */
+function callbackUrl({ callback_url: url }: SubmitJobBody, problems: FieldProblem[]): Pick<Submission, "callbackUrl"> {
+  if (url === undefined) return {}
+  const problem = callbackUrlProblem(url)
+  if (problem !== null) problems.push({ path: "callback_url", problem })
+  return { callbackUrl: url }
 }
 
 /** Members of a payload that have a meaning of their own. */

@@ -34,6 +34,8 @@ export interface Submission {
   checkpointing?: Checkpointing
   /** Jobs that must complete before this one may start, each once; absent where it names none. */
   dependsOn?: JobId[]
+  /** Called when the job has ended (J-013); absent: nobody is. */
+  callbackUrl?: string
 }
 
 /** CK-001, CK-003: are checkpoints kept, and does a next attempt get what an earlier one left? */
