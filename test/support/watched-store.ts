@@ -34,7 +34,7 @@ export function watchStatements<S extends Store>(store: S, statements: Statement
 
 /** Tables that grow with work: no statement may read one of them from end to end. */
 const GROWING =
-  /\bSCAN (jobs|tasks|task_results|attempts|events|charges|holds|ledger_entries|artifacts|job_tags|job_dependencies|blob_references)\b(.*)/
+  /\bSCAN (jobs|tasks|task_results|attempts|events|charges|holds|ledger_entries|artifacts|job_tags|job_dependencies|blob_references|webhook_calls)\b(.*)/
 
 /** The steps of the statement's plan that read a growing table whole; a partial index that holds only live rows is fine. */
 export async function wholeReads(store: Store, sql: string, parameters: readonly SqlValue[]): Promise<string[]> {

@@ -16,6 +16,10 @@ import { jobOnWire } from "../../coordinator/jobs/read/job-object.ts"
 import { readJob, readJobBySeq } from "../../coordinator/jobs/read/read-job.ts"
 import { pageOfIndexes, taskRows } from "../../coordinator/jobs/read/tasks.ts"
 import { sweepExpiredJobs } from "../../coordinator/jobs/retention.ts"
+import { findJobPlaces, logPosition, newsBehind, projectJobs, readLines } from "../../coordinator/jobs/read/followed.ts"
+import { readJobBySeq } from "../../coordinator/jobs/read/read-job.ts"
+import { pageOfIndexes, taskRows } from "../../coordinator/jobs/read/tasks.ts"
+import { accountsWithProject } from "../../coordinator/projects/project.ts"
 import { stageBlob } from "../../coordinator/store/blobs.ts"
 import { newestEventId, tallyRead } from "../../coordinator/store/event-tally.ts"
 import { countActiveJobs, unfinishedJobs } from "../../coordinator/store/jobs.ts"
@@ -23,6 +27,12 @@ import { lastDurableAt, putTaskProgress, tasksWithRemains } from "../../coordina
 import { activeJobs, jobsInQueue, tasksWithNodes } from "../../coordinator/store/stuck-jobs.ts"
 import type { Store } from "../../coordinator/store/store.ts"
 import { countTasks, liveAttempts, taskKey } from "../../coordinator/store/tasks.ts"
+import {
+  deleteWebhookCall,
+  findWebhookCall,
+  postponeWebhookCall,
+  waitingCalls,
+} from "../../coordinator/store/webhooks.ts"
 import { fundedAccount } from "../support/accounts.ts"
 import { startJobRig } from "../support/job-rig.ts"
 import { fillWithHistory, watchStatements, wholeReads, type Statements } from "../support/watched-store.ts"
@@ -81,7 +91,8 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   await sweepCheckpoints(keeping, rig.clock.now())
   await rig.cancel(left)
   await sweepCheckpoints(keeping, rig.clock.now())
-  const cancelled = await rig.queued(account, { fan_out: { chunks: 10, total: 10 } })
+  const called = { callback_url: "https://example.com/x" }
+  const cancelled = await rig.queued(account, { fan_out: { chunks: 10, total: 10 }, ...called })
   await rig.start(await rig.grant(cancelled, 3))
   await rig.cancel(cancelled, account, "no longer needed")
 
@@ -119,6 +130,12 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   const { indexes } = await pageOfIndexes(parts, read, ["completed"], { limit: 10, offset: 5 })
   for await (const row of taskRows(parts, read, indexes)) expect(row.status).toBe("completed")
   await readLog(rig.store, job.seq, 0, 50)
+  await readLines(rig.store, await logPosition(rig.store), 100)
+  const { places, news } = await newsBehind(rig.store, [job.seq, left.seq], 1, 1_000)
+  expect([places.length, news.length]).toEqual([2, 2])
+  await findJobPlaces(rig.store, [job.id, left.id], account)
+  const limits = { listed: 200, recent: 20, since: 0 }
+  await projectJobs(rig.store, await accountsWithProject(rig.store, null, "p"), "p", limits)
   const filter = {
     account,
     statuses: null,
@@ -150,6 +167,13 @@ test("architecture §4: no statement of a job's life reads a growing table whole
     await jobsInQueue(view, systemClock.now(), 0, 500)
     await tasksWithNodes(view, job.seq)
     await tallyRead.run(view, (await newestEventId(view)) - 100)
+  })
+  const [call] = await rig.store.read((view) => waitingCalls(view, 0, 10))
+  if (!call) throw new Error("the cancelled job is to be told")
+  await rig.store.read((view) => findWebhookCall(view, call.seq))
+  await rig.store.write(async (tx) => {
+    await postponeWebhookCall(tx, call.seq, 1, 5)
+    await deleteWebhookCall(tx, call.seq)
   })
 
   expect(statements.size).toBeGreaterThan(40)
