@@ -55,6 +55,7 @@ import { sweepExpiredJobs } from "./jobs/retention.ts"
 import { submitBatch } from "./jobs/submit-batch.ts"
 import { jobOutput, OUTPUT_LIMITS } from "./jobs/read/output.ts"
 import { readJobBySeq } from "./jobs/read/read-job.ts"
+import { retryJob } from "./jobs/retry.ts"
 import { submitJob } from "./jobs/submit.ts"
 import { openControlDoor } from "./mesh/control-door.ts"
 import type { FleetFacts } from "./projects/readiness.ts"
@@ -571,6 +572,18 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       ...reads,
       watch,
       submit: (request) => submitJob(submission, request),
+      retry: (request) =>
+        retryJob(
+          {
+            ...retention,
+            store,
+            random,
+            quoteTtlMs: config.quoteTtlMs,
+            settled: (job) => jobLife.settled(job),
+            again: (job) => jobLife.again(job),
+          },
+          request,
+        ),
       cancel: (id, account, reason) => jobLife.cancel(id, account, reason),
       ssePingMs: config.ssePingMs,
       sseLimitMs: config.sseLimitMs,

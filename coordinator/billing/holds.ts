@@ -121,6 +121,11 @@ export async function getHold(view: View, id: HoldId): Promise<Hold> {
 /** All rounds of a job, the first one first. */
 export const holdsOfJob = (view: View, job: JobId): Promise<Hold[]> => rows.holdsOfJob(view, job)
 
+/** What a job was charged so far, over all its rounds. */
+export async function chargedByJob(view: View, job: JobId): Promise<MicroUsd> {
+  return (await holdsOfJob(view, job)).reduce((sum, { charged }) => sum + charged, 0n)
+}
+
 /** What these attempts were charged; claims without a charge are left out. */
 export const chargesOf = (view: View, claims: ClaimNumber[]): Promise<Map<ClaimNumber, MicroUsd>> =>
   rows.findCharges(view, claims)

@@ -80,6 +80,21 @@ export function costOf(rate: Rate, milliseconds: number): MicroUsd {
   return divideRoundingUp(rate.numerator * BigInt(Math.ceil(milliseconds)), RATE_DENOMINATOR)
 }
 
+/** The most milliseconds whose cost is within the budget; 0 when it buys none. */
+export function affordableMs(rate: Rate, budget: MicroUsd): number {
+  let low = 0
+  let high = LONGEST_AFFORDABLE_MS
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2)
+    if (costOf(rate, middle) <= budget) low = middle
+    else high = middle - 1
+  }
+  return low
+}
+
+/** Seven days: no task may run longer (GAP-70). */
+const LONGEST_AFFORDABLE_MS = 7 * 86_400_000
+
 /**
  * The milliseconds an attempt is billed (rulings, Holds): the smaller of what the node measured and what passed between
  * accepted grant and report by the coordinator's clock, less the time without contact. Never below zero.

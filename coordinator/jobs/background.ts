@@ -11,6 +11,8 @@ import type { Random } from "../../protocol/base/random.ts"
 export interface Background extends AsyncDisposable {
   /** Runs `act` until it succeeds. The same name again while it runs: once more after it. */
   run(name: string, act: (signal: AbortSignal) => Promise<void>): void
+  /** Resolves once nothing runs under these names; work that follows from it, and began under another of them, included. */
+  settled(names: readonly string[]): Promise<void>
 }
 
 export function createBackground(parts: { clock: Clock; random: Random; log: Log }): Background {
@@ -43,6 +45,13 @@ export function createBackground(parts: { clock: Clock; random: Random; log: Log
       const state = { again: false, ended: Promise.resolve() }
       running.set(name, state)
       state.ended = untilDone(name, act).finally(() => running.delete(name))
+    },
+    async settled(names) {
+      for (;;) {
+        const left = names.flatMap((name) => running.get(name)?.ended ?? [])
+        if (left.length === 0) return
+        await Promise.all(left)
+      }
     },
     async [Symbol.asyncDispose]() {
       stopped.abort(new Error("the coordinator stops"))

@@ -5,10 +5,13 @@ import { artifactId, digest, newArtifactId, taskId, type ArtifactId, type NodeId
 import type { CheckpointItem, ItemVerdict } from "../../protocol/wire/control.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { deleteArtifact, endArtifactAt, findArtifact, insertArtifact, keepArtifactUntil } from "../store/artifacts.ts"
-import { addBlobReference, dropBlobReferences, dropStagedBlob, stagedSize } from "../store/blobs.ts"
+import { addBlobReference, dropBlobReferences, dropStagedBlob, isBlobNeeded, stagedSize } from "../store/blobs.ts"
 import {
   checkpointOwner,
+  checkpointsOfTasks,
+  deleteRemains,
   heldCheckpoints,
+  holdAgain,
   insertCheckpoint,
   latestCheckpoint,
   letGo,
@@ -17,7 +20,7 @@ import {
   type NewCheckpoint,
 } from "../store/checkpoints.ts"
 import type { Store, Tx } from "../store/store.ts"
-import { attemptByClaim, indexOfTask, type AttemptRow } from "../store/tasks.ts"
+import { attemptByClaim, indexOfTask, type AttemptRow, type TaskKey } from "../store/tasks.ts"
 import type { JobFacts } from "./job-facts.ts"
 
 export interface CheckpointParts {
@@ -231,6 +234,20 @@ export async function sweepCheckpoints(
     }
     if (page.length < ROWS_AT_ONCE) return
     after = page.at(-1)?.row.seq ?? after
+  }
+}
+
+/** The task runs again from its beginning: nothing is gone on from. The artifacts stay, as long as artifacts do. */
+export async function forgetRemains(tx: Tx, task: TaskKey): Promise<void> {
+  for (const row of await deleteRemains(tx, task)) await dropBlobReferences(tx, checkpointOwner(row))
+}
+
+/** The task's job runs again after its end: what the task goes on from is kept again, where the bytes are still there. */
+export async function keepRemains(tx: Tx, task: TaskKey): Promise<void> {
+  for (const row of await checkpointsOfTasks(tx, [task])) {
+    if (row.blob === null || !(await isBlobNeeded(tx, row.blob))) continue
+    await addBlobReference(tx, row.blob, checkpointOwner(row))
+    await holdAgain(tx, row.seq)
   }
 }
 

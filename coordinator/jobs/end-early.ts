@@ -11,6 +11,8 @@ import type { Store, Tx } from "../store/store.ts"
 import { cancelTasks, endAttempt, indexOfTask, liveAttemptsOfJob, type LiveAttemptRow } from "../store/tasks.ts"
 import { recordJobEnd } from "./job-end.ts"
 import { jobFacts, rateOfJob, type JobFacts } from "./job-facts.ts"
+import { isEnded } from "./job-state.ts"
+import { putBackSlice } from "./retry-slices.ts"
 
 export interface EndEarlyParts {
   store: Store
@@ -99,19 +101,19 @@ function chargeOf(job: JobFacts, attempt: LiveAttemptRow, ranMs: number, at: Ins
   return { claim: attempt.claim, hold: job.hold, amount: costOf(rateOfJob(job), milliseconds), milliseconds, at }
 }
 
-/** GAP-31: cancelled already: the same answer again; otherwise terminal: 409. */
+/** GAP-31: cancelled already: the same answer again, and `isNews` false; otherwise terminal: 409. */
 export async function cancelJob(
   parts: EndEarlyParts,
   id: JobId,
   account: AccountId | null,
   reason: string,
-): Promise<EarlyEnd> {
+): Promise<EarlyEnd & { isNews: boolean }> {
   const job = await parts.store.read((view) => jobHeadById(view, id, account))
   if (!job) throw notFound(`the job ${id}`)
   const ended = await endEarly(parts, job.seq, { status: "cancelled", error: reason })
-  if (ended) return ended
+  if (ended) return { ...ended, isNews: true }
   const now = await parts.store.read((view) => jobHeadBySeq(view, job.seq))
-  if (now?.status === "cancelled") return { job: now, spent: [] }
+  if (now?.status === "cancelled") return { job: now, spent: [], isNews: false }
   throw new ComputalotError("conflict", `the job has ended already: it is ${now?.status ?? "gone"}`, {
     recommendedAction: "Read its results; a job that has ended cannot be cancelled.",
     details: { status: now?.status },
@@ -121,7 +123,10 @@ export async function cancelJob(
 /** Tasks in one slice of a cancel. */
 const SLICE_TASKS = 1000
 
-/** Cancels the task rows of an ended job, slice by slice. A second call goes on where an earlier one stopped. */
+/**
+ * Cancels the task rows of an ended job, slice by slice; first those of a retry that it overtook become what the job's sums say.
+ * A second call goes on where an earlier one stopped. A job that runs again is left alone.
+ */
 export async function sweepTasks(
   parts: { store: Store; clock: Clock },
   seq: number,
@@ -130,7 +135,12 @@ export async function sweepTasks(
   for (;;) {
     signal.throwIfAborted()
     const at = parts.clock.now()
-    const cancelled = await parts.store.write((tx) => cancelTasks(tx, seq, SLICE_TASKS, at))
-    if (cancelled < SLICE_TASKS) return
+    const slice = await parts.store.write(async (tx) => {
+      const job = await jobCounts(tx, seq)
+      if (!job || !isEnded(job.status)) return "done"
+      if ((await putBackSlice(tx, seq, at)) === "more") return "more"
+      return (await cancelTasks(tx, seq, SLICE_TASKS, at)) < SLICE_TASKS ? "done" : "more"
+    })
+    if (slice === "done") return
   }
 }

@@ -28,7 +28,8 @@ const SLICE_TASKS = 500
  */
 export async function finishJob(parts: FinishParts, seq: number, signal: AbortSignal): Promise<void> {
   const job = await parts.store.read((view) => jobBySeq(view, seq))
-  if (!job || (job.status !== "finishing" && job.outcome !== null)) return
+  // One that runs again has nothing to be merged yet.
+  if (!job || (job.status !== "finishing" && (job.outcome !== null || !isEnded(job.status)))) return
   const outcome = await aggregateJob(parts, job, signal)
   if (job.status !== "finishing") return await parts.store.write((tx) => storeOutcome(tx, seq, outcome))
 
@@ -39,13 +40,19 @@ export async function finishJob(parts: FinishParts, seq: number, signal: AbortSi
     submission.reliabilityMode,
     job.suspect > 0,
   )
-  const error = job.failed > 0 ? jobError(job.failed, job.taskCount, failure?.error ?? "the task failed") : null
+  const error = errorOf(job, failure?.error ?? "the task failed")
   const at = parts.clock.now()
   await parts.store.write(async (tx) => {
     if (!(await endFinishedJob(tx, seq, { status, error, outcome, at }))) return
     const message = error ?? (job.taskCount === 1 ? "its task completed" : `all ${job.taskCount} tasks completed`)
     await recordJobEnd(tx, job, { status, from: "running", message, error, at })
   })
+}
+
+function errorOf({ failed, cancelled, taskCount }: JobHead, firstError: string): string | null {
+  if (failed > 0) return jobError(failed, taskCount, firstError)
+  // Cancelled before a retry that left them out.
+  return cancelled > 0 ? `${cancelled} of ${taskCount} tasks were cancelled` : null
 }
 
 /** What the job's tasks add up to so far, as JSON text for `summary`. In a job that has ended every task has. */

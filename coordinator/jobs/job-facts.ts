@@ -16,6 +16,8 @@ export interface JobFacts {
   account: AccountId
   project: string
   revision: string
+  /** 1, and one more with each retry of the job after its end. */
+  round: number
   hold: HoldId
   reserveMicro: bigint
   billing: JobBilling
@@ -43,11 +45,12 @@ export interface JobFacts {
   kind: string
 }
 
-/** Kept with the job as it was at submit: later prices change nothing for it. Amounts are micro-dollars in digits. */
+/** The rate is that of the submit: later prices change nothing for the job. Amounts are micro-dollars in digits. */
 export interface JobBilling {
   rateNumerator: string
   resourceClass: string
   runtimeClass: string
+  /** Of this round: its hold. */
   estimate: string
   /** What was available before the hold was placed. */
   available: string
@@ -63,6 +66,7 @@ export function jobFacts(row: JobHead): JobFacts {
     account: row.account,
     project: row.project,
     revision: row.revision,
+    round: row.round,
     hold: row.hold,
     reserveMicro: row.reserveMicro,
     billing: JSON.parse(row.billing) as JobBilling,

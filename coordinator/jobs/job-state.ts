@@ -19,8 +19,10 @@ export type JobEvent =
   | "partial"
   | "failed"
   | "cancelled"
+  /** Its owner has some of its tasks run again, in a round of their own: the one way out of the last four. */
+  | "retried"
 
-/** Null: refused. Nothing leads back, and nothing leads out of the last four (L-001). */
+/** Null: refused. Nothing but a retry leads back, and nothing else leads out of the last four (L-001, rulings). */
 const NEXT: Record<JobState, Record<JobEvent, JobState | null>> = {
   planning: only({ planned: "queued", cancelled: "cancelled" }),
   // Tasks may all end without one having started: a set-up that fails, say.
@@ -28,10 +30,10 @@ const NEXT: Record<JobState, Record<JobEvent, JobState | null>> = {
   running: only({ task_started: "running", all_tasks_ended: "finishing", cancelled: "cancelled" }),
   // Until the last write the client sees `running` and may still cancel.
   finishing: only({ completed: "completed", partial: "partial", failed: "failed", cancelled: "cancelled" }),
-  completed: only({}),
-  partial: only({}),
-  failed: only({}),
-  cancelled: only({}),
+  completed: only({ retried: "queued" }),
+  partial: only({ retried: "queued" }),
+  failed: only({ retried: "queued" }),
+  cancelled: only({ retried: "queued" }),
 }
 
 /** The state after the event, or null when the job cannot take it. */
@@ -87,6 +89,7 @@ function only(next: Partial<Record<JobEvent, JobState>>): Record<JobEvent, JobSt
     completed: null,
     partial: null,
     failed: null,
+    cancelled: null,
   }
-  return { ...refused, cancelled: null, ...next }
+  return { ...refused, retried: null, ...next }
 }

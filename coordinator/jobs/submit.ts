@@ -11,6 +11,7 @@ import {
   type QuoteId,
   type UserId,
 } from "../../protocol/domain/ids.ts"
+import { lesser, usd, type MicroUsd } from "../../protocol/domain/money.ts"
 import { estimateJob, type JobEstimate, type Prices } from "../billing/pricing.ts"
 import { placeHold } from "../billing/holds.ts"
 import { quoteShortfall, type Quote } from "../billing/quotes.ts"
@@ -26,7 +27,7 @@ import { expandSlice, isOneSlice } from "./expand.ts"
 import type { JobBilling } from "./job-facts.ts"
 import { firstOversizedTask, payloadTooLarge, planTasks, type Plan } from "./plan/plan.ts"
 import { parseSubmission } from "./submission/parse-submission.ts"
-import type { Submission } from "./submission/submission.ts"
+import { maxCost, type Submission } from "./submission/submission.ts"
 
 export interface SubmitParts {
   store: Store
@@ -84,7 +85,10 @@ export async function prepareJob(
   refuseUnreachable(submission.callbackUrl, reach)
   const plan = planTasks(submission)
   await refuseLargePayloads(plan)
-  return { submission, warnings, plan, estimate: estimateJob(pricedWork(submission, plan), prices) }
+  const whole = estimateJob(pricedWork(submission, plan), prices)
+  const estimate = cappedAt(maxCost(submission), whole)
+  if (estimate.hold < whole.hold) warnings.push(mayNotSuffice(whole))
+  return { submission, warnings, plan, estimate }
 }
 
 /** The other half: jobs are admitted in the order of the calls. */
@@ -183,6 +187,16 @@ function pricedWork(submission: Submission, plan: Plan): Parameters<typeof estim
   const { requirements, timeoutSeconds, runtimeHintSeconds, maxRetries, reliabilityMode } = submission
   return { requirements, timeoutSeconds, runtimeHintSeconds, maxRetries, reliabilityMode, tasks: plan.count }
 }
+
+/** The hold never exceeds what the client allows (rulings, Holds). */
+function cappedAt(most: MicroUsd | null, estimate: JobEstimate): JobEstimate {
+  return most === null ? estimate : { ...estimate, hold: lesser(estimate.hold, most) }
+}
+
+const mayNotSuffice = ({ hold }: JobEstimate): SubmissionWarning => ({
+  field: "max_cost_usd",
+  message: `is less than the $${usd(hold)} that the job may cost: when it is spent, tasks that have not started fail with budget_spent`,
+})
 
 function billingOf(estimate: JobEstimate, available: bigint): JobBilling {
   return {

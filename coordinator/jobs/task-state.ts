@@ -27,6 +27,8 @@ export type TaskEvent =
   /** Taken back, drained or never stored by its node: no loss. */
   | { event: "returned" }
   | { event: "cancelled" }
+  /** Its job, which had ended, runs it again: with fresh retries, and no losses counted. */
+  | { event: "retried" }
 
 export type TaskStep =
   | { outcome: "moved"; facts: TaskFacts; failureKind: FailureKind | null; retry: boolean }
@@ -38,9 +40,11 @@ export const MOST_LOSSES = 5
 
 const REFUSED: TaskStep = { outcome: "refused" }
 
-/** The one table of a task: what each event makes of it. A task that has ended never moves again. */
+/** The one table of a task: what each event makes of it. A task that has ended moves again by a retry of its job alone. */
 export function nextTask(facts: TaskFacts, event: TaskEvent): TaskStep {
-  if (facts.status !== "queued" && facts.status !== "running") return REFUSED
+  if (facts.status !== "queued" && facts.status !== "running") {
+    return event.event === "retried" ? moved(NEW_TASK) : REFUSED
+  }
   switch (event.event) {
     case "granted":
       return granted(facts, event.quarantine)
@@ -59,6 +63,8 @@ export function nextTask(facts: TaskFacts, event: TaskEvent): TaskStep {
       return moved({ ...facts, status: "queued" })
     case "cancelled":
       return moved({ ...facts, status: "cancelled", lossPending: false }, "cancelled")
+    case "retried":
+      return REFUSED
     default:
       return unreachable(event)
   }

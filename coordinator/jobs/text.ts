@@ -67,7 +67,7 @@ const ACTIONS: Record<FailureKind, string> = {
   shared_unresolved: "Check that the shared value exists before this job runs.",
   sandbox_error: "The sandbox could not run this task on several machines. Submit again; send feedback if it repeats.",
   quarantined: "This task stopped several machines and is not run again. Check what it does to memory and processes.",
-  budget_spent: "Raise max_cost_usd or add credit, then submit the rest again.",
+  budget_spent: "Retry the job: what failed then runs under a new hold. Or submit it again with a higher max_cost_usd.",
 }
 
 /** `waits for job_… to complete`, or how many. */

@@ -3,7 +3,14 @@ import type { Instant } from "../../protocol/base/clock.ts"
 import type { AccountId } from "../../protocol/domain/ids.ts"
 import { manifestSchema, type Manifest } from "../../protocol/domain/manifest.ts"
 import { dropBlobReferences } from "../store/blobs.ts"
-import { deleteRevision, findRevision, supersededRevisions, type Project, type Revision } from "../store/projects.ts"
+import {
+  deleteRevision,
+  findRevision,
+  isSuperseded,
+  supersededRevisions,
+  type Project,
+  type Revision,
+} from "../store/projects.ts"
 import type { Store, View } from "../store/store.ts"
 import { nothingPushed } from "./init.ts"
 import { requireProject } from "./project.ts"
@@ -43,6 +50,7 @@ export async function sweepRevisions(parts: { store: Store }, now: Instant): Pro
   const old = await parts.store.read((view) => supersededRevisions(view, now - 60_000, REVISIONS_AT_ONCE))
   for (const id of old) {
     await parts.store.write(async (tx) => {
+      if (!(await isSuperseded(tx, id))) return
       await dropBlobReferences(tx, { kind: "revision", owner: id })
       await dropBlobReferences(tx, { kind: "image", owner: id })
       await deleteRevision(tx, id)

@@ -17,8 +17,7 @@ import { isCloned } from "../fleet/fleet.ts"
 import { isInReach } from "../fleet/liveness.ts"
 import { mostAttempts } from "../fleet/node-rules.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
-import { costOf, type Rate } from "../billing/pricing.ts"
-import { rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
+import type { JobFacts, KnownJobs } from "../jobs/job-facts.ts"
 import type { Plans } from "../jobs/plans.ts"
 import type { Store } from "../store/store.ts"
 import { choosePlaces, isOverfull, type Round } from "./choose-places.ts"
@@ -352,10 +351,10 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     for (const row of rows) {
       const job = parts.known.get(row.job)
       if (!job || !members.attempt(row.claim)) continue
-      const key = `${row.job}/${row.budgetMicro ?? ""}`
+      const key = `${row.job}/${row.budgetMs ?? ""}`
       let known = specs.get(key)
       if (!known) {
-        const spec = limitedBy(await parts.runtimes.spec(job, member), row, job)
+        const spec = limitedBy(await parts.runtimes.spec(job, member), row)
         known = { spec, bytes: jsonBytes(spec) }
         specs.set(key, known)
       }
@@ -404,21 +403,8 @@ type PlaceableMember = PlaceableNode & { member: Member; attempts: ReadonlyMap<n
 const memberOf = (node: PlaceableNode): Member => (node as PlaceableMember).member
 
 /** With less than its reserve left, a task gets the time that buys (rulings, Holds). */
-function limitedBy(spec: TaskSpec, row: GrantedTaskRow, job: JobFacts): TaskSpec {
-  if (row.budgetMicro === null) return spec
-  return { ...spec, budget_ms: Math.min(spec.timeout_ms, affordableMs(rateOfJob(job), row.budgetMicro)) }
-}
-
-/** The most milliseconds whose cost is within the budget. */
-export function affordableMs(rate: Rate, budgetMicro: bigint): number {
-  let low = 0
-  let high = LONGEST_AFFORDABLE_MS
-  while (low < high) {
-    const middle = Math.ceil((low + high) / 2)
-    if (costOf(rate, middle) <= budgetMicro) low = middle
-    else high = middle - 1
-  }
-  return low
+function limitedBy(spec: TaskSpec, row: GrantedTaskRow): TaskSpec {
+  return row.budgetMs === null ? spec : { ...spec, budget_ms: Math.min(spec.timeout_ms, row.budgetMs) }
 }
 
 interface GrantFrame {
@@ -468,5 +454,3 @@ const RETRY_MS = 250
 const LOOK_AGAIN_MS = 2_000
 /** How often a node that is avoided is looked at again. */
 const AVOIDED_MS = 2_000
-/** Seven days: no task may run longer (GAP-70). */
-const LONGEST_AFFORDABLE_MS = 7 * 86_400_000

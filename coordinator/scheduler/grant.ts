@@ -1,13 +1,16 @@
+import { present } from "../../protocol/base/assert.ts"
 import type { Instant } from "../../protocol/base/clock.ts"
 import { claimNumber, type ClaimNumber, type NodeId } from "../../protocol/domain/ids.ts"
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
+import { affordableMs, type Rate } from "../billing/pricing.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { failTask } from "../jobs/fail-waiting.ts"
+import type { JobBilling } from "../jobs/job-facts.ts"
 import { MOST_LOSSES, nextTask } from "../jobs/task-state.ts"
 import { deathsOfTask } from "../store/attempt-contact.ts"
 import { waitsForJobs } from "../store/dependencies.ts"
 import { findHold } from "../store/holds.ts"
-import { addToJob, jobCounts, markJobFinishing, type JobCounts } from "../store/jobs.ts"
+import { addToJob, jobBilling, jobCounts, markJobFinishing, type JobCounts } from "../store/jobs.ts"
 import { nextClaimNumbers } from "../store/meta.ts"
 import type { Tx } from "../store/store.ts"
 import {
@@ -39,8 +42,8 @@ export interface GrantedTaskRow extends Place {
   /** 1 for the first run. */
   number: number
   reserveMicro: bigint
-  /** What is left of the hold, when it is less than the reserve: the task gets the time that buys. */
-  budgetMicro: bigint | null
+  /** What is left of the hold buys so much time, when it is less than the reserve: the task gets no more. */
+  budgetMs: number | null
 }
 
 /**
@@ -81,7 +84,7 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
       outcome.short.set(job, "nothing_waits")
       continue
     }
-    const budget = await openBudget(tx, counts)
+    const budget = await openBudget(tx, job, counts)
     const free = [...its].reverse()
     let granted = 0
     let wereLost = 0
@@ -95,7 +98,7 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
         wait = "elsewhere"
         continue
       }
-      const cover = tooMany ? null : budget.cover(task.state === "lost")
+      const cover = tooMany ? null : await budget.cover(task.state === "lost")
       if (cover && "why" in cover) {
         wait = cover.why
         break
@@ -114,7 +117,9 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
       if (!place || !cover) break
       const claim = claimNumber(next++)
       const number = task.attempt + 1
-      await insertAttempt(tx, { claim, task: task.key, number, node: place.node, gpus: place.gpus, at })
+      const { budgetMs } = cover
+      const of = { task: task.key, number, round: counts.round }
+      await insertAttempt(tx, { claim, ...of, node: place.node, gpus: place.gpus, budgetMs, at })
       if (!(await grantTask(tx, task.key, number, claim))) throw new Error("a waiting task can be granted")
       granted += 1
       outcome.granted.push({
@@ -124,7 +129,7 @@ export async function grantTasks(tx: Tx, places: readonly Place[], at: Instant):
         index: indexOfTask(task.key),
         number,
         reserveMicro: counts.reserveMicro,
-        budgetMicro: cover.remainder,
+        budgetMs,
       })
     }
     if (granted + failed < its.length) outcome.short.set(job, wait)
@@ -174,8 +179,8 @@ const PASSED_AT_MOST = 32
 
 /** Whether one more task may start. */
 interface Budget {
-  /** Takes the money for a task, `remainder` when that is less than its reserve; else why not. */
-  cover(wasLost: boolean): { remainder: bigint | null } | { why: "budget" | "spent" }
+  /** Takes the money for a task, with the time that buys when it is less than its reserve; else why not. */
+  cover(wasLost: boolean): Promise<{ budgetMs: number | null } | { why: "budget" | "spent" }>
   /** A lost attempt ended and no other takes its place. */
   lostEnded(): void
 }
@@ -185,23 +190,30 @@ interface Budget {
  * is left, for as long as that buys (rulings, Holds). A lost attempt still counts as running: its own reserve goes to the
  * attempt that takes its place.
  */
-async function openBudget(tx: Tx, counts: JobCounts): Promise<Budget> {
+async function openBudget(tx: Tx, job: number, counts: JobCounts): Promise<Budget> {
   const hold = await findHold(tx, counts.hold)
   const left = hold?.status === "active" ? hold.amount - hold.charged : 0n
   const reserve = counts.reserveMicro
   let live = BigInt(counts.granted + counts.running)
   return {
-    cover(wasLost) {
+    async cover(wasLost) {
       const others = wasLost ? live - 1n : live
       const isCovered = hold?.status === "active" && left >= reserve * (others + 1n)
-      if (!isCovered && (others > 0n || left <= 0n)) return { why: others > 0n ? "budget" : "spent" }
+      if (!isCovered && others > 0n) return { why: "budget" }
+      const budgetMs = isCovered ? null : affordableMs(await rateOf(tx, job), left)
+      if (budgetMs === 0) return { why: "spent" }
       live = others + 1n
-      return { remainder: isCovered ? null : left }
+      return { budgetMs }
     },
     lostEnded() {
       live -= 1n
     },
   }
+}
+
+async function rateOf(tx: Tx, job: number): Promise<Rate> {
+  const billing = JSON.parse(present(await jobBilling(tx, job), "the billing of a job that runs")) as JobBilling
+  return { numerator: BigInt(billing.rateNumerator) }
 }
 
 /** The old number is spent in the write that grants the new one, and only now the loss counts (architecture §5.5). */

@@ -1,4 +1,4 @@
-import type { Clock } from "../../protocol/base/clock.ts"
+import { sleep, type Clock } from "../../protocol/base/clock.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { revisionId, type AccountId, type ClaimNumber, type JobId } from "../../protocol/domain/ids.ts"
 import type { ObjectFiles } from "../artifacts/object-files.ts"
@@ -12,6 +12,7 @@ import { failWaitingTasks } from "../jobs/fail-waiting.ts"
 import { finishJob } from "../jobs/finish.ts"
 import { jobFacts, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
 import { isEnded } from "../jobs/job-state.ts"
+import { putBackTasks } from "../jobs/retry-slices.ts"
 import { openDependencies, openDependents } from "../store/dependencies.ts"
 import { jobBySeq, unfinishedJobs, type JobHead, type JobRow } from "../store/jobs.ts"
 import type { Store } from "../store/store.ts"
@@ -27,6 +28,10 @@ import type { RuntimeSpecs } from "./runtime-specs.ts"
 export interface JobLife {
   /** Writes the tasks of a submitted job and makes it grantable. */
   plan(job: JobRow): void
+  /** The job was retried after its end: puts back the tasks that are not yet, and makes it grantable. */
+  again(job: JobRow): void
+  /** Resolves once nothing of the job's end is being worked on. */
+  settled(job: number): Promise<void>
   /** All tasks of these jobs are final: merges and ends them. */
   finish(jobs: readonly number[]): void
   /** A task failed for good: a strict job ends by it (L-003). */
@@ -75,6 +80,10 @@ export interface JobLifeParts extends EndEarlyParts {
   spend: (claims: readonly ClaimNumber[], reason: string) => void
 }
 
+/** What works on the end of a job, by the names below. */
+const ENDING_ACTS = ["fail", "budget", "strict", "end", "sweep", "finish"]
+/** A client that waits for more than this is told to come again. */
+const LONGEST_END_MS = 10_000
 const REASON_DEFAULT = "cancelled by its owner"
 
 export function createJobLife(parts: JobLifeParts): JobLife {
@@ -103,19 +112,36 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     await takeUp(job.seq)
   }
 
+  function again(job: Pick<JobRow, "seq" | "id">): void {
+    background.run(`retry ${job.id}`, async (signal) => {
+      await putBackTasks(parts, job.seq, signal)
+      const now = await store.read((view) => jobBySeq(view, job.seq))
+      watch.changed([job.seq])
+      if (!now || (now.status !== "queued" && now.status !== "running")) return
+      if (known.get(now.seq)?.round === now.round) return
+      try {
+        await resumeRunning(now)
+      } catch (error) {
+        // Known and not queued it would be passed over when this is tried again.
+        known.forget(now.seq)
+        throw error
+      }
+    })
+  }
+
   /** Its revision is known before it is put into the queue. */
   async function know(facts: JobFacts): Promise<void> {
     if (!parts.specs.known(facts.revision)) await parts.specs.refresh(revisionId(facts.revision))
     known.put(facts)
   }
 
-  function ready(facts: JobFacts, tasks: number): void {
+  function ready(facts: JobFacts, tasks: number, since = facts.readySince): void {
     queue.put({
       seq: facts.seq,
       account: facts.account,
       priority: facts.priority,
       kind: facts.kind,
-      readySince: facts.readySince,
+      readySince: since,
       tasks,
       cost: Math.max(1, Number(facts.reserveMicro)),
     })
@@ -154,8 +180,10 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     for (const seq of jobs) {
       queue.remove(seq)
       background.run(`finish ${seq}`, async (signal) => {
+        const facts = known.get(seq)
         await finishJob(parts, seq, signal)
-        known.forget(seq)
+        // Retried within the same moment it is known anew.
+        if (known.get(seq) === facts) known.forget(seq)
         parts.pace.forget(seq)
         watch.changed([seq])
         settle(seq)
@@ -215,7 +243,7 @@ export function createJobLife(parts: JobLifeParts): JobLife {
 
   async function endStrict(seq: number): Promise<void> {
     const job = await store.read((view) => jobBySeq(view, seq))
-    if (!job || job.failed === 0 || (job.status !== "queued" && job.status !== "running")) return
+    if (!job || job.failed <= job.failedBefore || (job.status !== "queued" && job.status !== "running")) return
     const failure = await store.read((view) => firstFailure(view, seq))
     endBy(seq, {
       status: "failed",
@@ -225,6 +253,13 @@ export function createJobLife(parts: JobLifeParts): JobLife {
 
   return {
     plan,
+    again,
+    async settled(seq) {
+      const enough = new AbortController()
+      const tooLong = sleep(parts.clock, LONGEST_END_MS, enough.signal).catch(() => undefined)
+      await Promise.race([background.settled(ENDING_ACTS.map((act) => `${act} ${seq}`)), tooLong])
+      enough.abort()
+    },
     finish,
     taskFailed(jobs) {
       for (const seq of jobs) failedForGood(seq)
@@ -247,8 +282,8 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     },
     async cancel(id, account, reason) {
       const why = reason === "" ? REASON_DEFAULT : reason
-      const { job, spent } = await cancelJob(parts, id, account, why)
-      over(job, spent, why)
+      const { job, spent, isNews } = await cancelJob(parts, id, account, why)
+      if (isNews) over(job, spent, why)
       return job
     },
     async cancelQueued(wanted) {
@@ -287,6 +322,7 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     if (isEnded(job.status)) sweep(job.seq)
     else if (job.status === "finishing") finish([job.seq])
     else if (job.status === "planning") plan(job)
+    else if (job.retrying !== null) again(job)
     else await resumeRunning(job)
   }
 
@@ -295,9 +331,10 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     if (facts.dependsOnJobs && (await waitsStill(job.seq))) return
     await know(facts)
     const waiting = await store.read((view) => countTasks(view, job.seq, ["queued", "lost"]))
-    ready(facts, waiting)
+    ready(facts, waiting, job.round > 1 ? (job.queuedAt ?? undefined) : undefined)
     failBroken(facts)
-    if (job.failed > 0 && facts.reliability === "strict_complete" && facts.taskCount > 1) await endStrict(job.seq)
+    const isStrict = facts.reliability === "strict_complete" && facts.taskCount > 1
+    if (job.failed > job.failedBefore && isStrict) await endStrict(job.seq)
   }
 
   /** Does it wait for other jobs? What has become of those that ended while nobody looked is settled now. */

@@ -64,7 +64,7 @@ export function queueReason(facts: QueueFacts): QueueReason {
     return because(
       "waiting_for_budget",
       "what is left of the job's hold is reserved for the tasks that run",
-      "Nothing to do: further tasks start as running ones end and cost less than was reserved for them.",
+      "Nothing to do: further tasks start as running ones end and cost less than was reserved for them; max_cost_usd decides how many fit side by side.",
     )
   }
   if (eligible === 0) return because("no_matching_capacity", ...noCapacity(nodes.length, allowed.length, requirements))

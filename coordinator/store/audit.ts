@@ -117,6 +117,19 @@ const CHECKS: { name: string; unit: "micro_usd" | "count"; sql: string }[] = [
         OR ledger_entries.amount <> quotes.amount`),
   },
   {
+    name: "jobs without exactly one hold for each of their rounds, the last one theirs",
+    unit: "count",
+    sql: offenders(`SELECT jobs.id FROM jobs LEFT JOIN holds ON holds.id = jobs.hold
+      WHERE holds.id IS NULL OR holds.job_id <> jobs.id OR holds.round <> jobs.round
+        OR jobs.round <> (SELECT count(*) FROM holds AS its WHERE its.job_id = jobs.id)`),
+  },
+  {
+    name: "holds of earlier rounds that are still active",
+    unit: "count",
+    sql: offenders(`SELECT holds.id FROM holds JOIN jobs ON jobs.id = holds.job_id
+      WHERE holds.status = 'active' AND holds.id <> jobs.hold`),
+  },
+  {
     name: "jobs whose hold ended before them or outlived them",
     unit: "count",
     sql: offenders(`SELECT jobs.id FROM jobs JOIN holds ON holds.id = jobs.hold

@@ -154,6 +154,17 @@ export async function blobsOfCheckpoints(
   return rows.map((row) => ({ ...row, claim: claimNumber(row.claim) }))
 }
 
+/** Its job runs again: the bytes stay for as long as that lives. */
+export async function holdAgain(tx: Tx, seq: number): Promise<void> {
+  await tx.run("UPDATE checkpoints SET held = 1 WHERE seq = ? AND blob IS NOT NULL", seq)
+}
+
+/** Forgets what a task left to go on from; gives its checkpoints. */
+export async function deleteRemains(tx: Tx, task: TaskKey): Promise<CheckpointRow[]> {
+  await tx.run("DELETE FROM task_progress WHERE task = ?", task)
+  return (await tx.all<RawCheckpoint>("DELETE FROM checkpoints WHERE task = ? RETURNING *", task)).map(fromRow)
+}
+
 /** How many of a job's tasks left a checkpoint, how many one to go on from, and the one that came last. */
 export async function checkpointTotals(
   view: View,

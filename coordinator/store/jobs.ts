@@ -37,13 +37,20 @@ export interface JobRow {
   runtimeMsSum: number
   runtimeMsMax: number
   cpuMsSum: number
+  /** 1, and one more with each retry of the job after its end. */
+  round: number
+  /** Failed tasks that this round leaves as they are. */
+  failedBefore: number
+  /** Of this round. */
   hold: HoldId
   reserveMicro: bigint
-  /** JSON: rate and estimate as they were at submit. */
+  /** JSON: the rate as it was at submit, and the estimate of this round. */
   billing: string
   error: string | null
   /** JSON of the aggregate, null before the last write. */
   outcome: string | null
+  /** JSON of what is being put back into the queue; null but in the first moments of a large retry. */
+  retrying: string | null
   createdAt: Instant
   queuedAt: Instant | null
   startedAt: Instant | null
@@ -115,6 +122,7 @@ export async function jobById(view: View, id: JobId, account: AccountId | null):
 /** What a grant or report decides on: thin, whatever the job's request weighs. */
 export interface JobCounts {
   status: StoredJobStatus
+  round: number
   account: AccountId
   hold: HoldId
   reserveMicro: bigint
@@ -129,7 +137,7 @@ export interface JobCounts {
 
 export async function jobCounts(view: View, seq: number): Promise<JobCounts | null> {
   const row = await view.get<RawCounts>(
-    `SELECT status, account, hold, reserve_micro, task_count, queued, granted, running, completed, failed, cancelled
+    `SELECT status, round, account, hold, reserve_micro, task_count, queued, granted, running, completed, failed, cancelled
      FROM jobs WHERE seq = ?`,
     seq,
   )
@@ -144,14 +152,19 @@ export async function jobCounts(view: View, seq: number): Promise<JobCounts | nu
   }
 }
 
+/** The rate and the estimate of a job, as JSON. */
+export async function jobBilling(view: View, seq: number): Promise<string | null> {
+  return (await view.get<{ billing: string }>("SELECT billing FROM jobs WHERE seq = ?", seq))?.billing ?? null
+}
+
 /** Jobs that are not wholly done, oldest first: what a starting coordinator goes on with. Terminal ones lack their aggregate. */
 export async function unfinishedJobs(view: View): Promise<JobRow[]> {
   const rows = await view.all<RawJob>("SELECT * FROM jobs WHERE outcome IS NULL ORDER BY seq")
   return rows.map(jobFrom)
 }
 
-/** A job without its two large texts: what most readers need. */
-export type JobHead = Omit<JobRow, "request" | "outcome">
+/** A job without its large texts: what most readers need. */
+export type JobHead = Omit<JobRow, "request" | "outcome" | "retrying">
 
 /** As `jobById`, without the large texts. */
 export async function jobHeadById(view: View, id: JobId, account: AccountId | null): Promise<JobHead | null> {
@@ -380,13 +393,14 @@ export async function endJobEarly(
   return changes === 1
 }
 
-/** Stores the aggregate of a job that was ended early. */
+/** Stores the aggregate of a job that was ended early; of one that runs again there is none yet. */
 export async function storeOutcome(tx: Tx, seq: number, outcome: string): Promise<void> {
-  await tx.run("UPDATE jobs SET outcome = ? WHERE seq = ?", outcome, seq)
+  await tx.run("UPDATE jobs SET outcome = ? WHERE seq = ? AND completed_at IS NOT NULL", outcome, seq)
 }
 
 interface RawCounts {
   status: StoredJobStatus
+  round: number
   account: number
   hold: string
   reserve_micro: number
@@ -429,26 +443,29 @@ interface RawJob {
   runtime_ms_sum: number
   runtime_ms_max: number
   cpu_ms_sum: number
+  round: number
+  failed_before: number
   hold: string
   reserve_micro: number
   billing: string
   error: string | null
   outcome: string | null
+  retrying: string | null
   created_at: number
   queued_at: number | null
   started_at: number | null
   completed_at: number | null
 }
 
-type RawHead = Omit<RawJob, "request" | "outcome">
+type RawHead = Omit<RawJob, "request" | "outcome" | "retrying">
 
 const HEAD_COLUMNS = `seq, id, account, user_id, project, revision, content_hash, type, status, priority, submission, tags,
   client_ref, task_count, planned_upto, queued, granted, running, completed, failed, cancelled, suspect, quality_sum,
-  attempts, losses, runtime_ms_sum, runtime_ms_max, cpu_ms_sum, hold, reserve_micro, billing, error, created_at, queued_at,
-  started_at, completed_at`
+  attempts, losses, runtime_ms_sum, runtime_ms_max, cpu_ms_sum, round, failed_before, hold, reserve_micro, billing, error,
+  created_at, queued_at, started_at, completed_at`
 
 function jobFrom(row: RawJob): JobRow {
-  return { ...headFrom(row), request: row.request, outcome: row.outcome }
+  return { ...headFrom(row), request: row.request, outcome: row.outcome, retrying: row.retrying }
 }
 
 function headFrom(row: RawHead): JobHead {
@@ -481,6 +498,8 @@ function headFrom(row: RawHead): JobHead {
     runtimeMsSum: row.runtime_ms_sum,
     runtimeMsMax: row.runtime_ms_max,
     cpuMsSum: row.cpu_ms_sum,
+    round: row.round,
+    failedBefore: row.failed_before,
     hold: holdId(row.hold),
     reserveMicro: BigInt(row.reserve_micro),
     billing: row.billing,

@@ -286,6 +286,16 @@ export async function supersededRevisions(view: View, before: Instant, most: num
   return rows.map(({ id }) => revisionId(id))
 }
 
+/** Is it still neither active nor pinned? A job of it may have been retried since it was looked for. */
+export async function isSuperseded(view: View, id: RevisionId): Promise<boolean> {
+  const row = await view.get(
+    `SELECT 1 AS found FROM revisions r JOIN projects p ON p.id = r.project
+     WHERE r.id = ? AND p.active_revision <> r.id AND r.id NOT IN (${NEEDED_BY_JOBS})`,
+    id,
+  )
+  return row !== undefined
+}
+
 export async function deleteRevision(tx: Tx, id: RevisionId): Promise<void> {
   await tx.run("DELETE FROM revisions WHERE id = ?", id)
 }

@@ -76,6 +76,51 @@ export async function firstFailureKind(view: View, job: number): Promise<Failure
   return row?.failure_kind ?? null
 }
 
+/**
+ * The shortest time that a live attempt of the job was given because its hold bought no more, and in a job of one task the
+ * last attempt as well; null where every one has the whole timeout.
+ */
+export async function shortestBudgetMs(view: View, job: number, taskCount: number): Promise<number | null> {
+  const row =
+    taskCount === 1
+      ? await view.get<{ ms: number | null }>(
+          "SELECT a.budget_ms AS ms FROM tasks t JOIN attempts a ON a.claim = t.claim WHERE t.id = ? AND t.state <> 'queued'",
+          taskKey(job, 0),
+        )
+      : await view.get<{ ms: number | null }>(
+          `SELECT min(budget_ms) AS ms FROM attempts
+           WHERE task >= ? AND task < ? AND state IN ('offered', 'accepted', 'running')`,
+          taskKey(job, 0),
+          taskKey(job + 1, 0),
+        )
+  return row?.ms ?? null
+}
+
+/** A page of the tasks that left something to read: those that ended, and those that run again and had; lowest first. */
+export async function indexesWithResults(view: View, job: number, limit: number, offset: number): Promise<number[]> {
+  const rows = await view.all<{ id: number }>(
+    `SELECT id FROM tasks WHERE id >= ? AND id < ?
+       AND (state IN ('completed', 'failed', 'cancelled') OR retried_from IN ('completed', 'failed'))
+     ORDER BY id LIMIT ? OFFSET ?`,
+    taskKey(job, 0),
+    taskKey(job + 1, 0),
+    limit,
+    offset,
+  )
+  return rows.map(({ id }) => indexOfTask(id))
+}
+
+/** How many tasks run again and still show what they left before. */
+export async function countRetained(view: View, job: number): Promise<number> {
+  const row = await view.get<{ tasks: number }>(
+    `SELECT count(*) AS tasks FROM tasks WHERE retried_from IS NOT NULL AND id >= ? AND id < ?
+       AND retried_from <> 'cancelled' AND state IN ('queued', 'granted', 'running', 'lost')`,
+    taskKey(job, 0),
+    taskKey(job + 1, 0),
+  )
+  return row?.tasks ?? 0
+}
+
 /** Did any of the job's first thousand ended tasks leave a result, or print anything? Further ones are not looked at. */
 export async function leftBehind(view: View, job: number): Promise<{ results: boolean; outputs: boolean }> {
   const row = await view.get<{ results: number | null; outputs: number | null }>(

@@ -33,6 +33,10 @@ export interface TaskRow {
   failures: number
   losses: number
   claim: ClaimNumber | null
+  /** Attempts made before its job was last retried. */
+  attemptsBefore: number
+  /** How it ended before that, until an attempt of this round ends: what it left then is still to be read. */
+  retriedFrom: "completed" | "failed" | "cancelled" | null
   /** Of the attempt that ran last, as everything a row shows of its runs; the job keeps when its first task started. */
   startedAt: Instant | null
   completedAt: Instant | null
@@ -57,6 +61,8 @@ export interface TaskResultRow {
 }
 
 export type TaskWithResult = TaskRow & { end: TaskResultRow | null }
+/** `budgetMs`: what the live or last attempt was given, where that was less than the job's timeout. */
+export type TaskWithAttempt = TaskWithResult & { budgetMs: number | null }
 
 export interface LiveAttemptRow {
   claim: ClaimNumber
@@ -177,7 +183,8 @@ export async function endTask(
   end: { state: "completed" | "failed" | "queued"; failed: boolean; startedAt: Instant | null; at: Instant },
 ): Promise<boolean> {
   const { changes } = await tx.run(
-    `UPDATE tasks SET state = ?, failures = failures + ?, started_at = coalesce(?, started_at), completed_at = ?
+    `UPDATE tasks SET state = ?, failures = failures + ?, started_at = coalesce(?, started_at), completed_at = ?,
+       retried_from = NULL
      WHERE id = ? AND claim = ? AND state IN ('granted', 'running', 'lost')`,
     end.state,
     end.failed ? 1 : 0,
@@ -192,7 +199,7 @@ export async function endTask(
 /** A task that waits is never to run again: it fails without a further attempt. The caller has ended that of a lost one. */
 export async function failWaitingTask(tx: Tx, key: TaskKey, at: Instant): Promise<boolean> {
   const { changes } = await tx.run(
-    "UPDATE tasks SET state = 'failed', completed_at = ? WHERE id = ? AND state IN ('queued', 'lost')",
+    "UPDATE tasks SET state = 'failed', completed_at = ?, retried_from = NULL WHERE id = ? AND state IN ('queued', 'lost')",
     at,
     key,
   )
@@ -222,13 +229,14 @@ export async function taskByKey(view: View, key: TaskKey): Promise<TaskRow | nul
 }
 
 /** These tasks with what their last attempts left, by key. Keys without a row are left out. */
-export async function tasksByKeys(view: View, keys: readonly TaskKey[]): Promise<TaskWithResult[]> {
-  const rows = await view.all<RawTask & RawResult>(
-    `SELECT ${TASK_WITH_RESULT} FROM tasks t LEFT JOIN task_results r ON r.task = t.id
+export async function tasksByKeys(view: View, keys: readonly TaskKey[]): Promise<TaskWithAttempt[]> {
+  const rows = await view.all<RawTask & RawResult & { budget_ms: number | null }>(
+    `SELECT ${TASK_WITH_RESULT}, a.budget_ms FROM tasks t LEFT JOIN task_results r ON r.task = t.id
+     LEFT JOIN attempts a ON a.claim = t.claim
      WHERE t.id IN (${keys.map(() => "?").join(", ")}) ORDER BY t.id`,
     ...keys,
   )
-  return rows.map(withResult)
+  return rows.map((row) => ({ ...withResult(row), budgetMs: row.budget_ms }))
 }
 
 export async function countTasks(view: View, job: number, states: readonly StoredTaskState[]): Promise<number> {
@@ -275,7 +283,9 @@ export async function firstFailure(view: View, job: number): Promise<{ index: nu
 /** Indexes of tasks whose quality is below 0.5 (Q-006), lowest first. */
 export async function suspectIndexes(view: View, job: number, limit: number): Promise<number[]> {
   const rows = await view.all<{ id: number }>(
-    "SELECT task AS id FROM task_results WHERE task >= ? AND task < ? AND quality < 0.5 ORDER BY task LIMIT ?",
+    // Of a task that runs again the earlier result is still there: it counts no more.
+    `SELECT r.task AS id FROM task_results r JOIN tasks t ON t.id = r.task
+     WHERE r.task >= ? AND r.task < ? AND r.quality < 0.5 AND t.state = 'completed' ORDER BY r.task LIMIT ?`,
     taskKey(job, 0),
     taskKey(job + 1, 0),
     limit,
@@ -325,18 +335,25 @@ export async function insertAttempt(
     claim: ClaimNumber
     task: TaskKey
     number: number
+    /** Of its job. */
+    round: number
     node: NodeId
     gpus?: readonly string[]
+    /** The time that the hold buys, where that is less than the job's timeout. */
+    budgetMs: number | null
     at: Instant
   },
 ): Promise<void> {
   await tx.run(
-    "INSERT INTO attempts (claim, task, number, node, gpus, state, granted_at) VALUES (?, ?, ?, ?, ?, 'offered', ?)",
+    `INSERT INTO attempts (claim, task, number, round, node, gpus, state, budget_ms, granted_at)
+     VALUES (?, ?, ?, ?, ?, ?, 'offered', ?, ?)`,
     attempt.claim,
     attempt.task,
     attempt.number,
+    attempt.round,
     attempt.node,
     JSON.stringify(attempt.gpus ?? []),
+    attempt.budgetMs,
     attempt.at,
   )
 }
@@ -425,6 +442,8 @@ interface RawTask {
   failures: number
   losses: number
   claim: number | null
+  attempts_before: number
+  retried_from: "completed" | "failed" | "cancelled" | null
   started_at: number | null
   completed_at: number | null
 }
@@ -473,6 +492,8 @@ function taskFrom(row: RawTask): TaskRow {
     failures: row.failures,
     losses: row.losses,
     claim: row.claim === null ? null : claimNumber(row.claim),
+    attemptsBefore: row.attempts_before,
+    retriedFrom: row.retried_from,
     startedAt: row.started_at,
     completedAt: row.completed_at,
   }

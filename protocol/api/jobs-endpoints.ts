@@ -13,6 +13,7 @@ import {
   jobsReply,
   resultsQuery,
   resultsReply,
+  retryJobBody,
   submitJobBody,
   tasksQuery,
   tasksReply,
@@ -70,6 +71,24 @@ export const cancelJob = endpoint({
   body: cancelJobBody,
   reply: jobObject,
   replies: { 409: { description: "the job has ended another way" } },
+})
+
+export const retryJob = endpoint({
+  id: "jobs-retry",
+  method: "POST",
+  path: "/api/v1/jobs/:id/retry",
+  access: "member",
+  summary:
+    "Runs tasks of a job that has ended again, inside the same job: failed ones, suspect ones, or those you name.",
+  query: account,
+  body: retryJobBody,
+  reply: jobObject,
+  creates: true,
+  replies: {
+    402: { description: "the account is short: nothing was changed; pay the quote and send it again" },
+    409: { description: "the job has not ended, or the revision that it ran is not kept any more" },
+    422: { description: "no task is selected, or an index is out of range" },
+  },
 })
 
 export const getJobOutput = endpoint({
@@ -164,6 +183,7 @@ export const jobEndpoints = [
   listJobs,
   getJob,
   cancelJob,
+  retryJob,
   getJobOutput,
   listTasks,
   listJobEvents,

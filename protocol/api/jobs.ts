@@ -188,6 +188,13 @@ export type SubmitJobBody = z.output<typeof submitJobBody>
 
 export const cancelJobBody = z.object({ reason: text(0, 1000).optional() })
 
+const RETRY_FILTERS = ["failed", "low_quality", "indexes"] as const
+/** Which tasks of a job that has ended run again (rulings, Retry of a finished job). */
+export const retryJobBody = z.object({
+  filter: oneOf(RETRY_FILTERS),
+  indexes: z.array(whole(0), mustBe("a list of the indexes of tasks")).optional(),
+})
+
 // What is asked for.
 
 export const jobsQuery = z.object({
@@ -346,6 +353,8 @@ const jobFields = {
   placement_policy: z.enum(["shared", "dedicated"]),
   timeout_s: z.int(),
   runtime_hint_s: z.int().nullable(),
+  /** As submitted: no hold of the job exceeds it. */
+  max_cost_usd: usdAmount.nullable(),
   max_retries: z.int(),
   depends_on: z.array(z.string()),
   callback_url: z.string().nullable(),
@@ -383,6 +392,8 @@ export const jobObject = z
     error: z.string().nullable(),
     recommended_action: z.string().nullable(),
     summary,
+    /** What a task of it was given, where its hold bought less than `timeout_s` (rulings, Holds). */
+    effective_timeout_s: z.number().optional(),
     feedback_summary: z.object({ latest_progress: z.unknown(), live_feedback: liveFeedback.nullable() }).nullable(),
     checkpoint_summary: checkpointSummary.optional(),
     warnings: z.array(submissionWarning).optional(),
@@ -427,7 +438,10 @@ export const taskRow = z
     ...taskFields,
     /** 0 before the first start. */
     attempt: z.int(),
+    /** 1 + `max_retries`, and the attempts made before the job was last retried; node losses are not counted. */
     max_attempts: z.int(),
+    /** What its attempt may run: `timeout_s`, or less where the job's hold bought no more; null while it waits. */
+    effective_timeout_s: z.number().nullable(),
     failure_kind: z.enum(FAILURE_KINDS).nullable(),
     live_feedback: liveFeedback.nullable(),
     latest_progress: z.unknown(),

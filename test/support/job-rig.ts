@@ -26,6 +26,7 @@ import { finishJob } from "../../coordinator/jobs/finish.ts"
 import { jobFacts } from "../../coordinator/jobs/job-facts.ts"
 import { createPlans, type Plans } from "../../coordinator/jobs/plans.ts"
 import { reportResults, type ReportOutcome } from "../../coordinator/jobs/report.ts"
+import { retryJob, type RetriedJob, type RetryRequest } from "../../coordinator/jobs/retry.ts"
 import { recordStarts } from "../../coordinator/jobs/start.ts"
 import { submitJob, type SubmitRequest, type SubmittedJob } from "../../coordinator/jobs/submit.ts"
 import { grantTasks, type GrantOutcome } from "../../coordinator/scheduler/grant.ts"
@@ -64,6 +65,8 @@ export interface JobRig extends AsyncDisposable {
   /** A project with one pushed revision. */
   project(account: AccountId, name?: string): Promise<void>
   submit(request: SubmitRequest): Promise<SubmittedJob>
+  /** Runs tasks of a job that has ended again; those of a large selection are put back by `putBackTasks`. */
+  retry(request: RetryRequest): Promise<RetriedJob>
   /** Submits and writes its tasks. */
   queued(account: AccountId, body: object): Promise<JobRow>
   grant(job: JobRow, tasks: number): Promise<ClaimNumber[]>
@@ -205,6 +208,12 @@ export async function startJobRig(
         },
         request,
       ),
+    async retry(request) {
+      const parts = { store, clock, random: systemRandom, quoteTtlMs: 1000, settled: async () => {}, again: () => {} }
+      const retried = await retryJob(parts, request)
+      watch.changed([retried.job.seq])
+      return retried
+    },
     async queued(account, body) {
       const sent = { ...LEAST_JOB, ...body }
       const { job } = await rig.submit({ account, user: null, body: sent, bodyText: JSON.stringify(sent) })

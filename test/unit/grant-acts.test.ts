@@ -1,11 +1,11 @@
 import { afterEach, beforeEach, expect, test } from "vitest"
 import type { AccountId } from "../../protocol/domain/ids.ts"
 import { expandJob } from "../../coordinator/jobs/expand.ts"
+import { jobFacts, rateOfJob } from "../../coordinator/jobs/job-facts.ts"
 import { failWaitingTasks } from "../../coordinator/jobs/fail-waiting.ts"
-import { affordableMs } from "../../coordinator/scheduler/dispatch.ts"
 import { markClaimable, recordContactReturned, returnAttempt } from "../../coordinator/scheduler/give-up.ts"
 import { grantTasks } from "../../coordinator/scheduler/grant.ts"
-import { costOf } from "../../coordinator/billing/pricing.ts"
+import { affordableMs, costOf } from "../../coordinator/billing/pricing.ts"
 import { countTasks } from "../../coordinator/store/tasks.ts"
 import { findHold } from "../../coordinator/store/holds.ts"
 import { fundedAccount } from "../support/accounts.ts"
@@ -67,7 +67,7 @@ test("a task that is lost while the hold covers no second one is granted again",
   await rig.start([first, second])
   await rig.lose(second)
   const again = await rig.grantOutcome(job, 1)
-  expect(again.granted).toMatchObject([{ index: 1, number: 2, budgetMicro: null }])
+  expect(again.granted).toMatchObject([{ index: 1, number: 2, budgetMs: null }])
   expect(again.spent).toEqual([second])
   expect(await storedAttempt(rig.store, second)).toMatchObject({ state: "lost" })
 })
@@ -122,7 +122,9 @@ test("a task starts only while the hold covers its reserve; alone it gets the ti
   const left = await rig.store
     .read((view) => findHold(view, job.hold))
     .then((hold) => hold && hold.amount - hold.charged)
-  expect(alone.granted).toMatchObject([{ budgetMicro: left }])
+  const rate = rateOfJob(jobFacts(await rig.row(job)))
+  expect(alone.granted).toMatchObject([{ budgetMs: affordableMs(rate, left ?? 0n) }])
+  expect(one(alone.granted).budgetMs).toBeLessThan(60_000)
   expect(alone.short.get(job.seq)).toBe("budget")
 })
 

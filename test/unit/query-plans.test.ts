@@ -3,6 +3,7 @@ import { expect, test } from "vitest"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
 import { claimNumber } from "../../protocol/domain/ids.ts"
+import { TERMINAL_JOB_STATUSES } from "../../protocol/domain/statuses.ts"
 import { listHolds } from "../../coordinator/billing/holds.ts"
 import { listLedger, readBalance } from "../../coordinator/billing/ledger.ts"
 import { cancelQueued } from "../../coordinator/jobs/cancel-queued.ts"
@@ -10,16 +11,15 @@ import { storeCheckpoint, sweepCheckpoints } from "../../coordinator/jobs/checkp
 import { settleDependents } from "../../coordinator/jobs/dependencies.ts"
 import { jobFacts } from "../../coordinator/jobs/job-facts.ts"
 import { createAggregates } from "../../coordinator/jobs/read/aggregates.ts"
-import { findJobs, jobListRows } from "../../coordinator/jobs/read/list.ts"
+import { countGroups, findJobs, jobListRows } from "../../coordinator/jobs/read/list.ts"
 import { readLog } from "../../coordinator/jobs/read/events.ts"
 import { jobOnWire } from "../../coordinator/jobs/read/job-object.ts"
 import { readJob, readJobBySeq } from "../../coordinator/jobs/read/read-job.ts"
-import { pageOfIndexes, taskRows } from "../../coordinator/jobs/read/tasks.ts"
 import { sweepExpiredJobs } from "../../coordinator/jobs/retention.ts"
 import { findJobPlaces, logPosition, newsBehind, projectJobs, readLines } from "../../coordinator/jobs/read/followed.ts"
-import { readJobBySeq } from "../../coordinator/jobs/read/read-job.ts"
-import { pageOfIndexes, taskRows } from "../../coordinator/jobs/read/tasks.ts"
 import { accountsWithProject } from "../../coordinator/projects/project.ts"
+import { countResults, jobResults } from "../../coordinator/jobs/read/results.ts"
+import { pageOfIndexes, pageOfResults, taskRows } from "../../coordinator/jobs/read/tasks.ts"
 import { stageBlob } from "../../coordinator/store/blobs.ts"
 import { newestEventId, tallyRead } from "../../coordinator/store/event-tally.ts"
 import { countActiveJobs, unfinishedJobs } from "../../coordinator/store/jobs.ts"
@@ -63,6 +63,19 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   await rig.lose(lost)
   for (const claim of [...(await rig.grant(job, 2)), ...rest]) await rig.report(claim)
   await rig.finish(await rig.row(job))
+  // Run again after its end: what failed, then what is named.
+  const again = (filter: "failed" | "indexes", indexes: number[] | null) =>
+    rig.retry({ id: job.id, account, filter, indexes })
+  await again("indexes", [3, 7])
+  // Each twice; what is left of the hold covers one at a time in the end.
+  for (let claims = await rig.grant(job, 2); claims.length > 0; claims = await rig.grant(job, 2)) {
+    for (const claim of claims) await rig.report(claim, { failure_kind: "timeout", exit_code: null, result: null })
+  }
+  await rig.finish(await rig.row(job))
+  await expect(rig.retry({ id: job.id, account, filter: "low_quality", indexes: null })).rejects.toThrow()
+  expect((await again("failed", null)).job).toMatchObject({ round: 3, queued: 2 })
+  const [running] = await rig.grant(job, 2)
+  if (running === undefined) throw new Error("one is granted again")
   const left = await rig.queued(account, { checkpointing: { enabled: true, resume_from_latest: true } })
   const [leaving = claimNumber(0)] = await rig.grant(left, 1)
   await rig.start([leaving])
@@ -114,10 +127,14 @@ test("architecture §4: no statement of a job's life reads a growing table whole
     )
   }
 
-  const unused = (): never => {
-    throw new Error("nothing of this job waits")
-  }
-  const memory = { ...rig, queueReasons: { job: unused, contactLost: unused } }
+  const waits = () => ({
+    code: "capacity_busy" as const,
+    message: "because",
+    eligible_slots: 0,
+    busy_slots: 0,
+    suggestion: "wait",
+  })
+  const memory = { ...rig, queueReasons: { job: waits, contactLost: waits } }
   const parts = { ...memory, aggregates: createAggregates(memory) }
   const read = await readJobBySeq(rig.store, job.seq)
   const resuming = await readJobBySeq(rig.store, left.seq)
@@ -129,11 +146,14 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   for await (const row of taskRows(parts, resuming, [0])) expect(row.checkpoint).not.toBe(null)
   const { indexes } = await pageOfIndexes(parts, read, ["completed"], { limit: 10, offset: 5 })
   for await (const row of taskRows(parts, read, indexes)) expect(row.status).toBe("completed")
+  expect((await pageOfResults(parts, read, { limit: 50, offset: 0 })).total).toBe(40)
+  await jobResults(parts, read)
+  await countResults(parts, read.head)
   await readLog(rig.store, job.seq, 0, 50)
   await readLines(rig.store, await logPosition(rig.store), 100)
   const { places, news } = await newsBehind(rig.store, [job.seq, left.seq], 1, 1_000)
   expect([places.length, news.length]).toEqual([2, 2])
-  await findJobPlaces(rig.store, [job.id, left.id], account)
+  await findJobPlaces(parts, [job.id, left.id], account)
   const limits = { listed: 200, recent: 20, since: 0 }
   await projectJobs(rig.store, await accountsWithProject(rig.store, null, "p"), "p", limits)
   const filter = {
@@ -151,8 +171,16 @@ test("architecture §4: no statement of a job's life reads a growing table whole
     { ...filter, statuses: ["completed"] as const },
     { ...filter, project: "p" },
     { ...filter, tag: "a" },
+    { ...filter, type: "structured_runner" as const },
+    { ...filter, clientRef: "none" },
+    { ...filter, userId: 1 },
+    { ...filter, ids: [job.id] },
+    { ...filter, statuses: TERMINAL_JOB_STATUSES, project: "p", type: "structured_runner" as const },
   ]) {
     const { seqs } = await findJobs(parts, one, { limit: 50, offset: 0 })
+    for (const by of ["project", "client_ref", "tag", "type", "status", "nothing"] as const) {
+      await countGroups(parts, one, by)
+    }
     for await (const row of jobListRows(parts, seqs)) expect(row.project).toBe("p")
   }
   await listHolds(rig.store, account, { status: null, limit: 50, offset: 0 })

@@ -65,6 +65,26 @@ test("L-001: whatever happens, what clients see of a job only goes forward and n
   )
 })
 
+const jobStates: JobState[] = [
+  "planning",
+  "queued",
+  "running",
+  "finishing",
+  "completed",
+  "partial",
+  "failed",
+  "cancelled",
+]
+
+test("rulings, Retry: only a retry leads out of a terminal status, to queued, and only out of a terminal one", () => {
+  for (const state of jobStates) {
+    expect(nextJobState(state, "retried")).toBe(isTerminal(jobStatus(state)) ? "queued" : null)
+  }
+  expect(jobAfter(["planned", "cancelled", "retried", "task_started", "all_tasks_ended", "completed"])).toBe(
+    "completed",
+  )
+})
+
 test("L-002, L-003, Q-006, GAP-24: how a job ends", () => {
   const outcomes: [[number, number, number], "best_effort" | "strict_complete", boolean, string][] = [
     [[3, 0, 0], "best_effort", false, "completed"],
@@ -142,6 +162,19 @@ test("a loss counts when the task is granted again, and not when the old attempt
 
 test("taking back, draining and returning are no losses", () => {
   expect(take(NEW_TASK, granted, started, { event: "returned" })).toEqual(NEW_TASK)
+})
+
+test("rulings, Retry: a task that ended waits again with fresh retries and losses; one that has not ended is left alone", () => {
+  const ended: TaskFacts[] = [
+    { status: "completed", failures: 1, losses: 4, lossPending: false },
+    { status: "failed", failures: 3, losses: 5, lossPending: false },
+    { status: "cancelled", failures: 0, losses: 0, lossPending: false },
+  ]
+  for (const facts of ended) expect(take(facts, { event: "retried" })).toEqual(NEW_TASK)
+  expect(take(ended[1] ?? NEW_TASK, { event: "retried" }, granted, started, exitCode(1)).status).toBe("queued")
+  for (const facts of [NEW_TASK, take(NEW_TASK, granted, started), take(NEW_TASK, granted, started, lost)]) {
+    expect(nextTask(facts, { event: "retried" }).outcome).toBe("refused")
+  }
 })
 
 const anyTaskEvent: fc.Arbitrary<TaskEvent> = fc.oneof(

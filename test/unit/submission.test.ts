@@ -57,7 +57,7 @@ test("the least submission gets the documented defaults", () => {
   })
 })
 
-test("A21, A22, A23, A24, A25, A31, A32: the documented submissions are accepted as they are printed", () => {
+test("J-026: A21, A22, A23, A24, A25, A31, A32: the documented submissions are accepted as they are printed", () => {
   const documented = [
     '{"type":"structured_runner","runner_command":["python3","job.py"],"payload":{"test_case":"getting-started"},"project":"my-ml-project","timeout_s":120,"requirements":{"cpu":1,"memory_mb":256,"profile":"cpu"},"reliability_mode":"strict_complete"}',
     '{"type":"structured_runner","runner_command":["python3","script.py"],"payload":{"test":true},"project":"my-proj","timeout_s":120}',
@@ -238,7 +238,6 @@ test("C-18: asking for a GPU and against one is a contradiction", () => {
 test("what a later version brings is refused by name, never accepted and ignored", () => {
   const later: [string, object][] = [
     ["recipe", { recipe: "packing" }],
-    ["max_cost_usd", { max_cost_usd: 1 }],
     ["reservation.mode guaranteed", { reservation: { mode: "guaranteed", parallelism: 2 } }],
     ["execution_policy sealed", { execution_policy: "sealed" }],
     ["placement_policy dedicated", { placement_policy: "dedicated" }],
@@ -279,6 +278,17 @@ test("defaults of what a later version brings are accepted", () => {
     payload: { _artifacts: {}, _shared: null },
   })
   expect(warnings).toEqual([])
+})
+
+test("rulings, Holds: max_cost_usd is an amount above 0 with at most six decimals", () => {
+  expect(parseSubmission(least).submission).not.toHaveProperty("maxCostUsd")
+  expect(parseSubmission({ ...least, max_cost_usd: null }).submission).not.toHaveProperty("maxCostUsd")
+  for (const amount of [0.000001, 0.5, 3, 1_000_000]) {
+    expect(parseSubmission({ ...least, max_cost_usd: amount }).submission.maxCostUsd).toBe(amount)
+  }
+  for (const wrong of [0, -0, -1, 0.0000001, 1.2345678, 1e300, "1", true, [1], {}]) {
+    expect(problemPaths({ ...least, max_cost_usd: wrong })).toEqual(["max_cost_usd"])
+  }
 })
 
 test("J-017, CK-001, CK-003: checkpointing is off unless enabled, and resumes only where it is asked to", () => {

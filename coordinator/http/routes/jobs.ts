@@ -7,17 +7,19 @@ import {
   listJobEvents,
   listJobs,
   listTasks,
+  retryJob,
 } from "../../../protocol/api/jobs-endpoints.ts"
 import { jobId, type AccountId, type JobId } from "../../../protocol/domain/ids.ts"
-import { getHold } from "../../billing/holds.ts"
+import { chargedByJob } from "../../billing/holds.ts"
 import { createAggregates } from "../../jobs/read/aggregates.ts"
 import { eventOnWire, readLog } from "../../jobs/read/events.ts"
-import { jobOnWire, newJobOnWire } from "../../jobs/read/job-object.ts"
+import { jobOnWire, newJobOnWire, retriedJobOnWire, summaryFacts } from "../../jobs/read/job-object.ts"
 import { findJobs, jobListRows, storedStatuses } from "../../jobs/read/list.ts"
 import { metricsOnWire } from "../../jobs/read/metrics.ts"
 import { jobOutput, OUTPUT_LIMITS } from "../../jobs/read/output.ts"
 import { readJob, type ReadJob } from "../../jobs/read/read-job.ts"
 import { pageOfIndexes, taskRows } from "../../jobs/read/tasks.ts"
+import type { RetriedJob, RetryRequest } from "../../jobs/retry.ts"
 import type { SubmittedJob, SubmitRequest } from "../../jobs/submit.ts"
 import { mount, type HttpApp } from "../app.ts"
 import { JsonPieces, objectWithRows, Reply } from "../reply.ts"
@@ -27,6 +29,8 @@ import { mountStreams, type StreamRouteParts } from "./streams.ts"
 
 interface JobRouteParts extends Omit<StreamRouteParts, "aggregates"> {
   submit(request: SubmitRequest): Promise<SubmittedJob>
+  /** Runs tasks of a job that has ended again. */
+  retry(request: RetryRequest): Promise<RetriedJob>
   /** Ends the job and tells its nodes. Cancelled already: nothing more; ended another way: `conflict` (GAP-31). */
   cancel(id: JobId, account: AccountId | null, reason: string): Promise<unknown>
 }
@@ -80,6 +84,25 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
     return await jobOnWire(parts, await find(request))
   })
 
+  mount(app, retryJob, async (request) => {
+    const job = await find(request)
+    const before = await jobOnWire(parts, job)
+    let reply = before
+    const remember = request.idempotency.remember((body: typeof reply) => ({ status: 200, body }))
+    await parts.retry({
+      id: job.head.id,
+      account: scopeOf(request),
+      filter: request.body.filter,
+      indexes: request.body.indexes ?? null,
+      earlierQuote: request.idempotency.earlierQuote,
+      async also(tx, { job: row }) {
+        reply = retriedJobOnWire(before, row, await summaryFacts(tx, row))
+        await remember(tx, reply)
+      },
+    })
+    return reply
+  })
+
   mount(app, getJobOutput, async (request) => jobOutput(parts, await find(request), OUTPUT_LIMITS))
 
   mount(app, listTasks, async (request) => {
@@ -88,7 +111,7 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
     const page = { limit, offset }
     const { indexes, total } = await pageOfIndexes(parts, job, status === undefined ? null : [status], page)
     const rows = taskRows(parts, job, indexes)
-    return new Reply(200, new JsonPieces(objectWithRows("tasks", rows, (count) => ({ count, limit, offset, total }))))
+    return new Reply(200, new JsonPieces(objectWithRows("tasks", rows, (count) => ({ count, total, limit, offset }))))
   })
 
   mount(app, listJobEvents, async (request) => {
@@ -100,7 +123,7 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
 
   mount(app, getJobMetrics, async (request) => {
     const { head } = await find(request)
-    const hold = await parts.store.read((view) => getHold(view, head.hold))
-    return metricsOnWire(head, hold.settledAmount ?? hold.charged, parts.clock.now())
+    const billed = await parts.store.read((view) => chargedByJob(view, head.id))
+    return metricsOnWire(head, billed, parts.clock.now())
   })
 }

@@ -7,9 +7,9 @@ import { TERMINAL_JOB_STATUSES } from "../../../protocol/domain/statuses.ts"
 import { RESULT_GUIDE } from "../../documents/result-guide.ts"
 import type { Aggregates } from "../../jobs/read/aggregates.ts"
 import { countGroups, findJobs, type JobFilter } from "../../jobs/read/list.ts"
-import { readJob, readJobBySeq, taskCounts, type ReadParts } from "../../jobs/read/read-job.ts"
+import { readJob, readJobBySeq, type ReadParts } from "../../jobs/read/read-job.ts"
 import { countResults, jobResults, resultOnWire, type JobResults } from "../../jobs/read/results.ts"
-import { FINAL, pageOfIndexes, taskRows } from "../../jobs/read/tasks.ts"
+import { pageOfIndexes, pageOfResults, taskRows } from "../../jobs/read/tasks.ts"
 import { mount, type HttpApp } from "../app.ts"
 import { rowsWithin } from "../job-stream.ts"
 import { JsonPieces, objectWithRows, Reply } from "../reply.ts"
@@ -24,9 +24,7 @@ export function mountResults(app: Pick<HttpApp, "add">, parts: ResultRouteParts)
   mount(app, getJobResults, async (request) => {
     const job = await readJob(parts, jobId(request.params.job_id), scopeOf(request))
     const { limit, offset } = request.query
-    const { indexes } = await pageOfIndexes(parts, job, FINAL, { limit, offset })
-    const counts = taskCounts(job.head)
-    const total = counts.completed + counts.failed + counts.cancelled
+    const { indexes, total } = await pageOfResults(parts, job, { limit, offset })
     const fields = await jobResults(parts, job)
     const left = await countResults(parts, job.head)
     const rest = (count: number) => ({ ...fields, count, total, limit, offset, ...left })

@@ -17,7 +17,9 @@ const LARGEST_KEPT = 256 * 1024
 const LONG_MS = 50
 
 interface Kept {
+  /** Tasks that had ended; after a retry of the job others than before. */
   ended: number
+  round: number
   text: Promise<string>
   tookMs: number
   madeAtMs: number
@@ -30,9 +32,15 @@ export function createAggregates(parts: Pick<ReadParts, "store" | "files" | "clo
   function made(job: JobHead): Promise<string> {
     const ended = job.completed + job.failed + job.cancelled
     const known = kept.get(job.seq)
-    if (known && isGood(known, ended)) return known.text
+    if (known?.round === job.round && isGood(known, ended)) return known.text
     const startedAtMs = parts.clock.monotonicMs()
-    const entry: Kept = { ended, text: aggregateJob(parts, job), tookMs: 0, madeAtMs: Number.POSITIVE_INFINITY }
+    const entry: Kept = {
+      ended,
+      round: job.round,
+      text: aggregateJob(parts, job),
+      tookMs: 0,
+      madeAtMs: Number.POSITIVE_INFINITY,
+    }
     kept.delete(job.seq)
     kept.set(job.seq, entry)
     for (const [oldest] of kept) {

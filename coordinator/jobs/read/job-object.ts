@@ -17,7 +17,7 @@ import { brokenDependency } from "../../store/dependencies.ts"
 import { findHold, type HoldRow } from "../../store/holds.ts"
 import { jobTexts, type JobHead, type JobRow } from "../../store/jobs.ts"
 import type { View } from "../../store/store.ts"
-import { firstFailureKind, leftBehind } from "../../store/task-reads.ts"
+import { firstFailureKind, leftBehind, shortestBudgetMs } from "../../store/task-reads.ts"
 import { indexOfTask, suspectIndexes } from "../../store/tasks.ts"
 import { dependencyNamed } from "../dependencies.ts"
 import type { JobBilling } from "../job-facts.ts"
@@ -45,6 +45,7 @@ export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, j
       request: present(await jobTexts(view, head.seq), "a job's texts").request,
       ...(await summaryFacts(view, head)),
       failureKind: head.failed > 0 ? await firstFailureKind(view, head.seq) : null,
+      budgetMs: await shortestBudgetMs(view, head.seq, head.taskCount),
       checkpoints: job.submission.checkpointing?.enabled ? await checkpointTotals(view, head.seq) : null,
       broken: await brokenBy(view, head),
     })),
@@ -59,6 +60,7 @@ export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, j
     error: head.error,
     recommended_action: facts.broken ? actionAfterDependency(facts.broken) : actionFor(head, facts.failureKind),
     summary: summaryOnWire(job, facts, aggregate),
+    ...(facts.budgetMs !== null && { effective_timeout_s: facts.budgetMs / 1000 }),
     feedback_summary: feedbackOf(live),
     ...(facts.checkpoints && { checkpoint_summary: checkpointSummary(head, facts.checkpoints) }),
   }
@@ -85,6 +87,24 @@ export function newJobOnWire(row: JobRow, warnings: SubmissionWarning[]): JobOnW
     ),
     feedback_summary: null,
     warnings,
+  }
+}
+
+/**
+ * The answer to a retry, from what its own write reads: it is stored there (GAP-69). `before`: the job as it was shown before;
+ * what its tasks printed is still to be read.
+ */
+export function retriedJobOnWire(before: JobOnWire, row: JobRow, facts: SummaryFacts): JobOnWire {
+  const submission = JSON.parse(row.submission) as Submission
+  return {
+    ...commonFields(row, submission, [], null),
+    request: new JsonText(row.request),
+    output: before.output,
+    error: null,
+    recommended_action: null,
+    summary: summaryOnWire({ head: row, submission, cwd: null, blockedBy: [] }, facts, null),
+    feedback_summary: null,
+    ...(before.checkpoint_summary && { checkpoint_summary: before.checkpoint_summary }),
   }
 }
 
@@ -195,6 +215,7 @@ function commonFields(
     placement_policy: submission.placementPolicy,
     timeout_s: submission.timeoutSeconds,
     runtime_hint_s: submission.runtimeHintSeconds,
+    max_cost_usd: submission.maxCostUsd ?? null,
     max_retries: submission.maxRetries,
     depends_on: submission.dependsOn ?? [],
     callback_url: submission.callbackUrl ?? null,
@@ -294,6 +315,8 @@ async function brokenBy(view: View, head: JobHead): Promise<Parameters<typeof ac
 function actionFor(head: JobHead, kind: FailureKind | null): string | null {
   if (head.status === "cancelled") return recommendedAction("cancelled")
   if (kind !== null) return recommendedAction(kind)
+  if (isEnded(head.status) && head.cancelled > 0)
+    return "Retry the job with the indexes of the tasks that were cancelled."
   if (head.status !== "partial") return null
   return "Some results are suspect: read result_warnings of the tasks that summary.quality names."
 }

@@ -87,6 +87,7 @@ export function taskCounts(job: JobHead): Record<TaskStatus | "total", number> {
   const { completed, failed, taskCount: total } = job
   const done = { total, completed, failed }
   if (isEnded(job.status)) return { ...done, queued: 0, running: 0, cancelled: total - completed - failed }
-  const unplanned = total - job.plannedUpto
+  // A job that ended while it was planned and runs again counts such tasks among the others.
+  const unplanned = job.status === "planning" ? total - job.plannedUpto : 0
   return { ...done, queued: job.queued + job.granted + unplanned, running: job.running, cancelled: job.cancelled }
 }

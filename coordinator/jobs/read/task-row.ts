@@ -12,7 +12,7 @@ import type { Contact } from "../../fleet/liveness.ts"
 import type { HeldAttempt, Members } from "../../fleet/members.ts"
 import type { CheckpointRow } from "../../store/checkpoints.ts"
 import type { TaskArtifact } from "../../store/task-reads.ts"
-import type { StoredTaskState, TaskResultRow, TaskWithResult } from "../../store/tasks.ts"
+import type { StoredTaskState, TaskResultRow, TaskWithAttempt, TaskWithResult } from "../../store/tasks.ts"
 import { objectIn } from "../checkpoints.ts"
 import { resumeKeyOf } from "../job-facts.ts"
 import { isEnded } from "../job-state.ts"
@@ -26,7 +26,7 @@ interface TaskRowFacts {
   job: ReadJob
   index: number
   /** Null: planning has not written it, or the job ended before. */
-  row: TaskWithResult | null
+  row: TaskWithAttempt | null
   payloadText: string
   artifacts: readonly TaskArtifact[]
   /** What it left to go on from, latest first, and its last stored progress line. */
@@ -86,6 +86,8 @@ export function taskOnWire(facts: TaskRowFacts): TaskOnWire {
   const status = taskStatus(row?.state ?? null, isEnded(job.head.status))
   const live = status === "running" ? facts.live : null
   const end = row?.end ?? null
+  // What an earlier round left is shown until an attempt of this one ends.
+  const seen = row?.retriedFrom ?? status
   const { output, error } = shownDiagnostics(status, end, live?.attempt.outputTail ?? null)
   const isFinal = status === "completed" || status === "failed" || status === "cancelled"
   const progress = live?.attempt.progress ?? (isFinal ? (end?.progress ?? null) : null)
@@ -94,12 +96,18 @@ export function taskOnWire(facts: TaskRowFacts): TaskOnWire {
     task_id: taskId(job.head.id, index),
     index,
     attempt: shownAttempt(row, status),
-    max_attempts: 1 + job.submission.maxRetries,
+    max_attempts: 1 + job.submission.maxRetries + (row?.attemptsBefore ?? 0),
+    effective_timeout_s:
+      status === "queued" || !row || row.claim === null
+        ? null
+        : row.budgetMs === null
+          ? job.submission.timeoutSeconds
+          : row.budgetMs / 1000,
     status,
     payload: new JsonText(facts.payloadText),
-    ...shownResult(facts, status, end),
-    result_quality: status === "completed" ? (end?.quality ?? null) : null,
-    result_warnings: status === "completed" ? (end?.warnings ?? []) : [],
+    ...shownResult(facts, seen, end),
+    result_quality: seen === "completed" ? (end?.quality ?? null) : null,
+    result_warnings: seen === "completed" ? (end?.warnings ?? []) : [],
     artifact_ids: facts.artifacts.map(({ id }) => id),
     artifacts: Object.fromEntries(facts.artifacts.flatMap(({ name, id }) => (name === null ? [] : [[name, id]]))),
     output,

@@ -3,7 +3,7 @@ import { taskId } from "../../../protocol/domain/ids.ts"
 import type { TaskStatus } from "../../../protocol/domain/statuses.ts"
 import type { JobHead } from "../../store/jobs.ts"
 import type { View } from "../../store/store.ts"
-import { artifactsOfTasks, indexesInStates, keysOf } from "../../store/task-reads.ts"
+import { artifactsOfTasks, countRetained, indexesInStates, indexesWithResults, keysOf } from "../../store/task-reads.ts"
 import { checkpointsOfTasks, progressOfTasks } from "../../store/checkpoints.ts"
 import { taskKey, tasksByKeys, type StoredTaskState, type TaskKey } from "../../store/tasks.ts"
 import { isEnded } from "../job-state.ts"
@@ -35,8 +35,26 @@ export async function pageOfIndexes(
   return { indexes: await parts.store.read((view) => matching(view, head, wanted, page)), total }
 }
 
+/**
+ * A page of the tasks whose results are to be read: those that ended, and after a retry of the job also those that run again,
+ * until their new attempt ends (rulings, Results, Retry of a finished job).
+ */
+export async function pageOfResults(
+  parts: ReadParts,
+  job: ReadJob,
+  page: { limit: number; offset: number },
+): Promise<IndexPage> {
+  const { head } = job
+  if (isEnded(head.status) || head.round === 1) return await pageOfIndexes(parts, job, FINAL, page)
+  const { completed, failed, cancelled } = taskCounts(head)
+  return await parts.store.read(async (view) => ({
+    indexes: await indexesWithResults(view, head.seq, page.limit, page.offset),
+    total: completed + failed + cancelled + (await countRetained(view, head.seq)),
+  }))
+}
+
 /** The statuses of tasks that have ended. */
-export const FINAL: readonly TaskStatus[] = ["completed", "failed", "cancelled"]
+const FINAL: readonly TaskStatus[] = ["completed", "failed", "cancelled"]
 
 /** The rows of these tasks in order, read in slices, each as it is when its slice is read. */
 export async function* taskRows(

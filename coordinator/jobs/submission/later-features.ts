@@ -17,7 +17,6 @@ export function refuseLaterFeatures(body: SubmitJobBody): void {
 
 function* laterFields(body: SubmitJobBody): Generator<string> {
   if (body.recipe !== undefined) yield "recipe"
-  if (body.max_cost_usd !== undefined) yield "max_cost_usd"
   if (body.reservation?.mode === "guaranteed") yield "reservation.mode guaranteed"
   if (body.execution_policy === "sealed") yield "execution_policy sealed"
   if (body.placement_policy === "dedicated") yield "placement_policy dedicated"

@@ -11,6 +11,7 @@ import { ComputalotError, invalidField, invalidRequest, type FieldProblem } from
 import { JOB_TYPES } from "../../../protocol/domain/statuses.ts"
 import { benchmark } from "./benchmark.ts"
 import { callbackUrlProblem } from "../../webhooks/callback-url.ts"
+import { parseUsd, usd } from "../../../protocol/domain/money.ts"
 import { commandProblem } from "./command.ts"
 import { dependencies } from "./depends-on.ts"
 import { fieldWarnings } from "./field-warnings.ts"
@@ -76,6 +77,7 @@ export function parseSubmission(body: unknown): ParsedSubmission {
     ...checkpointing(fields, problems),
     ...dependencies(fields, problems),
     ...callbackUrl(fields, problems),
+    ...mostItMayCost(fields, problems),
   }
   const wrongCommand = fields.runner_command && commandProblem(fields.runner_command)
   if (wrongCommand && problems.length === 0) throw commandRefused(wrongCommand)
@@ -300,6 +302,22 @@ function callbackUrl({ callback_url: url }: SubmitJobBody, problems: FieldProble
   if (problem !== null) problems.push({ path: "callback_url", problem })
   return { callbackUrl: url }
 }
+function mostItMayCost(
+  { max_cost_usd: amount }: SubmitJobBody,
+  problems: FieldProblem[],
+): Pick<Submission, "maxCostUsd"> {
+  if (amount === undefined) return {}
+  const micro = parseUsd(amount)
+  if (micro === null || micro > LARGEST_COST) {
+    problems.push({
+      path: "max_cost_usd",
+      problem: `must have at most six decimals, and be at most ${usd(LARGEST_COST)}`,
+    })
+  }
+  return { maxCostUsd: amount }
+}
+/** More than can be held (coordinator/billing/holds.ts). */
+const LARGEST_COST = 1_000_000_000_000_000n
 
 /** Members of a payload that have a meaning of their own. */
 const PLATFORM_KEYS = ["_artifacts", "_shared", "_batch"]

@@ -1,6 +1,8 @@
 import type { FieldType } from "../../../protocol/api/jobs.ts"
+import { present } from "../../../protocol/base/assert.ts"
 import type { JsonObject, JsonValue } from "../../../protocol/base/json-text.ts"
 import type { JobId } from "../../../protocol/domain/ids.ts"
+import { parseUsd, type MicroUsd } from "../../../protocol/domain/money.ts"
 import type { Requirements } from "../../../protocol/domain/requirements.ts"
 import type { Priority, ReliabilityMode } from "../../../protocol/domain/statuses.ts"
 
@@ -36,6 +38,13 @@ export interface Submission {
   dependsOn?: JobId[]
   /** Called when the job has ended (J-013); absent: nobody is. */
   callbackUrl?: string
+  /** Dollars with at most six decimals, above 0: no hold of the job exceeds it. Absent: its estimate decides. */
+  maxCostUsd?: number
+}
+
+/** What a round of the job may cost at the most, where its submission says so. */
+export function maxCost({ maxCostUsd }: Submission): MicroUsd | null {
+  return maxCostUsd === undefined ? null : present(parseUsd(maxCostUsd), "a checked amount")
 }
 
 /** CK-001, CK-003: are checkpoints kept, and does a next attempt get what an earlier one left? */
