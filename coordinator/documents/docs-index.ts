@@ -3,7 +3,7 @@ import { JOB_STATUSES, TERMINAL_JOB_STATUSES } from "../../protocol/domain/statu
 import { JOB_EXAMPLES, REQUIREMENTS_EXAMPLE, RESERVATION_EXAMPLE, RUNNER_EXAMPLE } from "./examples.ts"
 import { ifThere, missingMark, type DocumentFacts } from "./facts.ts"
 import { FEATURE_NAMES, FEATURES } from "./features.ts"
-import { RESULT_GUIDE } from "./result-guide.ts"
+import { RESULT_GUIDE } from "../../protocol/api/result-guide.ts"
 import { routesByGroup } from "./routes.ts"
 import {
   DEBUGGING,

@@ -1,10 +1,11 @@
 import type { z } from "zod"
 import type { resultsQuery } from "../../../protocol/api/jobs.ts"
 import { getJobResults, listResults } from "../../../protocol/api/jobs-endpoints.ts"
+import { RESULT_GUIDE } from "../../../protocol/api/result-guide.ts"
+import { slices } from "../../../protocol/base/slices.ts"
 import { invalidField } from "../../../protocol/domain/errors.ts"
 import { jobId } from "../../../protocol/domain/ids.ts"
 import { TERMINAL_JOB_STATUSES } from "../../../protocol/domain/statuses.ts"
-import { RESULT_GUIDE } from "../../documents/result-guide.ts"
 import type { Aggregates } from "../../jobs/read/aggregates.ts"
 import { countGroups, findJobs, type JobFilter } from "../../jobs/read/list.ts"
 import { readJob, readJobBySeq, type ReadParts } from "../../jobs/read/read-job.ts"
@@ -61,20 +62,31 @@ type Query = z.output<typeof resultsQuery>
 /** Task rows of one job in a list: the first page of its tasks, and no more than this many characters of it. */
 const INCLUDED_TASKS = 1_000
 const INCLUDED_CHARACTERS = 8 * 1024 * 1024
+/** Aggregates may be large: few are in memory at once. */
+const JOBS_AT_ONCE = 8
 /** More ids than a page can show are of no use. */
 const MOST_IDS = 1_000
 
 async function* jobRows(parts: ResultRouteParts, seqs: readonly number[], includeTasks: boolean) {
-  for (const seq of seqs) {
-    const job = await readJobBySeq(parts.store, seq)
-    if (!job) continue
-    const row: JobResults & { tasks?: unknown } = await jobResults(parts, job)
-    if (includeTasks) {
-      const { indexes } = await pageOfIndexes(parts, job, null, { limit: INCLUDED_TASKS, offset: 0 })
-      row.tasks = await rowsWithin(taskRows(parts, job, indexes), INCLUDED_CHARACTERS)
-    }
-    yield row
+  for (const slice of slices(seqs, includeTasks ? 1 : JOBS_AT_ONCE)) {
+    // Read together: each turn may wait for a write beside it.
+    const rows = await Promise.all(slice.map((seq) => jobRow(parts, seq, includeTasks)))
+    for (const row of rows) if (row) yield row
   }
+}
+
+/** Null: the job is gone. */
+async function jobRow(
+  parts: ResultRouteParts,
+  seq: number,
+  includeTasks: boolean,
+): Promise<(JobResults & { tasks?: unknown }) | null> {
+  const job = await readJobBySeq(parts.store, seq)
+  if (!job) return null
+  const row = await jobResults(parts, job)
+  if (!includeTasks) return row
+  const { indexes } = await pageOfIndexes(parts, job, null, { limit: INCLUDED_TASKS, offset: 0 })
+  return { ...row, tasks: await rowsWithin(taskRows(parts, job, indexes), INCLUDED_CHARACTERS) }
 }
 
 function filterOf(query: Query, account: JobFilter["account"]): JobFilter {
@@ -95,21 +107,33 @@ function idsOf(query: Query): JobFilter["ids"] {
   const wantsCached =
     query.recipe_cache_key !== undefined || query.recipe_cache_scope !== undefined || query.recipe_cache_hit === "true"
   if (wantsCached) return []
-  const listed =
-    query.ids
-      ?.split(",")
-      .map((id) => id.trim())
-      .filter((id) => id !== "") ?? null
+  const listed = query.ids === undefined ? null : listedIds(query.ids)
   if (listed && listed.length > MOST_IDS) throw invalidField("ids", `must name at most ${MOST_IDS} jobs`)
   const one = query.job_id
-  if (one === undefined) return listed && [...new Set(listed)].map(jobId)
+  if (one === undefined) return listed && listed.map(jobId)
   return listed === null || listed.includes(one) ? [jobId(one)] : []
 }
 
-const NO_FILTERS: ReadonlySet<string> = new Set(["limit", "offset", "group_by", "account_id"])
+const listedIds = (text: string): string[] => [
+  ...new Set(
+    text
+      .split(",")
+      .map((id) => id.trim())
+      .filter((id) => id !== ""),
+  ),
+]
 
+/** They choose the page, or whose jobs are meant. */
+const NO_FILTERS: ReadonlySet<string> = new Set(["limit", "offset", "account_id"])
+
+/** What was asked for and had an effect (RS-011): flags as booleans, ids as a list. */
 function appliedFilters(query: Query): Record<string, unknown> {
-  return Object.fromEntries(
-    Object.entries(query).filter(([name, value]) => value !== undefined && !NO_FILTERS.has(name)),
-  )
+  const { ids, include_tasks: tasks, recipe_cache_hit: hit } = query
+  const asked = Object.entries(query).filter(([name, value]) => value !== undefined && !NO_FILTERS.has(name))
+  return {
+    ...Object.fromEntries(asked),
+    ...(ids !== undefined && { ids: listedIds(ids) }),
+    ...(tasks !== undefined && { include_tasks: tasks === "true" }),
+    ...(hit !== undefined && { recipe_cache_hit: hit === "true" }),
+  }
 }
