@@ -71,6 +71,8 @@ export class Clients {
         return await this.#read(action)
       case "follow":
         return await this.#follow(action)
+      case "retry":
+        return await this.#retry(action)
       case "set node":
         // One admin: no word of his overtakes a later one.
         this.#admin = this.#admin.then(() => this.#setNode(action))
@@ -106,10 +108,24 @@ export class Clients {
     this.#machine.tell(`cancel ${job}: ${answer.status}`)
     if (answer.status === 200 && this.jobs.get(job) === id) {
       const { status } = JSON.parse(answer.body.toString()) as { status: string }
-      if (status !== "cancelled") this.#watch.wrong(`6: ${job} was cancelled and is shown as ${status}`)
+      if (status !== "cancelled" && !this.#watch.mayRunAgain.has(id))
+        this.#watch.wrong(`6: ${job} was cancelled and is shown as ${status}`)
       this.#watch.jobSeen(id, status, askedMs, this.#machine.time.nowMs)
     } else if (answer.status !== 409 && this.jobs.get(job) === id)
       this.#watch.wrong(`cancel of ${job} was answered ${answer.status}`)
+  }
+
+  async #retry({ client, job, body, atMs }: Extract<Action, { kind: "retry" }>): Promise<void> {
+    await this.#submitting.get(job)
+    const id = this.jobs.get(job)
+    if (id === undefined) return
+    // From now on it may have been done, whether or not the answer arrives.
+    this.#watch.mayRunAgain.add(id)
+    const answer = await this.#insist(client, "POST", `/api/v1/jobs/${id}/retry`, body, `retry-${job}-${atMs}`)
+    this.#machine.tell(`retry ${job}: ${answer.status}`)
+    const isRefusal = answer.status === 402 || answer.status === 409 || answer.status === 422
+    if (answer.status !== 200 && !isRefusal && this.jobs.get(job) === id)
+      this.#watch.wrong(`retry of ${job} was answered ${answer.status}: ${answer.body.toString()}`)
   }
 
   async #read({ client, job, what }: Extract<Action, { kind: "read" }>): Promise<void> {

@@ -132,13 +132,15 @@ function checkStored(all: All, watch: Watch): void {
   }
 }
 
-/** 7: who followed a job to its end saw every event of its log behind the snapshot, live words excepted. */
+/** 7: who followed a job to an end saw every event of its log between the snapshot and that end, live words excepted. */
 function checkStreams(all: All, watch: Watch): void {
-  for (const { job, from, seen } of watch.followed) {
+  for (const { job, from, upto, seen } of watch.followed) {
     const logged = all<{ id: number }>(
-      `SELECT e.id FROM events e JOIN jobs j ON j.seq = e.job WHERE j.id = ? AND e.id > ? AND e.type <> 'task.progress'`,
+      `SELECT e.id FROM events e JOIN jobs j ON j.seq = e.job
+       WHERE j.id = ? AND e.id > ? AND e.id <= ? AND e.type <> 'task.progress'`,
       job,
       from,
+      upto,
     )
     const missed = logged.filter(({ id }) => !seen.has(id)).map(({ id }) => id)
     if (missed.length > 0) watch.wrong(`7: the stream of ${job} never showed events ${missed.slice(0, 5).join(", ")}`)
@@ -209,7 +211,7 @@ const OFFENDERS = `
         (SELECT id FROM events c WHERE c.job = u.seq AND c.type = 'job.completed')))
   UNION ALL
   SELECT '2: task ' || task || ' completed by ' || count(*) || ' attempts' FROM attempts
-    WHERE state = 'completed' GROUP BY task HAVING count(*) > 1
+    WHERE state = 'completed' GROUP BY task, round HAVING count(*) > 1
   UNION ALL
   SELECT '4: attempt ' || c.claim || ' is ' || a.state || ' and was charged' FROM charges c
     JOIN attempts a ON a.claim = c.claim WHERE a.state IN ('lost', 'returned')
@@ -222,19 +224,21 @@ const OFFENDERS = `
   UNION ALL
   SELECT '4: hold ' || id || ' is still active' FROM holds WHERE status = 'active'
   UNION ALL
-  SELECT '4: job ' || job_id || ' has ' || count(*) || ' holds' FROM holds GROUP BY job_id HAVING count(*) > 1
+  SELECT '4: job ' || job_id || ' has ' || count(*) || ' holds' FROM holds h GROUP BY job_id
+    HAVING count(*) <> (SELECT round FROM jobs WHERE id = h.job_id)
   UNION ALL
   SELECT '2: job ' || id || ' counts ' || (completed + failed + cancelled) || ' ended tasks of ' || task_count FROM jobs
     WHERE status IN ('completed', 'partial', 'failed') AND completed + failed + cancelled > task_count
   UNION ALL
   SELECT '7: job ' || j.id || ' has ' || (SELECT count(*) FROM events e WHERE e.job = j.seq
       AND e.type IN ('job.completed', 'job.partial', 'job.failed', 'job.cancelled')) || ' last events' FROM jobs j
-    WHERE j.status IN ('completed', 'partial', 'failed', 'cancelled') AND 1 <> (SELECT count(*) FROM events e WHERE e.job = j.seq
+    WHERE j.status IN ('completed', 'partial', 'failed', 'cancelled') AND j.round <> (SELECT count(*) FROM events e WHERE e.job = j.seq
       AND e.type IN ('job.completed', 'job.partial', 'job.failed', 'job.cancelled'))
   UNION ALL
   SELECT '7: task ' || t.id || ' has ' || (SELECT count(*) FROM events e WHERE e.job = t.id / 131072
       AND e.task_index = t.id % 131072 AND e.type = 'task.completed') || ' events of its completion' FROM tasks t
-    WHERE t.state = 'completed' AND 1 <> (SELECT count(*) FROM events e WHERE e.job = t.id / 131072
-      AND e.task_index = t.id % 131072 AND e.type = 'task.completed')
+    WHERE t.state = 'completed' AND (SELECT count(*) FROM attempts a WHERE a.task = t.id AND a.state = 'completed') <>
+      (SELECT count(*) FROM events e WHERE e.job = t.id / 131072
+        AND e.task_index = t.id % 131072 AND e.type = 'task.completed')
   UNION ALL
   SELECT '8: blob ' || digest || ' of claim ' || claim || ' is still staged' FROM staged_blobs`

@@ -65,7 +65,7 @@ export async function followJob(parts: {
     await new Promise<void>((resolve) => void machine.time.at(machine.time.nowMs + restMs, machine.lane, resolve))
   }
   if (parts.isGone()) return false
-  watch.followed.push({ job, from: from ?? 0, seen })
+  watch.followed.push({ job, from: from ?? 0, upto: eventOf(last), seen })
   return true
 }
 

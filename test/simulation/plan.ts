@@ -22,6 +22,8 @@ export type Action = { atMs: number } &
     | { kind: "cancel"; client: number; job: string }
     | { kind: "read"; client: number; job: string; what: "job" | "tasks" | "events" | "results" | "output" }
     | { kind: "follow"; client: number; job: string }
+    /** Should it have ended by then. */
+    | { kind: "retry"; client: number; job: string; body: Record<string, unknown> }
     /** The admin's word. */
     | { kind: "set node"; node: number; state: "active" | "draining" | "revoked" }
   )
@@ -139,6 +141,13 @@ function actionsOf(chance: Chance, busyMs: number): Action[] {
     }
     if (chance.of(`${name} followed`).happens(0.4)) {
       actions.push({ atMs: atMs + chance.of(`${name} follows`).between(50, 5_000), client, kind: "follow", job: name })
+    }
+    const again = chance.of(`${name} retried`)
+    for (let times = again.pick([0, 1, 2, 3]); times > 0; times--) {
+      const one = { filter: "indexes", indexes: [0] }
+      const body = again.pick([{ filter: "failed" }, { filter: "low_quality" }, one, one, one])
+      const soon = Math.min(busyMs, atMs + again.between(2_000, 40_000))
+      actions.push({ atMs: soon, client, kind: "retry", job: name, body })
     }
     for (let look = chance.whole(0, 3); look > 0; look--) {
       const what = chance.pick(["job", "tasks", "events", "results", "output"] as const)

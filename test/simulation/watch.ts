@@ -16,8 +16,10 @@ export class Watch {
   readonly starts = new Map<number, string[]>()
   /** Claims about which their own node lied: what it said of them is its affair. */
   readonly lied = new Set<number>()
-  /** Streams that were followed to the job's end: what each showed behind its first snapshot. */
-  followed: { job: string; from: number; seen: ReadonlySet<number> }[] = []
+  /** Jobs that a client asked to be retried: what ended may be queued again. */
+  readonly mayRunAgain = new Set<string>()
+  /** Streams that were followed to the job's end: what each showed behind its first snapshot, and the last event before done. */
+  followed: { job: string; from: number; upto: number; seen: ReadonlySet<number> }[] = []
   /** Claims that exist twice because a disk was copied. */
   readonly cloned = new Set<number>()
   /** Machines with one key: what one of them holds, the other denies. */
@@ -60,6 +62,7 @@ export class Watch {
 
   /** An answer may be overtaken by that to a later question: only what was asked after an end was shown must show it. */
   jobSeen(id: string, status: string, askedMs: number, atMs: number): void {
+    if (this.mayRunAgain.has(id)) return
     const before = this.ends.get(id)
     if (before && before.status !== status && (askedMs >= before.atMs || TERMINAL.has(status)))
       this.wrong(`3: job ${id} was ${before.status} and is ${status}`)
@@ -157,6 +160,11 @@ export class Watch {
       this.wrong(`6: claim ${claim} goes on from claim ${by}, though claim ${least} left a later checkpoint`)
   }
 
+  #forgetDurable(claim: number): void {
+    const task = this.#tasks.get(claim)
+    for (const [by, durable] of this.#durable) if (durable.task === task) this.#durable.delete(by)
+  }
+
   #judge({ kind, id, from, to }: Step): void {
     const step = `${kind} ${from} → ${to}`
     this.steps.set(step, (this.steps.get(step) ?? 0) + 1)
@@ -164,7 +172,10 @@ export class Watch {
     const excused = this.hasRevoked || this.cloned.has(id) || this.starts.get(id)?.some((on) => this.twins.has(on))
     if (kind === "attempt" && to === "returned" && this.#running.has(id) && !excused)
       this.wrong(`2: claim ${id} was given back as if it had not been started, and its program runs`)
-    if (!STEPS.has(step)) this.wrong(`3: ${kind} ${id} went from ${from} to ${to}`)
+    // A task that completed begins anew when its job is retried.
+    if (kind === "attempt" && to === "completed") this.#forgetDurable(id)
+    const isUncalled = this.mayRunAgain.size === 0 && RETRY_STEPS.has(step)
+    if (!STEPS.has(step) || isUncalled) this.wrong(`3: ${kind} ${id} went from ${from} to ${to}`)
   }
 }
 
@@ -176,8 +187,15 @@ interface Resumed {
 
 export const TERMINAL: ReadonlySet<string> = new Set(["completed", "partial", "failed", "cancelled"])
 
+/** 3: a retry is the one way back from an end. */
+const RETRY_STEPS: ReadonlySet<string> = new Set([
+  ...["completed", "partial", "failed", "cancelled"].map((state) => `job ${state} → queued`),
+  ...["completed", "failed", "cancelled"].map((state) => `task ${state} → queued`),
+])
+
 /** Every step that the tables allow, as the rows show it. */
 export const STEPS: ReadonlySet<string> = new Set([
+  ...RETRY_STEPS,
   ...jobSteps(),
   ...taskSteps(),
   ...attemptSteps(),
