@@ -13,6 +13,7 @@ import { nodeEndpoints } from "../../protocol/api/nodes.ts"
 import { opsEndpoints } from "../../protocol/api/ops.ts"
 import { presetEndpoints } from "../../protocol/api/presets.ts"
 import { parseFields } from "../../protocol/api/parse.ts"
+import { projectKvEndpoints } from "../../protocol/api/project-kv.ts"
 import { projectEndpoints } from "../../protocol/api/projects.ts"
 
 const table: readonly Endpoint[] = [
@@ -22,6 +23,7 @@ const table: readonly Endpoint[] = [
   ...artifactEndpoints,
   ...documentEndpoints,
   ...projectEndpoints,
+  ...projectKvEndpoints,
   ...jobEndpoints,
   ...batchEndpoints,
   ...presetEndpoints,
