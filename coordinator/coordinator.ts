@@ -43,6 +43,7 @@ import { mountMetrics } from "./http/routes/metrics.ts"
 import { mountNodes } from "./http/routes/nodes.ts"
 import { mountOps } from "./http/routes/ops.ts"
 import { mountPresets } from "./http/routes/presets.ts"
+import { mountProjectKv } from "./http/routes/project-kv.ts"
 import { mountProjects } from "./http/routes/projects.ts"
 import { mountStorage } from "./http/routes/storage.ts"
 import { mountWebhookSecret } from "./http/routes/webhook-secret.ts"
@@ -60,6 +61,7 @@ import { submitJob } from "./jobs/submit.ts"
 import { openControlDoor } from "./mesh/control-door.ts"
 import type { FleetFacts } from "./projects/readiness.ts"
 import { sweepRevisions } from "./projects/revisions.ts"
+import { sweepSharedState } from "./projects/shared-state.ts"
 import { createTarballScanner } from "./projects/tarball.ts"
 import { createBuilds } from "./scheduler/builds.ts"
 import { createCheckpoints } from "./scheduler/checkpoints.ts"
@@ -77,6 +79,7 @@ import { createReadyQueue } from "./scheduler/ready-queue.ts"
 import { createRuntimeSpecs, REST_MS, type FailedSetup } from "./scheduler/runtime-specs.ts"
 import { restoreClaims } from "./scheduler/restore-claims.ts"
 import { createStuckSweep } from "./scheduler/stuck-sweep.ts"
+import { createGivenInputs } from "./scheduler/task-inputs.ts"
 import { stageBlob } from "./store/blobs.ts"
 import { noteProbe, OlderCopy, recordLaterEpoch, startEpoch } from "./store/meta.ts"
 import type { JobRow } from "./store/jobs.ts"
@@ -336,6 +339,16 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       contentGrant: (member, blobs) => specs.contentGrant(member, blobs),
     }),
   )
+  const inputs = createGivenInputs({
+    store,
+    files,
+    clock,
+    members,
+    known,
+    plans,
+    content,
+    contentGrant: (member, blobs) => specs.contentGrant(member, blobs),
+  })
   const dispatch = opening.use(
     createDispatch({
       store,
@@ -352,6 +365,8 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       policy,
       claimLifetimeMs: timing.claimLifetimeMs,
       resuming: (rows) => checkpoints.resuming(rows),
+      inputs,
+      unresolved: (member, attempts) => claims.unresolved(member, attempts),
       spend: (spent, reason) => claims.spend(spent, reason),
       takeBack: (given) => claims.takeBack(given),
       askBack: (member, given) => claims.askBack(member, given),
@@ -557,6 +572,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     mountStorage(app, { store, files })
     mountArtifacts(app, { store, files, clock, random, ttlMs: config.artifactTtlMs, origin: () => origin })
     mountProjects(app, projects)
+    mountProjectKv(app, projects)
     const submission = {
       ...retention,
       store,
@@ -594,10 +610,11 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       fleet,
       members,
       known,
-      plans,
       files,
       isLive,
       stage,
+      payload: (attempt) => inputs.payload(attempt),
+      inputs: (claim, node) => inputs.files(claim, node),
       resume: (claim, node) => checkpoints.resume(claim, node),
       drain: (member) => claims.drain(member),
       cutOff,
@@ -643,6 +660,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
         await sweepCheckpoints(reports, now)
         await sweepArtifacts({ store, files }, now)
         await sweepRevisions({ store }, now)
+        await sweepSharedState({ store }, now)
         await sweepStaged({ store, liveClaims }, now)
         await freeReleasedBlobs({ store, files })
       })

@@ -1,16 +1,17 @@
 import { setImmediate as turn } from "node:timers/promises"
 import type { Clock } from "../../protocol/base/clock.ts"
 import { stringifyJson } from "../../protocol/base/json-text.ts"
-import { digest } from "../../protocol/domain/ids.ts"
 import type { ObjectFiles } from "../artifacts/object-files.ts"
 import { endFinishedJob, jobBySeq, storeOutcome, type JobHead } from "../store/jobs.ts"
 import type { Store } from "../store/store.ts"
-import { firstFailure, taskSlice, type TaskWithResult } from "../store/tasks.ts"
-import { aggregateOnWire, createFold, type TaskOutcome } from "./aggregate/fold.ts"
+import { firstFailure, taskSlice } from "../store/tasks.ts"
+import { aggregateOnWire, createFold } from "./aggregate/fold.ts"
 import { recordJobEnd } from "./job-end.ts"
 import { isEnded, outcomeOf } from "./job-state.ts"
 import { planTasks } from "./plan/plan.ts"
+import { preparePublication, publishState } from "./publish-state.ts"
 import type { Submission } from "./submission/submission.ts"
+import { outcomeOfTask } from "./task-outcome.ts"
 import { jobError } from "./text.ts"
 
 export interface FinishParts {
@@ -41,9 +42,11 @@ export async function finishJob(parts: FinishParts, seq: number, signal: AbortSi
     job.suspect > 0,
   )
   const error = errorOf(job, failure?.error ?? "the task failed")
+  const publication = await preparePublication(parts, job, { submission, status, outcome })
   const at = parts.clock.now()
   await parts.store.write(async (tx) => {
     if (!(await endFinishedJob(tx, seq, { status, error, outcome, at }))) return
+    await publishState(tx, job, publication, at)
     const message = error ?? (job.taskCount === 1 ? "its task completed" : `all ${job.taskCount} tasks completed`)
     await recordJobEnd(tx, job, { status, from: "running", message, error, at })
   })
@@ -82,12 +85,4 @@ export async function aggregateJob(
     await turn()
   }
   return stringifyJson(aggregateOnWire(fold.finish()))
-}
-
-async function outcomeOfTask(files: ObjectFiles, { index, state, end }: TaskWithResult): Promise<TaskOutcome | null> {
-  if (state !== "completed" && state !== "failed" && state !== "cancelled") return null
-  if (state !== "completed" || !end) return { index, status: state, resultText: null }
-  if (end.resultDigest === null) return { index, status: state, resultText: end.result }
-  const spilled = await files.read(digest(end.resultDigest), end.resultBytes ?? 0)
-  return { index, status: state, resultText: spilled?.toString("utf8") ?? null }
 }

@@ -300,7 +300,7 @@ async function storeEnd(
     resultDigest: end.spilled?.digest ?? null,
     resultBytes: end.spilled?.size ?? null,
     quality: end.quality?.score ?? null,
-    warnings: end.quality?.warnings ?? [],
+    warnings: [...(end.quality?.warnings ?? []), ...(item.warnings ?? [])],
     runtimeMs,
     signal: item.signal,
     progress: item.progress ?? end.progress,

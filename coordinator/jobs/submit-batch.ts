@@ -36,7 +36,7 @@ export async function submitBatch(
   const prepared: (PreparedJob | Refused)[] = []
   for (const [at, { body }] of elements.entries()) {
     if (at > 0 && at % PREPARED_AT_ONCE === 0) await turn()
-    prepared.push(await prepareJob(parts, body).catch(refused))
+    prepared.push(await prepareJob(parts, body, account).catch(refused))
   }
 
   const outcomes: BatchOutcome[] = []

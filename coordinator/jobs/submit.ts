@@ -24,6 +24,7 @@ import type { Store, Tx } from "../store/store.ts"
 import { dependOn, requireUpstreams } from "./dependencies.ts"
 import { literalAddressProblem, PUBLIC_ONLY, type Reach } from "../webhooks/callback-url.ts"
 import { expandSlice, isOneSlice } from "./expand.ts"
+import { checkInputs } from "./inputs.ts"
 import type { JobBilling } from "./job-facts.ts"
 import { firstOversizedTask, payloadTooLarge, planTasks, type Plan } from "./plan/plan.ts"
 import { parseSubmission } from "./submission/parse-submission.ts"
@@ -61,11 +62,12 @@ export interface SubmittedJob {
 
 /**
  * Takes a job in: one write makes the job and its hold, or neither (B-015). Refuses with what is wrong by field (422), with
- * `not_found` or `no_revision` for its project (GAP-21), and with a stored quote when the account is short (402); nothing
- * is created then, so the same request may be sent again. The tasks of a large job are written afterwards, slice by slice.
+ * `not_found` or `no_revision` for its project (GAP-21), with `not_found` for an artifact that its tasks are to be given, and
+ * with a stored quote when the account is short (402); nothing is created then, so the same request may be sent again. The
+ * tasks of a large job are written afterwards, slice by slice.
  */
 export async function submitJob(parts: SubmitParts, request: SubmitRequest): Promise<SubmittedJob> {
-  return await admitJob(parts, await prepareJob(parts, request.body), request)
+  return await admitJob(parts, await prepareJob(parts, request.body, request.account), request)
 }
 
 /** A job that could be admitted: checked, planned and priced. */
@@ -76,16 +78,15 @@ export interface PreparedJob {
   estimate: JobEstimate
 }
 
-/** The half of `submitJob` that looks at the request alone. Refuses with 422 and writes nothing. */
-export async function prepareJob(
-  { prices, reach }: Pick<SubmitParts, "prices" | "reach">,
-  body: unknown,
-): Promise<PreparedJob> {
+/** The half of `submitJob` that looks at the request and what it names. Refuses with 422 or 404 and writes nothing. */
+export async function prepareJob(parts: SubmitParts, body: unknown, account: AccountId): Promise<PreparedJob> {
   const { submission, warnings } = parseSubmission(body)
-  refuseUnreachable(submission.callbackUrl, reach)
+  refuseUnreachable(submission.callbackUrl, parts.reach)
   const plan = planTasks(submission)
   await refuseLargePayloads(plan)
-  const whole = estimateJob(pricedWork(submission, plan), prices)
+  const dependsOn = submission.dependsOn ?? []
+  await checkInputs(parts, submission, plan, { account, dependsOn, at: parts.clock.now() })
+  const whole = estimateJob(pricedWork(submission, plan), parts.prices)
   const estimate = cappedAt(maxCost(submission), whole)
   if (estimate.hold < whole.hold) warnings.push(mayNotSuffice(whole))
   return { submission, warnings, plan, estimate }

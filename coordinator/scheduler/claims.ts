@@ -1,4 +1,5 @@
 import { every, type Clock } from "../../protocol/base/clock.ts"
+import { sha256Hex } from "../../protocol/base/digest.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { slices } from "../../protocol/base/slices.ts"
@@ -39,6 +40,8 @@ export interface Claims extends AsyncDisposable {
   takeBack(claims: readonly ClaimNumber[]): Promise<void>
   /** Not started, and never will be: back to the queue, no loss. */
   gaveBack(member: Member, items: readonly { claim: number; reason: string }[]): Promise<void>
+  /** Granted, and what they ask for is not there: their tasks fail as if their node had told it, and it is told nothing. */
+  unresolved(member: Member, attempts: readonly { claim: ClaimNumber; problem: string }[]): Promise<void>
   /** Their numbers are spent by somebody else's write: room is free, and nodes are told to stop. */
   spend(claims: readonly ClaimNumber[], reason: string): void
   /** Asks the node whether it has started these; what it has not is given back. */
@@ -384,6 +387,12 @@ export function createClaims(parts: ClaimsParts): Claims {
       }
     },
     report,
+    async unresolved(member, failed) {
+      await report(
+        member,
+        failed.map(({ claim, problem }) => unresolvedEnd(claim, problem)),
+      )
+    },
     takeBack: takeReturned,
     gaveBack,
     spend,
@@ -407,6 +416,26 @@ export function createClaims(parts: ClaimsParts): Claims {
       stopped.abort()
       await writing
     },
+  }
+}
+
+/** No retry, nothing billed (rulings, Shared state). */
+function unresolvedEnd(claim: ClaimNumber, problem: string): ResultItem {
+  return {
+    claim,
+    digest: sha256Hex(`${claim}: ${problem}`),
+    failure_kind: "shared_unresolved",
+    exit_code: null,
+    signal: null,
+    message: problem,
+    runtime_ms: 0,
+    cpu_ms: null,
+    peak_memory_bytes: null,
+    output: "",
+    error_tail: "",
+    result: null,
+    result_problem: null,
+    artifacts: [],
   }
 }
 

@@ -18,6 +18,7 @@ import { isInReach } from "../fleet/liveness.ts"
 import { mostAttempts } from "../fleet/node-rules.ts"
 import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
 import type { JobFacts, KnownJobs } from "../jobs/job-facts.ts"
+import { withSharedValues } from "../jobs/inputs.ts"
 import type { Plans } from "../jobs/plans.ts"
 import type { Store } from "../store/store.ts"
 import { choosePlaces, isOverfull, type Round } from "./choose-places.ts"
@@ -29,6 +30,7 @@ import type { PlaceableNode, Wanted } from "./place.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
 import { usedBeside } from "./tasks-ahead.ts"
 import { createTakeBacks, type Ask } from "./take-back.ts"
+import type { GivenInputs, GrantedInputs } from "./task-inputs.ts"
 
 /** Matches waiting tasks with standing claims whenever either changes; nobody polls (architecture §5.4). */
 export interface Dispatch extends AsyncDisposable {
@@ -62,6 +64,10 @@ export interface DispatchParts {
   claimLifetimeMs: number
   /** Which of these tasks have something of an earlier attempt to go on from. */
   resuming: (rows: readonly GrantedTaskRow[]) => Promise<ReadonlySet<TaskKey>>
+  /** What these are given beside their planned payloads. */
+  inputs: Pick<GivenInputs, "granted">
+  /** These were granted and cannot be given what they ask for: their tasks fail (rulings, Shared state). */
+  unresolved: (member: Member, attempts: readonly { claim: ClaimNumber; problem: string }[]) => Promise<void>
   /** These were granted and cannot be sent: they wait again, and it is no loss. */
   takeBack: (claims: readonly ClaimNumber[]) => Promise<void>
   /** Asks the node whether it has started these; those it has not are free again. */
@@ -346,7 +352,9 @@ export function createDispatch(parts: DispatchParts): Dispatch {
   async function sendTo(member: Member, rows: readonly GrantedTaskRow[]): Promise<void> {
     const specs = new Map<string, { spec: TaskSpec; bytes: number }>()
     const unsent: GrantedTaskRow[] = []
+    const unresolved: { claim: ClaimNumber; problem: string }[] = []
     const resuming = await parts.resuming(rows)
+    const inputs = await parts.inputs.granted(rows)
     let frame = newFrame()
     for (const row of rows) {
       const job = parts.known.get(row.job)
@@ -362,15 +370,22 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         unsent.push(row)
         continue
       }
-      const payload = (await parts.plans.of(job.seq)).payloadText(row.index)
-      if (frame.tasks.length > 0 && !frame.hasRoomFor(known, payload)) {
+      const given = inputs.get(row.claim)
+      if (given && given.unresolved !== null) {
+        unresolved.push({ claim: row.claim, problem: given.unresolved })
+        continue
+      }
+      const planned = (await parts.plans.of(job.seq)).payloadText(row.index)
+      const payload = given?.values == null ? planned : withSharedValues(planned, given.values)
+      if (frame.tasks.length > 0 && !frame.hasRoomFor(known, payload, given)) {
         flush(member, frame)
         frame = newFrame()
       }
-      frame.add(known, row, payload, resuming.has(row.task))
+      frame.add(known, row, payload, resuming.has(row.task), given)
     }
     flush(member, frame)
     if (unsent.length > 0) await refuse(unsent)
+    if (unresolved.length > 0) await parts.unresolved(member, unresolved)
   }
 
   /** These could never be sent: a frame that is too long resets the stream, and the next hello would bring it again. */
@@ -410,8 +425,14 @@ function limitedBy(spec: TaskSpec, row: GrantedTaskRow): TaskSpec {
 interface GrantFrame {
   readonly specs: TaskSpec[]
   readonly tasks: GrantedTask[]
-  hasRoomFor(spec: { spec: TaskSpec; bytes: number }, payload: string): boolean
-  add(spec: { spec: TaskSpec; bytes: number }, row: GrantedTaskRow, payload: string, resumes: boolean): void
+  hasRoomFor(spec: { spec: TaskSpec; bytes: number }, payload: string, inputs?: GrantedInputs): boolean
+  add(
+    spec: { spec: TaskSpec; bytes: number },
+    row: GrantedTaskRow,
+    payload: string,
+    resumes: boolean,
+    inputs?: GrantedInputs,
+  ): void
 }
 
 /** Grants are cut to fit a frame; tasks of one job share one description in it. */
@@ -419,14 +440,22 @@ function newFrame(): GrantFrame {
   const specs: TaskSpec[] = []
   const tasks: GrantedTask[] = []
   let bytes = 0
-  const weight = ({ spec, bytes }: { spec: TaskSpec; bytes: number }, payload: string): number =>
-    (specs.includes(spec) ? 0 : bytes) + (isInline(payload) ? jsonBytes(payload) : 0) + TASK_BYTES
+  const weight = (
+    { spec, bytes }: { spec: TaskSpec; bytes: number },
+    payload: string,
+    inputs?: GrantedInputs,
+  ): number =>
+    (specs.includes(spec) ? 0 : bytes) +
+    (isInline(payload) ? jsonBytes(payload) : 0) +
+    (inputs ? jsonBytes(inputs.fields) : 0) +
+    TASK_BYTES
   return {
     specs,
     tasks,
-    hasRoomFor: (spec, payload) => tasks.length < BATCH_ITEMS && bytes + weight(spec, payload) <= BATCH_BYTES,
-    add(spec, row, payload, resumes) {
-      bytes += weight(spec, payload)
+    hasRoomFor: (spec, payload, inputs) =>
+      tasks.length < BATCH_ITEMS && bytes + weight(spec, payload, inputs) <= BATCH_BYTES,
+    add(spec, row, payload, resumes, inputs) {
+      bytes += weight(spec, payload, inputs)
       let position = specs.indexOf(spec.spec)
       if (position < 0) position = specs.push(spec.spec) - 1
       tasks.push({
@@ -439,6 +468,7 @@ function newFrame(): GrantFrame {
           : { digest: sha256Hex(payload), size: Buffer.byteLength(payload) },
         gpus: [...row.gpus],
         ...(resumes && { resumes }),
+        ...inputs?.fields,
       })
     },
   }
@@ -446,7 +476,7 @@ function newFrame(): GrantFrame {
 
 const isInline = (payload: string): boolean => Buffer.byteLength(payload) <= LARGEST_INLINE_BYTES
 const jsonBytes = (value: unknown): number => Buffer.byteLength(JSON.stringify(value))
-/** With a payload of 64 KiB, which JSON may double, it still fits into a frame. */
+/** With a payload of 64 KiB, which JSON may double, and 16 KiB of declared uploads, it still fits into a frame. */
 const LARGEST_SPEC_BYTES = 96 * 1024
 /** What a granted task weighs in a frame beside its payload. */
 const TASK_BYTES = 250

@@ -3,6 +3,7 @@ import {
   accountId,
   artifactId,
   digest as asDigest,
+  indexOfTaskId,
   jobId,
   type AccountId,
   type ArtifactId,
@@ -37,12 +38,13 @@ export type LocalArtifact = Artifact & { source: "local"; digest: Digest; size: 
 
 export async function insertArtifact(tx: Tx, artifact: Artifact): Promise<void> {
   await tx.run(
-    `INSERT INTO artifacts (id, account, job, task, name, filename, content_type, source, digest, size, created_at, expires_at)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+    `INSERT INTO artifacts (id, account, job, task, task_index, name, filename, content_type, source, digest, size, created_at,
+       expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
     artifact.id,
     artifact.account,
     artifact.job,
     artifact.task,
+    artifact.task === null ? null : indexOfTaskId(artifact.task),
     artifact.name,
     artifact.filename,
     artifact.contentType,
@@ -67,6 +69,46 @@ export async function findArtifact(
     at,
     account,
     account,
+  )
+  return row === undefined ? null : fromRow(row)
+}
+
+/** Those of `ids` that are not artifacts of the account, or no longer. */
+export async function missingArtifacts(
+  view: View,
+  ids: readonly ArtifactId[],
+  account: AccountId,
+  at: Instant,
+): Promise<ArtifactId[]> {
+  const rows = await view.all<{ id: string }>(
+    `SELECT id FROM artifacts WHERE id IN (${ids.map(() => "?").join(", ")}) AND account = ? AND expires_at > ?`,
+    ...ids,
+    account,
+    at,
+  )
+  const there = new Set(rows.map(({ id }) => id))
+  return ids.filter((id) => !there.has(id))
+}
+
+/**
+ * What a task of the job called by this name, while it lasts: of the first task that made one, or of the one asked for, and
+ * the latest where it made several (GAP-54).
+ */
+export async function findNamedArtifact(
+  view: View,
+  wanted: { job: JobId; account: AccountId; name: string; taskIndex: number | null },
+  at: Instant,
+): Promise<Artifact | null> {
+  const row = await view.get<ArtifactRow>(
+    `SELECT ${COLUMNS} FROM artifacts
+     WHERE job = ? AND name = ? AND task_index ${wanted.taskIndex === null ? "IS NOT NULL" : "= ?"} AND account = ?
+       AND expires_at > ?
+     ORDER BY task_index, seq DESC LIMIT 1`,
+    wanted.job,
+    wanted.name,
+    ...(wanted.taskIndex === null ? [] : [wanted.taskIndex]),
+    wanted.account,
+    at,
   )
   return row === undefined ? null : fromRow(row)
 }

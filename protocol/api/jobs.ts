@@ -134,6 +134,10 @@ const resultSchemaBody = z
   )
   .partial()
 
+const stateBody = z
+  .looseObject({ publish: data }, mustBe('an object such as {publish: {best_score: {path: "results.0.score"}}}'))
+  .partial()
+
 /** POST /jobs. Unknown fields stay in, also in the objects below, so that they can be named in `warnings` (interfaces). */
 export const submitJobBody = z
   .looseObject({
@@ -171,7 +175,7 @@ export const submitJobBody = z
     depends_on: z.array(text(1, LONGEST_LABEL), mustBe("a list of job ids")),
     callback_url: z.string(mustBe("a string")),
     recipe: z.string(mustBe("a string")),
-    state: data,
+    state: stateBody,
     max_cost_usd: z.number(mustBe("an amount in dollars")).positive(mustBe("an amount above 0")),
     parameters: data,
     fixed_payload: data,

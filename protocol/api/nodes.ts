@@ -1,6 +1,7 @@
 import { z } from "zod"
 import { DIGEST_PATTERN } from "../domain/ids.ts"
 import { NODE_ROLES } from "../domain/statuses.ts"
+import { MOST_DOWNLOADS } from "../domain/task-inputs.ts"
 import { listOf, timestamp } from "./common.ts"
 import { endpoint } from "./endpoint.ts"
 
@@ -99,6 +100,35 @@ export const nodeResume = endpoint({
 })
 export type NodeResume = z.output<typeof nodeResume.reply>
 
+const inputFile = z.object({
+  /** As the payload names it. */
+  name: z.string(),
+  filename: z.string(),
+  file: z.object({
+    digest: z.string().regex(DIGEST_PATTERN),
+    size: z.int().nonnegative(),
+    piece_list: z.string().nullable(),
+  }),
+  /** Members that were given it before. */
+  holders: z.array(z.object({ peer_id: z.string(), addresses: z.array(z.string()) })).max(8),
+})
+export const nodeInputs = endpoint({
+  id: "nodes-inputs-get",
+  method: "GET",
+  path: "/api/v1/nodes/inputs/:claim",
+  access: "node",
+  summary: "A node asks for the files that a task it holds is to find.",
+  params: z.object({ claim: z.string().regex(/^\d{1,16}$/, "must be a claim number") }),
+  reply: z.object({
+    files: z.array(inputFile).max(MOST_DOWNLOADS),
+    /** Leave to fetch them; null where there are none. */
+    content_grant: z.string().nullable(),
+    /** Why they cannot be had; null where they can. */
+    unavailable: z.string().nullable(),
+  }),
+})
+export type NodeInputs = z.output<typeof nodeInputs.reply>
+
 export const adminCreateNodeToken = endpoint({
   id: "admin-node-tokens-create",
   method: "POST",
@@ -176,6 +206,7 @@ export const nodeEndpoints = [
   uploadNodeBlob,
   downloadNodePayload,
   nodeResume,
+  nodeInputs,
   adminCreateNodeToken,
   adminListNodes,
   adminPutNode,

@@ -55,6 +55,9 @@ export function taskId(job: JobId, index: number): TaskId {
   return `task_${job.slice("job_".length)}_${index}` as TaskId
 }
 
+/** Which task of its job it is. */
+export const indexOfTaskId = (id: TaskId): number => Number(id.slice(id.lastIndexOf("_") + 1))
+
 /** A new id of the given prefix: 16 random characters, 83 bits. */
 function newId<T extends string>(random: Random, prefix: string): T {
   return `${prefix}_${randomText(random, 16)}` as T

@@ -4,6 +4,7 @@ import { DIGEST_PATTERN } from "../domain/ids.ts"
 import { imageRecord } from "../domain/image.ts"
 import { LARGEST_CHECKPOINT_STATE_BYTES } from "../domain/runner.ts"
 import { ENFORCEABLE, FAILURE_KINDS, ISOLATIONS, NODE_ROLES } from "../domain/statuses.ts"
+import { MOST_UPLOADS } from "../domain/task-inputs.ts"
 
 /**
  * The control stream between a node and the coordinator (architecture §5.3): one long-lived stream, JSON frames.
@@ -191,6 +192,8 @@ export const resultItem = z.object({
   progress: z.string().max(LARGEST_LAST_PROGRESS).optional(),
   /** The last checkpoint, where it was not answered by itself before the end: stored in the report's write. */
   checkpoint: checkpointItem.nullable().optional(),
+  /** What the client should know of a completed attempt: declared files that were not there. */
+  warnings: z.array(z.string().max(200)).max(MOST_UPLOADS).optional(),
 })
 export type ResultItem = z.infer<typeof resultItem>
 
@@ -362,6 +365,22 @@ const grantedTask = z.object({
   gpus: z.array(z.string()).max(64),
   /** An earlier attempt left something to go on from: asked for by HTTP (`/api/v1/nodes/resumes`) before the start. */
   resumes: z.boolean().optional(),
+  /** `_shared.values` of the payload are variables too. */
+  shares: z.boolean().optional(),
+  /** Files of artifacts are to be there: asked for by HTTP (`/api/v1/nodes/inputs`) before the start. */
+  downloads: z.boolean().optional(),
+  /** Files of the artifact directory that become artifacts of their own. */
+  uploads: z
+    .array(
+      z.object({
+        name: z.string().max(64),
+        path: z.string().max(512),
+        filename: z.string().max(255).nullable(),
+        content_type: z.string().max(255).nullable(),
+      }),
+    )
+    .max(MOST_UPLOADS)
+    .optional(),
 })
 export type GrantedTask = z.infer<typeof grantedTask>
 

@@ -2,14 +2,16 @@ import { Readable } from "node:stream"
 import { expect, test } from "vitest"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
-import { claimNumber } from "../../protocol/domain/ids.ts"
 import { TERMINAL_JOB_STATUSES } from "../../protocol/domain/statuses.ts"
+import { artifactId, claimNumber } from "../../protocol/domain/ids.ts"
 import { listHolds } from "../../coordinator/billing/holds.ts"
 import { listLedger, readBalance } from "../../coordinator/billing/ledger.ts"
 import { cancelQueued } from "../../coordinator/jobs/cancel-queued.ts"
 import { storeCheckpoint, sweepCheckpoints } from "../../coordinator/jobs/checkpoints.ts"
 import { settleDependents } from "../../coordinator/jobs/dependencies.ts"
 import { jobFacts } from "../../coordinator/jobs/job-facts.ts"
+import { outcomeValue } from "../../coordinator/jobs/outcome-value.ts"
+import { publishState } from "../../coordinator/jobs/publish-state.ts"
 import { createAggregates } from "../../coordinator/jobs/read/aggregates.ts"
 import { countGroups, findJobs, jobListRows } from "../../coordinator/jobs/read/list.ts"
 import { readLog } from "../../coordinator/jobs/read/events.ts"
@@ -20,6 +22,15 @@ import { findJobPlaces, logPosition, newsBehind, projectJobs, readLines } from "
 import { accountsWithProject } from "../../coordinator/projects/project.ts"
 import { countResults, jobResults } from "../../coordinator/jobs/read/results.ts"
 import { pageOfIndexes, pageOfResults, taskRows } from "../../coordinator/jobs/read/tasks.ts"
+import {
+  deleteSharedValue,
+  getSharedValue,
+  listSharedValues,
+  putSharedValue,
+  sweepSharedState,
+} from "../../coordinator/projects/shared-state.ts"
+import { findNamedArtifact, missingArtifacts } from "../../coordinator/store/artifacts.ts"
+import { giveSharedValues, sharedValuesOf } from "../../coordinator/store/shared-values.ts"
 import { stageBlob } from "../../coordinator/store/blobs.ts"
 import { newestEventId, tallyRead } from "../../coordinator/store/event-tally.ts"
 import { countActiveJobs, unfinishedJobs } from "../../coordinator/store/jobs.ts"
@@ -76,6 +87,7 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   expect((await again("failed", null)).job).toMatchObject({ round: 3, queued: 2 })
   const [running] = await rig.grant(job, 2)
   if (running === undefined) throw new Error("one is granted again")
+  await inputsOf(job.seq)
   const left = await rig.queued(account, { checkpointing: { enabled: true, resume_from_latest: true } })
   const [leaving = claimNumber(0)] = await rig.grant(left, 1)
   await rig.start([leaving])
@@ -125,6 +137,32 @@ test("architecture §4: no statement of a job's life reads a growing table whole
     expect(await cancelQueued(ending, wanted, () => {})).toEqual(
       tag === null ? { queuedBefore: 0, cancelledJobs: 0 } : { queuedBefore: 1, cancelledJobs: 1 },
     )
+  }
+
+  async function inputsOf(seq: number): Promise<void> {
+    const at = rig.clock.now()
+    const state = rig
+    await putSharedValue(state, account, "p", { key: "k", value: 1, ttlSeconds: 1 })
+    await getSharedValue(state, account, "p", "k")
+    for await (const entry of listSharedValues(state, 1, { prefix: "k", after: "", limit: 100 }))
+      expect(entry.key).toBe("k")
+    const row = await rig.row({ seq })
+    await rig.store.write((tx) => publishState(tx, row, { values: [{ key: "p", text: "1" }], failures: [] }, at))
+    await rig.store.write((tx) =>
+      giveSharedValues(tx, { job: seq, claim: claims[0] ?? claimNumber(0), digest: "d", text: "{}" }),
+    )
+    await rig.store.read(async (view) => {
+      await sharedValuesOf(view, claims[0] ?? claimNumber(0))
+      await missingArtifacts(view, [artifactId("art_a"), artifactId("art_b")], account, at)
+      const named = { job: row.id, account, name: "model", taskIndex: null }
+      await findNamedArtifact(view, named, at)
+      await findNamedArtifact(view, { ...named, taskIndex: 3 }, at)
+    })
+    const ended = { head: row, status: "partial" as const, outcome: row.outcome ?? "{}" }
+    expect(await outcomeValue(rig, ended, "results.0", 100)).toEqual({ text: '{"ok":true}' })
+    expect(await outcomeValue(rig, ended, "results", 100)).toHaveProperty("problem")
+    await sweepSharedState(rig, at + 10_000)
+    await deleteSharedValue(state, account, "p", "p")
   }
 
   const waits = () => ({

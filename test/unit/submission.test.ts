@@ -241,12 +241,14 @@ test("what a later version brings is refused by name, never accepted and ignored
     ["reservation.mode guaranteed", { reservation: { mode: "guaranteed", parallelism: 2 } }],
     ["execution_policy sealed", { execution_policy: "sealed" }],
     ["placement_policy dedicated", { placement_policy: "dedicated" }],
-    ["state", { state: { publish: { best: { path: "results.0.score" } } } }],
-    ["payload._artifacts", { payload: { _artifacts: { download: { x: "art_1" } } } }],
-    ["fixed_payload._artifacts", { fixed_payload: { _artifacts: { download: { x: "art_1" } } } }],
-    ["shared_payload._shared", { shared_payload: { _shared: { resolve: { x: { key: "x" } } } } }],
-    ["payload._shared", { payload: { _shared: { resolve: { x: { key: "x" } } } } }],
-    ["fan_out.items[1]._artifacts", { fan_out: { items: [{}, { _artifacts: { download: { x: "art_1" } } }] } }],
+    [
+      "payload._artifacts.upload.m.url",
+      { payload: { _artifacts: { upload: { m: { path: "m", url: "https://s3.example.com/m" } } } } },
+    ],
+    [
+      "fan_out.items[1]._artifacts.upload.m.url",
+      { fan_out: { items: [{}, { _artifacts: { upload: { m: { path: "m", url: "https://s3.example.com/m" } } } }] } },
+    ],
   ]
   for (const [name, fields] of later) {
     const error = refusal({ ...least, ...fields })
@@ -288,6 +290,43 @@ test("rulings, Holds: max_cost_usd is an amount above 0 with at most six decimal
   }
   for (const wrong of [0, -0, -1, 0.0000001, 1.2345678, 1e300, "1", true, [1], {}]) {
     expect(problemPaths({ ...least, max_cost_usd: wrong })).toEqual(["max_cost_usd"])
+  }
+})
+
+test("SS-004: state.publish takes paths and values under keys of the shared state, and names what is wrong", () => {
+  const publish = {
+    best_score: { path: "results.0.score" },
+    ready: { value: true },
+    nothing: { value: null },
+    "a.b:c-1": { path: "aggregate_result", value: null },
+  }
+  expect(parseSubmission({ ...least, state: { publish } }).submission.publish).toEqual([
+    { key: "best_score", path: "results.0.score" },
+    { key: "ready", value: true },
+    { key: "nothing", value: null },
+    { key: "a.b:c-1", path: "aggregate_result" },
+  ])
+  expect(parseSubmission({ ...least, state: { publish: null } }).submission).not.toHaveProperty("publish")
+  expect(parseSubmission({ ...least, state: { publsh: {} } }).warnings).toMatchObject([
+    { field: "state.publsh", did_you_mean: "state.publish" },
+  ])
+  const wrong: [string, unknown][] = [
+    ["state", true],
+    ["state.publish", []],
+    ["state.publish.a b", { "a b": { value: 1 } }],
+    ["state.publish.", { "": { value: 1 } }],
+    ["state.publish.k", { k: 5 }],
+    ["state.publish.k", { k: {} }],
+    ["state.publish.k", { k: { path: 5 } }],
+    ["state.publish.k", { k: { path: "" } }],
+    ["state.publish.k", { k: { path: "results..score" } }],
+    ["state.publish.k", { k: { path: "x".repeat(513) } }],
+    ["state.publish.k", { k: { path: "results.0", value: 1 } }],
+    ["state.publish", Object.fromEntries(Array.from({ length: 101 }, (_, n) => [`k${n}`, { value: n }]))],
+  ]
+  for (const [path, value] of wrong) {
+    const state = path === "state" ? value : { publish: value }
+    expect(problemPaths({ ...least, state }), JSON.stringify(value)).toEqual([path])
   }
 })
 

@@ -9,8 +9,10 @@ import {
   defaultTokenTtlSeconds,
   downloadNodePayload,
   enrolNodeEndpoint,
+  nodeInputs,
   nodeResume,
   uploadNodeBlob,
+  type NodeInputs,
   type NodeResume,
   type nodeRow,
 } from "../../../protocol/api/nodes.ts"
@@ -31,9 +33,8 @@ import { certify, createJoinToken, enrolNode, type EnrolmentParts } from "../../
 import { freeOf } from "../../fleet/fit.ts"
 import { capacityOnWire } from "../../fleet/capacity.ts"
 import { isCloned, type Fleet } from "../../fleet/fleet.ts"
-import type { Member, Members } from "../../fleet/members.ts"
+import type { HeldAttempt, Member, Members } from "../../fleet/members.ts"
 import type { KnownJobs } from "../../jobs/job-facts.ts"
-import type { Plans } from "../../jobs/plans.ts"
 import { mount, type HttpApp, type HttpRequest } from "../app.ts"
 import type { RequestOrigin } from "../client-address.ts"
 import { createRateLimit, type RateLimit } from "../rate-limit.ts"
@@ -43,7 +44,6 @@ export interface NodeRouteParts extends EnrolmentParts {
   fleet: Fleet
   members: Members
   known: KnownJobs
-  plans: Plans
   files: ObjectFiles
   /** May this node still upload for the claim (a live attempt or build of its own)? */
   isLive: (claim: number, node: NodeId) => boolean
@@ -51,6 +51,10 @@ export interface NodeRouteParts extends EnrolmentParts {
   stage: (node: NodeId, blob: { claim: number; digest: string; size: number }) => Promise<boolean>
   /** What the attempt of this claim goes on from; null when it is not this node's. */
   resume: (claim: number, node: NodeId) => Promise<NodeResume | null>
+  /** The payload as the attempt was granted it. */
+  payload: (attempt: HeldAttempt) => Promise<string>
+  /** The files that the attempt of this claim is to find; null when it is not this node's. */
+  inputs: (claim: number, node: NodeId) => Promise<NodeInputs | null>
   /** A draining node is asked for what it has not started. */
   drain: (member: Member) => void
   /** Takes back what a revoked node holds, and ends its connection. */
@@ -112,7 +116,7 @@ export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): vo
   mount(app, downloadNodePayload, async ({ params, caller, response }) => {
     const attempt = parts.members.attempt(claimNumber(Number(params.claim)))
     if (!attempt || attempt.node !== caller.node) throw notFound("the payload of this claim")
-    const payload = Buffer.from((await parts.plans.of(attempt.job)).payloadText(attempt.index))
+    const payload = Buffer.from(await parts.payload(attempt))
     response.setHeader("content-type", "application/json")
     response.setHeader("content-length", payload.length)
     await pipeline(Readable.from([payload]), response)
@@ -122,6 +126,12 @@ export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): vo
     const resume = await parts.resume(Number(params.claim), caller.node)
     if (!resume) throw notFound("what this claim goes on from")
     return resume
+  })
+
+  mount(app, nodeInputs, async ({ params, caller }) => {
+    const inputs = await parts.inputs(Number(params.claim), caller.node)
+    if (!inputs) throw notFound("what this claim is given")
+    return inputs
   })
 
   mount(app, adminCreateNodeToken, async ({ body }) => {

@@ -20,25 +20,22 @@ function* laterFields(body: SubmitJobBody): Generator<string> {
   if (body.reservation?.mode === "guaranteed") yield "reservation.mode guaranteed"
   if (body.execution_policy === "sealed") yield "execution_policy sealed"
   if (body.placement_policy === "dedicated") yield "placement_policy dedicated"
-  if (body.state && Object.values(body.state).some(asksForSomething)) yield "state"
-  yield* laterPayloadFields(body.payload, "payload")
-  yield* laterPayloadFields(body.fixed_payload, "fixed_payload")
-  yield* laterPayloadFields(body.shared_payload, "shared_payload")
+  yield* uploadsElsewhere(body.payload, "payload")
+  yield* uploadsElsewhere(body.fixed_payload, "fixed_payload")
+  yield* uploadsElsewhere(body.shared_payload, "shared_payload")
   for (const [index, item] of (body.fan_out?.items ?? []).entries()) {
-    const first = laterPayloadFields(item, `fan_out.items[${index}]`).next()
+    const first = uploadsElsewhere(item, `fan_out.items[${index}]`).next()
     // One is enough: a list of thousands of items would repeat it.
     if (!first.done) return yield first.value
   }
 }
 
-function* laterPayloadFields(payload: unknown, path: string): Generator<string> {
-  if (!isJsonObject(payload)) return
-  for (const name of ["_artifacts", "_shared"]) {
-    const value = Object.hasOwn(payload, name) ? payload[name] : undefined
-    if (value !== undefined && asksForSomething(value)) yield `${path}.${name}`
+/** AW-002's other form: it comes with external artifacts. */
+function* uploadsElsewhere(payload: unknown, path: string): Generator<string> {
+  for (const [name, entry] of Object.entries(member(member(payload, "_artifacts"), "upload") ?? {})) {
+    if ((member(entry, "url") ?? null) !== null) yield `${path}._artifacts.upload.${name.slice(0, 80)}.url`
   }
 }
 
-function asksForSomething(value: JsonValue): boolean {
-  return value !== null && !(typeof value === "object" && Object.keys(value).length === 0)
-}
+const member = (object: unknown, name: string): JsonValue | undefined =>
+  isJsonObject(object) && Object.hasOwn(object, name) ? object[name] : undefined

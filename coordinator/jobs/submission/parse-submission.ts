@@ -17,6 +17,7 @@ import { dependencies } from "./depends-on.ts"
 import { fieldWarnings } from "./field-warnings.ts"
 import { refuseLaterFeatures } from "./later-features.ts"
 import { missing } from "./missing.ts"
+import { publish } from "./publish.ts"
 import { resolveRequirements } from "./requirements.ts"
 import { sweep } from "./sweep.ts"
 import type {
@@ -78,6 +79,7 @@ export function parseSubmission(body: unknown): ParsedSubmission {
     ...dependencies(fields, problems),
     ...callbackUrl(fields, problems),
     ...mostItMayCost(fields, problems),
+    ...publish(fields, problems),
   }
   const wrongCommand = fields.runner_command && commandProblem(fields.runner_command)
   if (wrongCommand && problems.length === 0) throw commandRefused(wrongCommand)

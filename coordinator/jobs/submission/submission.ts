@@ -40,12 +40,17 @@ export interface Submission {
   callbackUrl?: string
   /** Dollars with at most six decimals, above 0: no hold of the job exceeds it. Absent: its estimate decides. */
   maxCostUsd?: number
+  /** `state.publish`; absent where nothing is to be published. */
+  publish?: Publish[]
 }
 
 /** What a round of the job may cost at the most, where its submission says so. */
 export function maxCost({ maxCostUsd }: Submission): MicroUsd | null {
   return maxCostUsd === undefined ? null : present(parseUsd(maxCostUsd), "a checked amount")
 }
+
+/** SS-004: what is written into the project's shared state when the job has ended well. */
+export type Publish = { key: string; path: string } | { key: string; value: JsonValue }
 
 /** CK-001, CK-003: are checkpoints kept, and does a next attempt get what an earlier one left? */
 export interface Checkpointing {
