@@ -54,6 +54,7 @@ import { createCheckpoints } from "./tasks/checkpoints.ts"
 import { createClaimLoop } from "./tasks/claim-loop.ts"
 import { createDelivery, UploadRefused, type DeliveryParts } from "./tasks/deliver.ts"
 import { machineEnvironment } from "./tasks/environment.ts"
+import { createFetchInputs } from "./tasks/inputs.ts"
 import { createAttemptRunner } from "./tasks/run-attempt.ts"
 import { createResume } from "./tasks/resume.ts"
 import { createRuntimes } from "./tasks/runtimes.ts"
@@ -328,6 +329,16 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       origin,
       connected,
       send,
+      clock,
+      random,
+      log,
+    }),
+    inputs: createFetchInputs({
+      ask: (claim, signal) => transfers.inputs(claim, signal),
+      blobs,
+      fetch,
+      origin,
+      connected,
       clock,
       random,
       log,

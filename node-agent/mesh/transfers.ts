@@ -1,5 +1,12 @@
 import { createReadStream } from "node:fs"
-import { downloadNodePayload, nodeResume, uploadNodeBlob, type NodeResume } from "../../protocol/api/nodes.ts"
+import {
+  downloadNodePayload,
+  nodeInputs,
+  nodeResume,
+  uploadNodeBlob,
+  type NodeInputs,
+  type NodeResume,
+} from "../../protocol/api/nodes.ts"
 import { callEndpoint, ClientError, downloadFrom, uploadTo } from "../../protocol/client/client.ts"
 import type { ClaimNumber } from "../../protocol/domain/ids.ts"
 
@@ -19,6 +26,8 @@ export interface Transfers {
   payload(claim: ClaimNumber, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>>
   /** What an attempt goes on from. Rejects with `TransferRefused` when the claim is not ours. */
   resume(claim: ClaimNumber, signal: AbortSignal): Promise<NodeResume>
+  /** The files that an attempt is to find; likewise. */
+  inputs(claim: ClaimNumber, signal: AbortSignal): Promise<NodeInputs>
 }
 
 /** The coordinator does not want these bytes: trying again cannot help. */
@@ -43,6 +52,13 @@ export function createTransfers(origin: string, token: () => string | null): Tra
     async resume(claim, signal) {
       try {
         return await callEndpoint(server(), nodeResume, { params: { claim: String(claim) }, signal })
+      } catch (error) {
+        throw refusedOr(error)
+      }
+    },
+    async inputs(claim, signal) {
+      try {
+        return await callEndpoint(server(), nodeInputs, { params: { claim: String(claim) }, signal })
       } catch (error) {
         throw refusedOr(error)
       }

@@ -64,7 +64,7 @@ export async function copyPublishable(
 /** False: it is not the file that was told of, or not all of it. */
 async function copyWhole(file: FileHandle, to: string, toldAt: number): Promise<boolean> {
   const before = await settled(file)
-  if (!before.isFile()) throw new NotPublishable("failed", "a checkpoint's path leads to no plain file")
+  if (!before.isFile()) throw new NotPublishable("failed", "the path leads to no plain file")
   if (before.size > BigInt(LARGEST_CHECKPOINT_BYTES)) {
     const sizes = `it has ${before.size} bytes; at most ${LARGEST_CHECKPOINT_BYTES} are taken`
     throw new NotPublishable("skipped", sizes)

@@ -84,15 +84,22 @@ export async function putAside(attemptDir: string, text: string, hasher: Hasher)
   return await describe(path, hasher)
 }
 
-/** Packs what lies in the artifact directory into one tar.gz (AW-001); nothing there: nothing is made. */
+/**
+ * Packs what lies in the artifact directory into one tar.gz (AW-001), but for the files `taken` below it, which became
+ * artifacts of their own (C-23); nothing there: nothing is made.
+ */
 export async function collectArtifacts(
   attemptDir: string,
   artifactsDir: string,
   hasher: Hasher,
+  taken: readonly string[] = [],
 ): Promise<Pick<Collected, "artifacts" | "files">> {
-  if (isEmptyDirectory(artifactsDir) || !(await holdsFiles(artifactsDir))) return { artifacts: [], files: [] }
+  const none = { artifacts: [], files: [] }
+  if (isEmptyDirectory(artifactsDir) || !(await holdsFiles(artifactsDir, new Set(taken)))) return none
   const path = join(attemptDir, "artifacts.tar.gz")
-  await packArtifacts(artifactsDir, path)
+  const leftOut = join(attemptDir, "left-out")
+  if (taken.length > 0) await writeFile(leftOut, listOf(taken))
+  await packArtifacts(artifactsDir, path, taken.length > 0 ? leftOut : null)
   const stored = await describe(path, hasher)
   if (stored.size > LARGEST_ARCHIVE_BYTES) {
     throw new ArtifactsTooLarge(
@@ -102,6 +109,12 @@ export async function collectArtifacts(
   const { digest, size } = stored
   const item = { name: null, filename: "artifacts.tar.gz", digest, size, content_type: "application/gzip" }
   return { artifacts: [item], files: [stored] }
+}
+
+/** As the packer compares it: in order of bytes, each ended by a NUL. */
+function listOf(paths: readonly string[]): Buffer {
+  const sorted = paths.map((path) => Buffer.from(`${path}\0`)).toSorted((a, b) => Buffer.compare(a, b))
+  return Buffer.concat(sorted)
 }
 
 /** The item with its digest: sha256 of its canonical JSON (keys in order), by which a repeat is told from a contradiction. */
@@ -118,7 +131,8 @@ function canonicalJson(value: unknown): string {
   return `{${members.map(([key, member]) => `${JSON.stringify(key)}:${canonicalJson(member)}`).join(",")}}`
 }
 
-async function describe(path: string, hasher: Hasher): Promise<StoredEnd["files"][number]> {
+/** A file of the attempt's folder as a report names it. */
+export async function describe(path: string, hasher: Hasher): Promise<StoredEnd["files"][number]> {
   const { size } = await stat(path)
   const { digest } = await hasher.file(path, pieceBytesFor(size))
   return { digest, size, path }
@@ -156,18 +170,19 @@ function isEmptyDirectory(path: string): boolean {
   }
 }
 
-/** Stops at the first file or link: what is packed is decided by the packer. */
-async function holdsFiles(root: string): Promise<boolean> {
+/** Stops at the first file or link that is not `taken`: what is packed is decided by the packer. */
+async function holdsFiles(root: string, taken: ReadonlySet<string>): Promise<boolean> {
   const top = await lstat(root).catch(() => null)
   // The program may have put something else in its place.
   if (top === null || !top.isDirectory()) return false
-  const left = [root]
+  const left = [""]
   for (let at = left.pop(), seen = 0; at !== undefined; at = left.pop()) {
-    const directory = await opendir(at).catch(() => null)
+    const directory = await opendir(join(root, at)).catch(() => null)
     if (directory === null) continue
     for await (const entry of directory) {
-      if (entry.isFile() || entry.isSymbolicLink()) return true
-      if (entry.isDirectory()) left.push(join(at, entry.name))
+      const path = at === "" ? entry.name : `${at}/${entry.name}`
+      if ((entry.isFile() || entry.isSymbolicLink()) && !taken.has(path)) return true
+      if (entry.isDirectory()) left.push(path)
       if (++seen > MOST_LOOKED_AT) return true
     }
   }

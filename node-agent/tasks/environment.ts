@@ -13,6 +13,8 @@ export interface EnvironmentLayers {
   base: Readonly<Record<string, string>>
   /** Env files, project and job, layered by the coordinator (M-009). */
   project: Readonly<Record<string, string>>
+  /** Files and shared values that the task is given (AW-006, SS-003). */
+  inputs?: Readonly<Record<string, string>>
   paths: PlatformPaths
   /** `.venv/bin` of the project, inside view, when it has one with a python (M-010). */
   venvBin: string | null
@@ -27,11 +29,12 @@ const DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 export function taskEnvironment({
   base,
   project,
+  inputs = {},
   paths,
   venvBin,
   gpus = [],
 }: EnvironmentLayers): Record<string, string> {
-  const env: Record<string, string> = { HOME: "/root", ...base, ...project }
+  const env: Record<string, string> = { HOME: "/root", ...base, ...project, ...inputs }
   const path = env["PATH"] === undefined || env["PATH"] === "" ? DEFAULT_PATH : env["PATH"]
   env["PATH"] = venvBin === null ? path : `${venvBin}:${path}`
   env[RUNNER_ENV.payload] = paths.payload

@@ -7,7 +7,6 @@ import { sha256Hex } from "../../protocol/base/digest.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
-import { LARGEST_PAYLOAD_BYTES } from "../../protocol/domain/runner.ts"
 import type { FailureKind } from "../../protocol/domain/statuses.ts"
 import { lastBytes } from "../../protocol/domain/text.ts"
 import {
@@ -25,12 +24,15 @@ import { tailOutput } from "../runtime/output-files.ts"
 import type { AttemptEnd, AttemptRunner, AttemptWatch, RunningWork } from "./attempt-runner.ts"
 import type { Checkpoints, FollowedCheckpoints } from "./checkpoints.ts"
 import { ArtifactsTooLarge, collectArtifacts, collectResult, putAside, sealItem } from "./collect-results.ts"
+import { collectUploads } from "./collect-uploads.ts"
 import { taskEnvironment } from "./environment.ts"
+import { payloadWithFiles, variablesOfInputs, type FetchInputs } from "./inputs.ts"
 import { createOutput, type Output } from "./output.ts"
 import { payloadWith, type Resume } from "./resume.ts"
 import { RuntimeFailure, type HeldRuntime, type Runtimes } from "./runtimes.ts"
 import {
   hostPaths,
+  inputPlace,
   makeWorkspace,
   planWorkspace,
   publishableRoots,
@@ -52,6 +54,7 @@ export interface RunAttemptParts {
   downloadPayload: (claim: ClaimNumber, signal: AbortSignal) => Promise<AsyncIterable<Uint8Array>>
   checkpoints: Checkpoints
   resume: Resume
+  inputs: FetchInputs
   /** Too many results wait for an answer: attempts that end are not collected yet. Never throws. */
   outboxFull: () => boolean
   clock: Clock
@@ -98,12 +101,18 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     const resumed = task.resumes
       ? await parts.resume(claimNumber(task.claim), resumePlace(dir, runtime.files.kind === "image"), work.signal)
       : null
-    const payload = resumed === null ? given : payloadWith(given, resumed)
+    const files = task.downloads
+      ? await parts.inputs(claimNumber(task.claim), inputPlace(dir, runtime.files.kind === "image"), work.signal)
+      : []
+    const whole = files.length === 0 ? given : payloadWithFiles(textOf(given), files)
+    const payload = resumed === null ? whole : payloadWith(whole, resumed)
+    const inputs =
+      files.length > 0 || task.shares ? variablesOfInputs(textOf(given), { shares: task.shares === true, files }) : {}
     const disk = await driver.prepare(dir, diskBytesOf(spec))
     const workspace = planWorkspace(dir, disk, runtime.files)
     await makeWorkspace(workspace, disk, runtime.files, payload)
     work.signal.throwIfAborted()
-    const running = await launch(grant, dir, workspace, runtime, work)
+    const running = await launch(grant, dir, workspace, runtime, inputs, work)
     watch.started()
     return await finish(grant, dir, disk, running, workspace.shown, work, watch)
   }
@@ -145,6 +154,7 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     dir: string,
     workspace: Workspace,
     { files }: HeldRuntime,
+    inputs: Readonly<Record<string, string>>,
     work: Work,
   ): Promise<RunningAttempt> {
     const running = await driver.start({
@@ -155,6 +165,7 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
       env: taskEnvironment({
         base: files.kind === "image" ? files.env : parts.machineEnv,
         project: spec.env,
+        inputs,
         paths: workspace.inside,
         venvBin: workspace.venvBin,
         gpus: task.gpus,
@@ -181,7 +192,7 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     let bytes = 0
     for await (const chunk of await parts.downloadPayload(claimNumber(claim), signal)) {
       bytes += chunk.length
-      if (bytes > LARGEST_PAYLOAD_BYTES) break
+      if (bytes > payload.size) break
       chunks.push(chunk)
     }
     const whole = Buffer.concat(chunks)
@@ -252,11 +263,15 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
       result = { digest: aside.digest, size: aside.size }
     }
     let artifacts: ResultItem["artifacts"] = []
+    let warnings: string[] = []
     if (outcome.kind === null) {
       try {
-        const packed = await collectArtifacts(dir, host.artifacts, parts.hasher)
-        artifacts = packed.artifacts
-        files.push(...packed.files)
+        const roots = publishableRoots(dir, disk, spec.runtime.image !== null)
+        const declared = await collectUploads(dir, roots, task.uploads ?? [], parts.hasher)
+        const packed = await collectArtifacts(dir, host.artifacts, parts.hasher, declared.taken)
+        artifacts = [...declared.artifacts, ...packed.artifacts]
+        warnings = declared.warnings
+        files.push(...declared.files, ...packed.files)
       } catch (error) {
         // A task that completed without its files would have lost work without a word.
         outcome.kind = error instanceof ArtifactsTooLarge ? "disk_full" : "sandbox_error"
@@ -279,6 +294,7 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
       artifacts,
       ...(progress !== null && progress.length <= LARGEST_LAST_PROGRESS && { progress }),
       ...(last && { checkpoint: last.item }),
+      ...(warnings.length > 0 && { warnings }),
     })
     return keep(dir, { item, files })
   }
@@ -361,6 +377,9 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     return await finish(held, dir, disk, running, shown, work, watch)
   }
 }
+
+const textOf = (payload: Uint8Array | string): string =>
+  typeof payload === "string" ? payload : Buffer.from(payload).toString("utf8")
 
 const weightOf = ({ state, line }: CheckpointItem): number => state.length + line.length
 

@@ -14,6 +14,7 @@ import { viewImage } from "../runtime/image-view.ts"
 import { copyTree, type TreeEntry } from "../runtime/project-tree.ts"
 import type { PublishableRoot } from "./checkpoint-file.ts"
 import type { PlatformPaths } from "./environment.ts"
+import type { InputPlace } from "./inputs.ts"
 import type { ResumePlace } from "./resume.ts"
 
 /** A revision made ready on this node: what all its attempts start from. Never written. */
@@ -91,6 +92,12 @@ export function resumePlace(attemptDir: string, isImage: boolean): ResumePlace {
   return { host, inside: isImage ? `${INSIDE}/resume` : host }
 }
 
+/** Where an attempt finds the files that it is given. */
+export function inputPlace(attemptDir: string, isImage: boolean): InputPlace {
+  const host = join(attemptDir, "inputs")
+  return { host, inside: isImage ? `${INSIDE}/inputs` : host, copies: !isImage }
+}
+
 /** All attempts lie in one directory: it is looked up once. */
 const realParents = new Map<string, string>()
 function realParent(path: string): string {
@@ -100,7 +107,7 @@ function realParent(path: string): string {
   return known
 }
 
-/** Names the places; touches nothing. The attempt's folder exists, with what it goes on from. */
+/** Names the places; touches nothing. The attempt's folder exists, with what it goes on from and what it is given. */
 export function planWorkspace(attemptDir: string, disk: string, files: RuntimeFiles): Workspace {
   const host = hostPaths(attemptDir, disk)
   const shown = shownPaths(attemptDir, disk, files.workdir)
@@ -117,7 +124,7 @@ export function planWorkspace(attemptDir: string, disk: string, files: RuntimeFi
     scratch: `${INSIDE}/scratch`,
   }
   const venvBin = join(workdir, ".venv", "bin")
-  const resume = resumePlace(attemptDir, true)
+  const brought = [resumePlace(attemptDir, true), inputPlace(attemptDir, true)].filter(({ host: at }) => existsSync(at))
   return {
     host,
     inside,
@@ -127,7 +134,7 @@ export function planWorkspace(attemptDir: string, disk: string, files: RuntimeFi
       { hostPath: join(disk, "result"), path: `${INSIDE}/result`, readonly: false },
       { hostPath: host.artifacts, path: inside.artifacts, readonly: false },
       { hostPath: host.scratch, path: inside.scratch, readonly: false },
-      ...(existsSync(resume.host) ? [{ hostPath: resume.host, path: resume.inside, readonly: true }] : []),
+      ...brought.map((place) => ({ hostPath: place.host, path: place.inside, readonly: true })),
     ],
     rootfs: { layers: files.layers, hostname: "task" },
     venvBin: viewImage(files.layers).find(join(venvBin, "python")) === null ? null : venvBin,

@@ -30,6 +30,10 @@ start, count = payload["seed_start"], payload["seed_count"]
 json.dump({"total_pnl": count, "sharpe_ratio": start, "sample_count": count, "max_drawdown": start + count},
           open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
+const PRODUCE_PY = `import json, os
+open(os.path.join(os.environ["COMPUTALOT_ARTIFACT_DIR"], "dataset.csv"), "w").write("a,b")
+json.dump({"score": 0.5}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
+`
 
 let fleet: Fleet
 let client: Client
@@ -49,6 +53,7 @@ beforeAll(async () => {
       "eval.py": ECHO_PY,
       "simulate.py": ECHO_PY,
       "evaluate_seeds.py": SEEDS_PY,
+      "produce.py": PRODUCE_PY,
       "sleep.py": "import time\nprint('sleeping', flush=True)\ntime.sleep(300)\n",
     }
     for (const [file, content] of Object.entries(files)) writeFileSync(join(projects, name, file), content)
@@ -563,6 +568,78 @@ echo $ART_ID`,
       expect(await client.ended(String(id))).toMatchObject({ status: "completed" })
     const tagged = await sh(get("/api/v1/jobs?tag=sweep_72"))
     expect(tagged.json).toMatchObject({ total: 2 })
+  })
+
+  test("A46: a shared value is set, and a job that resolves it finds it", async () => {
+    const set = await sh(
+      `curl -sS -X PUT \\
+${BEARER} \\
+-H "Content-Type: application/json" \\
+$BASE_URL/api/v1/projects/my-project/kv/dataset_ready \\
+-d '{"value": {"status": "ready"}}'`,
+    )
+    expect(set.status, set.stdout).toBe(200)
+    expect(set.json).toMatchObject({ project: "my-project", key: "dataset_ready", value: { status: "ready" } })
+    const id = await accepted(
+      `{"type":"structured_runner","runner_command":["python3","script.py"],"project":"my-project","timeout_s":120,"payload":{"_shared":{"resolve":{"dataset_ready":{"key":"dataset_ready"}}}}}`,
+    )
+    expect(await client.ended(id)).toMatchObject({ status: "completed" })
+    const [task] = await client.tasks(id)
+    expect(task?.["result"]).toMatchObject({ saw: { _shared: { values: { dataset_ready: { status: "ready" } } } } })
+  })
+
+  test("the fragments of 001 L516 and of state.publish: a file that is given, and values that are published", async () => {
+    const uploaded = await client.call("POST", "/api/v1/artifacts", Buffer.from("some data"), {
+      "x-artifact-filename": "data.csv",
+    })
+    const fragment = `{"payload":{"_artifacts":{"download":{"dataset":"art_abc123"}},"model_type":"base"}}`
+    const publish = `{"state":{"publish":{"best_score":{"path":"results.0.score"},"ready":{"value":true}}}}`
+    const id = await client.submit({
+      project: "my-proj",
+      runner_command: ["python3", "script.py"],
+      ...(JSON.parse(fragment.replace("art_abc123", String(uploaded.get("id")))) as Json),
+      ...(JSON.parse(publish) as Json),
+    })
+    expect(await client.ended(id)).toMatchObject({ status: "completed" })
+    const [task] = await client.tasks(id)
+    expect(task?.["result"]).toMatchObject({
+      saw: {
+        model_type: "base",
+        _artifacts: { local_paths: { dataset: expect.stringMatching(/\/data\.csv$/) as unknown } },
+      },
+    })
+    const kv = await sh(get("/api/v1/projects/my-proj/kv?limit=100"))
+    // This program writes no score: that is an event, and the rest is published.
+    expect(kv.json).toMatchObject({ count: 1, entries: [{ key: "ready", value: true }] })
+    const events = await sh(get(`/api/v1/jobs/${id}/events?limit=200`))
+    expect((events.json["events"] as Json[]).map(({ type }) => type)).toContain("state.publish_failed")
+  })
+
+  test("the fragments of 001 L523 and L544: what a job that is depended on named, and wrote", async ({ skip }) => {
+    const upstream = await client.submit({
+      project: "my-ml-project",
+      runner_command: ["python3", "produce.py"],
+      payload: { _artifacts: { upload: { dataset: "dataset.csv" } } },
+      state: { publish: { dataset_ready: { value: { status: "ready" } } } },
+    })
+    for (const fragment of [
+      `{"depends_on":["job_setup_123"],"payload":{"_artifacts":{"download":{"dataset":{"job_id":"job_setup_123","artifact":"dataset"}}}}}`,
+      `{"depends_on":["job_setup_123"],"payload":{"_shared":{"resolve":{"dataset_ready":{"key":"dataset_ready"},"best_score":{"job_id":"job_setup_123","path":"results.0.score"}}}}}`,
+    ]) {
+      const body = { type: "structured_runner", project: "my-ml-project", runner_command: ["python3", "script.py"] }
+      const given = JSON.parse(fragment.replaceAll("job_setup_123", upstream)) as Json
+      const reply = await client.call("POST", "/api/v1/jobs", { ...body, timeout_s: 60, ...given })
+      if (reply.json["code"] === "not_available_yet") skip("depends_on is not available yet")
+      expect(reply.status, reply.text).toBe(201)
+      expect(await client.ended(String(reply.get("id")))).toMatchObject({ status: "completed" })
+      const [task] = await client.tasks(String(reply.get("id")))
+      const { saw } = (task?.["result"] ?? {}) as { saw: Json }
+      expect(saw["_shared"] ?? saw["_artifacts"]).toMatchObject(
+        fragment.includes("_shared")
+          ? { values: { dataset_ready: { status: "ready" }, best_score: 0.5 } }
+          : { local_paths: { dataset: expect.stringMatching(/\/dataset\.csv$/) as unknown } },
+      )
+    }
   })
 
   test("the money of all of it adds up", async () => {

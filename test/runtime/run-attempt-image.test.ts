@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process"
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest"
@@ -23,6 +23,7 @@ import { taskSpec } from "../support/agent.ts"
 import { startCheckpointRig } from "../support/checkpoints.ts"
 import { openTestBlobs, type TestBlobs } from "../support/content.ts"
 import { layerOf, makeBases, missingTools } from "../support/images.ts"
+import { startInputsRig } from "../support/inputs.ts"
 
 const skipped = missingTools("bwrap", "mmdebstrap", "setpriv", "tar") !== null
 
@@ -33,6 +34,7 @@ describe.skipIf(skipped)("attempts in an image", () => {
   const basesDirectory = join(home, "bases")
   const hasher = createHasher(systemClock)
   const left = startCheckpointRig({ blobs: () => blobs, hasher })
+  const given = startInputsRig(() => blobs)
   const cleanUp = new AsyncDisposableStack()
   let driver: RuntimeDriver
   let blobs: TestBlobs
@@ -90,6 +92,7 @@ describe.skipIf(skipped)("attempts in an image", () => {
       downloadPayload: () => Promise.reject(new Error("payloads are small here")),
       checkpoints: left.checkpoints,
       resume: left.resume,
+      inputs: given.fetch,
       outboxFull: () => false,
       clock: systemClock,
       log: silentLog,
@@ -147,7 +150,8 @@ describe.skipIf(skipped)("attempts in an image", () => {
       progressed: (news) => void (news.progress !== null && progress.push(news.progress)),
     }
     const resumes = left.remains.points.length > 0
-    const task = { claim, spec: 0, index: 0, attempt: 1, payload: { text: '{"a":1}' }, gpus: [], resumes }
+    const downloads = given.given.files.length > 0
+    const task = { claim, spec: 0, index: 0, attempt: 1, payload: { text: '{"a":1}' }, gpus: [], resumes, downloads }
     const spec = taskSpec(runtime, ["python3", "-c", python], { memory_mb: 256, storage_gb: 0.05, ...changes })
     const end = await runner.start({ task, spec }, watch).done
     if (end.kind !== "result") throw new Error(`given back: ${end.reason}`)
@@ -298,6 +302,39 @@ json.dump({"a": payload["a"], "epoch": resume["epoch"], "path": resume["checkpoi
       path: "/computalot/resume/latest",
       read: "as it was",
     })
+  })
+
+  test("AW-003, AW-005, AW-006: a given file is the cache's own, and the program can only read it", async ({
+    skip,
+  }) => {
+    if (!works) skip()
+    await given.give("model", "model.pt", "the weights")
+    onTestFinished(() => void (given.given.files = []))
+    const { item, dir } = await run(`
+import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+path = payload["_artifacts"]["local_paths"]["model"]
+refused = []
+for name, act in {"write": lambda: open(path, "w"), "append": lambda: open(path, "a"), "chmod": lambda: os.chmod(path, 0o777),
+    "remove": lambda: os.remove(path), "rename": lambda: os.rename(path, path + "2"),
+    "beside": lambda: open(os.path.dirname(path) + "/x", "w")}.items():
+    try: act()
+    except OSError: refused.append(name)
+json.dump({"path": path, "env": os.environ["COMPUTALOT_ARTIFACT_MODEL"], "read": open(path).read(), "refused": refused},
+  open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))`)
+    expect(item.result && "text" in item.result && JSON.parse(item.result.text), item.error_tail).toEqual({
+      path: "/computalot/inputs/0/model.pt",
+      env: "/computalot/inputs/0/model.pt",
+      read: "the weights",
+      refused: ["write", "append", "chmod", "remove", "rename", "beside"],
+    })
+    const linked = join(dir, "inputs", "0", "model.pt")
+    const blob = join(blobs.directory, `${given.given.files[0]?.file.digest}.blob`)
+    // Nothing was copied where both lie on one disk, and the cache keeps its own when the attempt goes.
+    if (statSync(dir).dev === statSync(blobs.directory).dev) expect(statSync(linked).nlink).toBe(2)
+    await runner.discard(claimNumber(claims))
+    expect(existsSync(linked)).toBe(false)
+    expect(readFileSync(blob, "utf8")).toBe("the weights")
   })
 
   test("GAP-45: a result that leads out of the sandbox is no result", async ({ skip }) => {

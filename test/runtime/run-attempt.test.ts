@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process"
 import { existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest"
+import { afterAll, beforeAll, beforeEach, describe, expect, onTestFinished, test } from "vitest"
 import { createHasher } from "../../node-agent/cache/hasher.ts"
 import { createProcessDriver } from "../../node-agent/runtime/process.ts"
 import type { AttemptEnd, AttemptRunner, AttemptWatch } from "../../node-agent/tasks/attempt-runner.ts"
@@ -16,6 +16,7 @@ import { toWireRef } from "../../protocol/wire/content-source.ts"
 import {
   CONTROL_PROTOCOL,
   encodeMessage,
+  type GrantedTask,
   type ResultItem,
   type RuntimeSpec,
   type TaskSpec,
@@ -24,11 +25,13 @@ import {
 import { taskSpec } from "../support/agent.ts"
 import { startCheckpointRig } from "../support/checkpoints.ts"
 import { openTestBlobs, type TestBlobs } from "../support/content.ts"
+import { startInputsRig } from "../support/inputs.ts"
 import { tarballOf, type Member } from "../support/tarball.ts"
 
 const home = mkdtempSync(join(tmpdir(), "computalot-run-"))
 const hasher = createHasher(systemClock)
 const left = startCheckpointRig({ blobs: () => blobs, hasher })
+const given = startInputsRig(() => blobs)
 const said: ToCoordinator[] = []
 const payloads = new Map<number, string>()
 let blobs: TestBlobs
@@ -70,6 +73,7 @@ beforeAll(async () => {
     downloadPayload: async (claim) => chunk(payloads.get(claim) ?? ""),
     checkpoints: left.checkpoints,
     resume: left.resume,
+    inputs: given.fetch,
     outboxFull: () => outboxFull,
     clock: systemClock,
     log: silentLog,
@@ -117,13 +121,16 @@ interface Ran {
   dir: string
 }
 
-async function run(python: string, changes: Partial<TaskSpec> & { payload?: unknown } = {}): Promise<Ran> {
-  const { payload = {}, ...spec } = changes
+async function run(
+  python: string,
+  changes: Partial<TaskSpec> & { payload?: unknown; task?: Partial<GrantedTask> } = {},
+): Promise<Ran> {
+  const { payload = {}, task = {}, ...spec } = changes
   const claim = ++claims
   const progress: string[] = []
   const work = runner.start(
     {
-      task: { claim, spec: 0, index: 0, attempt: 1, payload: payloadOf(claim, payload), gpus: [] },
+      task: { claim, spec: 0, index: 0, attempt: 1, payload: payloadOf(claim, payload), gpus: [], ...task },
       spec: taskSpec(tree, ["python3", "-c", python], { memory_mb: 512, ...spec }),
     },
     { ...UNWATCHED, progressed: (news) => news.progress !== null && progress.push(news.progress) },
@@ -205,6 +212,137 @@ os.mkfifo(at + "/pipe")
     'import os,sys; open(os.environ["COMPUTALOT_ARTIFACT_DIR"] + "/x", "w").write("1"); sys.exit(1)',
   )
   expect(failed.item.artifacts).toEqual([])
+})
+
+const uploadsOf = (...paths: string[]): GrantedTask["uploads"] =>
+  paths.map((path, n) => ({ name: `n${n}`, path, filename: null, content_type: null }))
+const KEEP = `
+import os
+at = os.environ["COMPUTALOT_ARTIFACT_DIR"]
+def keep(path, text):
+    os.makedirs(os.path.dirname(at + "/" + path), exist_ok=True)
+    open(at + "/" + path, "w").write(text)
+`
+
+test("AW-002, C-23: declared files are files of their own, and no part of the archive; without others there is none", async () => {
+  const made = `${KEEP}
+keep("b.c", "1")
+keep("b/in", "2")
+keep("a\\nb", "3")
+keep("sub/x y", "in sub")
+keep("-z", "4")`
+  const { item, dir } = await run(made, { task: { uploads: uploadsOf("sub/x y", "-z", "a\nb") ?? [] } })
+  expect(item, item.error_tail).toMatchObject({ failure_kind: null })
+  expect(item.artifacts.map(({ name, filename }) => [name, filename])).toEqual([
+    ["n0", "x y"],
+    ["n1", "-z"],
+    ["n2", "a\nb"],
+    [null, "artifacts.tar.gz"],
+  ])
+  expect(item.artifacts[0]).toMatchObject({ digest: sha256Hex("in sub"), size: 6 })
+  const listed = execFileSync("tar", ["-tzf", join(dir, "artifacts.tar.gz")], { encoding: "utf8" })
+    .trim()
+    .split("\n")
+  expect(listed).toEqual(["b/", "b.c", "b/in", "sub/"])
+  const alone = await run(`${KEEP}\nkeep("deep/er/model.pt", "m")`, {
+    task: { uploads: uploadsOf("deep/er/model.pt") ?? [] },
+  })
+  expect(alone.item.artifacts).toMatchObject([{ name: "n0", filename: "model.pt" }])
+})
+
+test("AW-002, GAP-54: a link to a file inside is taken, one that leads out is a warning; so is what is not there", async () => {
+  const { item, end } = await run(
+    `${KEEP}
+keep("epoch-1.pt", "one")
+os.symlink("epoch-1.pt", at + "/latest.pt")
+os.symlink("/etc/passwd", at + "/out")
+os.symlink("/etc", at + "/etc")
+os.mkfifo(at + "/pipe")`,
+    { task: { uploads: uploadsOf("latest.pt", "out", "etc/passwd", "pipe", "nothing") ?? [] } },
+  )
+  expect(item.artifacts).toMatchObject([{ name: "n0", digest: sha256Hex("one") }, { name: null }])
+  expect(item.warnings?.map((one) => one.slice(0, 11))).toEqual([
+    "artifact n1",
+    "artifact n2",
+    "artifact n3",
+    "artifact n4",
+  ])
+  expect(end.kind === "result" && end.end.files).toHaveLength(2)
+  expect((await run(KEEP, { task: { uploads: uploadsOf("x") ?? [] } })).item.warnings).toHaveLength(1)
+  expect((await run(KEEP)).item).not.toHaveProperty("warnings")
+  const failed = await run(`${KEEP}\nkeep("x", "x")\nraise SystemExit(1)`, { task: { uploads: uploadsOf("x") ?? [] } })
+  expect(failed.item.artifacts).toEqual([])
+})
+
+describe("files that are given", () => {
+  beforeEach(() => {
+    given.given = { files: [], content_grant: "grant", unavailable: null }
+    given.asked = 0
+  })
+  const READ = `
+import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+paths = payload["_artifacts"]["local_paths"]
+read = {name: open(path).read() for name, path in paths.items()}
+json.dump({"payload": payload, "read": read, "env": os.environ.get("COMPUTALOT_ARTIFACT_DATA_SET")},
+  open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))`
+  const resultOf = ({ item }: Ran): Record<string, unknown> => {
+    expect(item, item.error_tail).toMatchObject({ failure_kind: null })
+    return JSON.parse(item.result && "text" in item.result ? item.result.text : "{}") as Record<string, unknown>
+  }
+
+  test("AW-003, AW-005, AW-006: they lie below the attempt's folder, and what a program does to them is its own", async () => {
+    await given.give("data set", "../../d ü.csv", "a,b")
+    await given.give("empty", "empty", "")
+    const spoils = `${READ}
+for path in paths.values():
+    os.chmod(path, 0o644)
+    open(path, "w").write("spoilt")`
+    const payload = { _artifacts: { download: { "data set": "art_1" } }, n: 1 }
+    for (const _ of [1, 2]) {
+      const ran = await run(spoils, { payload, task: { downloads: true } })
+      const { payload: seen, read, env } = resultOf(ran)
+      const path = join(ran.dir, "inputs", "0", "d__.csv")
+      expect(seen).toEqual({
+        n: 1,
+        _artifacts: {
+          download: { "data set": "art_1" },
+          local_paths: { "data set": path, empty: join(ran.dir, "inputs", "1", "empty") },
+        },
+      })
+      expect([read, env]).toEqual([{ "data set": "a,b", empty: "" }, path])
+    }
+  })
+
+  test("rulings: what is unavailable fails the attempt at once; what cannot be fetched is asked for again, then fails it", async () => {
+    await given.give("data set", "d.csv", "a,b")
+    given.failing = 2
+    expect(resultOf(await run(READ, { task: { downloads: true } }))["read"]).toEqual({ "data set": "a,b" })
+    expect(given.asked).toBe(3)
+    given.failing = 99
+    const never = await run(READ, { task: { downloads: true } })
+    given.failing = 0
+    expect(never.item).toMatchObject({ failure_kind: "sandbox_error", runtime_ms: 0 })
+    expect(never.item.message).not.toContain(home)
+    given.given.unavailable = "data set: the artifact art_1 is not there, or no longer"
+    given.asked = 0
+    const gone = await run(READ, { task: { downloads: true } })
+    expect(gone.item).toMatchObject({ failure_kind: "artifact_unavailable", message: given.given.unavailable })
+    expect(given.asked).toBe(1)
+  })
+
+  test("SS-003: a grant that says so makes variables of the shared values, large payloads included", async () => {
+    const tell = `
+import json, os
+json.dump({n: v for n, v in os.environ.items() if n.startswith("COMPUTALOT_SHARED_")}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))`
+    const payload = { _shared: { values: { a: "x", B: 2 } }, pad: "y".repeat(2_000) }
+    expect(resultOf(await run(tell, { payload, task: { shares: true } }))).toEqual({
+      COMPUTALOT_SHARED_A: "x",
+      COMPUTALOT_SHARED_a: "x",
+      COMPUTALOT_SHARED_B: "2",
+    })
+    expect(resultOf(await run(tell, { payload }))).toEqual({})
+  })
 })
 
 test("RP-007: every progress line is handed on and none is left in the output", async () => {

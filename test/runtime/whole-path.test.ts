@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto"
 import { mkdtempSync, mkdirSync, readFileSync, rmSync } from "node:fs"
 import { hostname, tmpdir } from "node:os"
 import { join } from "node:path"
@@ -65,11 +66,27 @@ if resume is None:
 read = open(resume["checkpoint"]["path"]).read()
 json.dump({"epoch": resume["epoch"], "read": read}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
+/** Reads what it is given, tries to change it, and hands on a file under a name. */
+const GIVEN_PY = `import json, os
+payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+path = os.environ["COMPUTALOT_ARTIFACT_DATASET"]
+read = open(path, "rb").read()
+try:
+    open(path, "ab").write(b"x")
+    changed = True
+except OSError:
+    changed = False
+open(os.path.join(os.environ["COMPUTALOT_ARTIFACT_DIR"], "model.pt"), "wb").write(read[::-1])
+json.dump({"same": path == payload["_artifacts"]["local_paths"]["dataset"], "size": len(read), "changed": changed,
+           "shared": payload["_shared"]["values"]["lr"], "env": os.environ["COMPUTALOT_SHARED_LR"]},
+          open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
+`
 const FILES = {
   Dockerfile: DOCKERFILE,
   "computalot.project.json": MANIFEST,
   "job.py": JOB_PY,
   "left.py": LEFT_PY,
+  "given.py": GIVEN_PY,
 }
 const JOB = {
   project: "path",
@@ -117,12 +134,33 @@ for (const driver of DRIVERS) {
     expect(await client.tasks(resuming)).toMatchObject([
       { attempt: 2, result: { epoch: 5, read: "trained so far" }, checkpoint: { path: "model.bin" } },
     ])
+    // AW-002, AW-003, AW-006, SS-003: what a task is given, and what it hands on.
+    await client.call("PUT", "/api/v1/projects/path/kv/lr", { value: 0.5 })
+    const dataset = Buffer.from(Array.from({ length: 70_000 }, (_, n) => n % 251))
+    const uploaded = await client.call("POST", "/api/v1/artifacts", dataset, { "x-artifact-filename": "d.bin" })
+    const given = await client.submit({
+      project: "path",
+      requirements: JOB.requirements,
+      runner_command: ["python", "given.py"],
+      payload: {
+        _artifacts: { download: { dataset: String(uploaded.get("id")) }, upload: { model: "model.pt" } },
+        _shared: { resolve: { lr: { key: "lr" } } },
+      },
+    })
+    expect(await endedSlowly(given)).toMatchObject({ status: "completed" })
+    const [row] = await client.tasks(given)
+    expect(row).toMatchObject({ result: { same: true, size: 70_000, shared: 0.5, env: "0.5" } })
+    if (withImages) expect(row).toMatchObject({ result: { changed: false } })
+    const { model } = (row?.["artifacts"] ?? {}) as { model?: string }
+    const meta = await client.call("GET", `/api/v1/artifacts/${model}/meta`)
+    const reversed = createHash("sha256").update(dataset.toReversed()).digest("hex")
+    expect(meta.json).toMatchObject({ name: "model", filename: "model.pt", sha256: reversed })
     const nodes = (await fleet.admin("GET", "/api/v1/admin/nodes")).json["nodes"] as Json[]
     const isolation = { gvisor: "gvisor", bubblewrap: "namespaces", process: "none" }[driver]
     expect(nodes.find(({ id: of }) => of === worker.id)).toMatchObject({
       runtime: driver,
       isolation,
-      tasks_ended: 5,
+      tasks_ended: 6,
       warm_revisions: 1,
     })
     const status = (await client.call("GET", "/api/v1/projects/path/status")).json
