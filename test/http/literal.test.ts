@@ -622,6 +622,7 @@ $BASE_URL/api/v1/projects/my-project/kv/dataset_ready \\
       payload: { _artifacts: { upload: { dataset: "dataset.csv" } } },
       state: { publish: { dataset_ready: { value: { status: "ready" } } } },
     })
+    await client.ended(upstream)
     for (const fragment of [
       `{"depends_on":["job_setup_123"],"payload":{"_artifacts":{"download":{"dataset":{"job_id":"job_setup_123","artifact":"dataset"}}}}}`,
       `{"depends_on":["job_setup_123"],"payload":{"_shared":{"resolve":{"dataset_ready":{"key":"dataset_ready"},"best_score":{"job_id":"job_setup_123","path":"results.0.score"}}}}}`,
