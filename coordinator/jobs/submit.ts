@@ -16,10 +16,10 @@ import { estimateJob, type JobEstimate, type Prices } from "../billing/pricing.t
 import { placeHold } from "../billing/holds.ts"
 import { quoteShortfall, type Quote } from "../billing/quotes.ts"
 import { insufficientFunds, type Shortfall } from "../billing/shortfall.ts"
-import { readBalance } from "../billing/ledger.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { requireActiveRevision } from "../projects/revisions.ts"
 import { insertJob, jobBySeq, type JobRow } from "../store/jobs.ts"
+import { readAvailable } from "../store/ledger.ts"
 import type { Store, Tx } from "../store/store.ts"
 import { dependOn, requireUpstreams } from "./dependencies.ts"
 import { literalAddressProblem, PUBLIC_ONLY, type Reach } from "../webhooks/callback-url.ts"
@@ -104,7 +104,7 @@ export async function admitJob(
   const outcome = await parts.store.write(async (tx) => {
     const { project, revision } = await requireActiveRevision(tx, request.account, submission.project)
     const dependencies = await requireUpstreams(tx, request.account, submission.dependsOn ?? [], expiredUpto)
-    const balance = await readBalance(tx, request.account, at)
+    const available = await readAvailable(tx, request.account)
     const placed = await placeHold(tx, {
       id: ids.hold,
       account: request.account,
@@ -141,7 +141,7 @@ export async function admitJob(
       taskCount: plan.count,
       hold: ids.hold,
       reserveMicro: estimate.taskReserve,
-      billing: JSON.stringify(billingOf(estimate, balance.ledger - balance.held)),
+      billing: JSON.stringify(billingOf(estimate, available)),
       createdAt: at,
     })
     await appendEvent(tx, {

@@ -109,6 +109,15 @@ export async function readBalance(view: View, account: AccountId, at: Instant): 
   return row ? toBalance(row) : { account, ledger: 0n, held: 0n, activeHolds: 0, openQuotes: 0 }
 }
 
+/** What an account may spend, without the counts of `readBalance`: those grow with the holds of waiting jobs. */
+export async function readAvailable(view: View, account: AccountId): Promise<MicroUsd> {
+  const row = await view.get<{ balance: number; held: number }>(
+    "SELECT balance, held FROM ledger_accounts WHERE id = ?",
+    ledgerAccount(account),
+  )
+  return row ? moneyFrom(row.balance) - moneyFrom(row.held) : 0n
+}
+
 /** Every account's balance, in the order of their ids. */
 export async function listBalances(view: View, at: Instant): Promise<BalanceRow[]> {
   return (await view.all<RawBalance>(`${SELECT_BALANCE} ORDER BY accounts.id`, at)).map(toBalance)
