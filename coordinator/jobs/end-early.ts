@@ -6,7 +6,7 @@ import { chargeAttempts, type Charge } from "../billing/holds.ts"
 import { billedMilliseconds, costOf, withoutContactMs } from "../billing/pricing.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { dropOpenDependencies } from "../store/dependencies.ts"
-import { endJobEarly, jobCounts, jobHeadById, jobHeadBySeq, type JobHead } from "../store/jobs.ts"
+import { endJobEarly, jobById, jobCounts, jobHeadBySeq, type JobHead } from "../store/jobs.ts"
 import type { Store, Tx } from "../store/store.ts"
 import { cancelTasks, endAttempt, indexOfTask, liveAttemptsOfJob, type LiveAttemptRow } from "../store/tasks.ts"
 import { recordJobEnd } from "./job-end.ts"
@@ -108,7 +108,7 @@ export async function cancelJob(
   account: AccountId | null,
   reason: string,
 ): Promise<EarlyEnd & { isNews: boolean }> {
-  const job = await parts.store.read((view) => jobHeadById(view, id, account))
+  const job = await parts.store.read((view) => jobById(view, id, account))
   if (!job) throw notFound(`the job ${id}`)
   const ended = await endEarly(parts, job.seq, { status: "cancelled", error: reason })
   if (ended) return { ...ended, isNews: true }

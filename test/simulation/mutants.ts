@@ -5,6 +5,8 @@ export interface Mutant {
 }
 
 const REPORT = "coordinator/jobs/report.ts"
+const JOB_END = "coordinator/jobs/job-end.ts"
+const DEPENDENCIES = "coordinator/jobs/dependencies.ts"
 const OUTBOX = "node-agent/outbox/outbox.ts"
 
 /** What memory does not hold any more is refused too: without that the check in the write stands alone. */
@@ -66,11 +68,11 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     name: "a finished job's hold is not settled",
-    edits: [{ file: "coordinator/jobs/finish.ts", from: "    await settleHold(tx, job.hold, at)\n", to: "" }],
+    edits: [{ file: JOB_END, from: "  await settleHold", to: '  if (end.from !== "running") await settleHold' }],
   },
   {
     name: "a cancelled job's hold is not settled",
-    edits: [{ file: "coordinator/jobs/end-early.ts", from: "  await settleHold(tx, job.hold, at)\n", to: "" }],
+    edits: [{ file: JOB_END, from: "  await settleHold", to: '  if (end.from === "running") await settleHold' }],
   },
   {
     name: "a node is believed how long it ran",
@@ -242,6 +244,10 @@ export const MUTANTS: readonly Mutant[] = [
         to: '    if (member.state === "draining") session.send({ type: "node_state", state: member.state })',
       },
     ],
+  },
+  {
+    name: "any end releases who waits for it",
+    edits: [{ file: DEPENDENCIES, from: 'if (end.status === "completed") {', to: 'if (end.status !== "cancelled") {' }],
   },
   {
     name: "the old number lives on when a task is granted again",

@@ -166,16 +166,16 @@ test("a large job goes in slices; one that was interrupted is gone for readers a
 test("large results and texts count for more: few of them go in one write", async () => {
   const text = "x".repeat(700_000)
   const jobs: JobRow[] = []
-  for (let n = 0; n < 12; n++) {
+  for (let n = 0; n < 6; n++) {
     const job = await rig.queued(account, { payload: { text } })
     await rig.cancel(job)
     jobs.push(job)
   }
   rig.pass(31 * DAY)
   writes = 0
-  expect(await sweep()).toBe(12)
+  expect(await sweep()).toBe(6)
   // Each has its request and its submission.
-  expect(writes).toBeGreaterThanOrEqual(4)
+  expect(writes).toBeGreaterThanOrEqual(3)
   for (const job of jobs) expect(await rowsOf(job)).toEqual({})
 })
 
