@@ -5,9 +5,10 @@ import { tailLog } from "../events/log-tail.ts"
 import type { JobWatch } from "../events/watch.ts"
 import type { Aggregates } from "../jobs/read/aggregates.ts"
 import { jobOnWire } from "../jobs/read/job-object.ts"
-import { readJobBySeq, type ReadParts } from "../jobs/read/read-job.ts"
-import { watchedJobOnWire } from "../jobs/read/watched-job.ts"
-import { jobStatus } from "../jobs/job-state.ts"
+import { readFollowedJob } from "../jobs/read/followed.ts"
+import type { ReadJob, ReadParts } from "../jobs/read/read-job.ts"
+import { withResults } from "../jobs/read/watched-job.ts"
+import { isEnded, jobStatus } from "../jobs/job-state.ts"
 import type { LogLine } from "../store/events.ts"
 import { eventFrame } from "./sse.ts"
 import { frameId } from "./stream-position.ts"
@@ -51,8 +52,11 @@ export interface JobFeedParts extends ReadParts {
 
 /** Jobs rendered side by side: their reads share a snapshot's turn. */
 const AT_ONCE = 16
-/** Between two rounds of what tasks do; at least as long as the last round took, so that others have half of the thread. */
-const ROUND_MS = 50
+/** Between two rounds of what tasks do; at least as long as the thread worked during the last one: others come first. */
+const ROUND_MS = 40
+/** While tasks end one after another, what their results add up to is told anew this often: it reads them all. */
+const AGGREGATE_MS = 500
+const MOST_ADDED = 1_000
 /** Reading a job of more tasks, or writing a longer text, takes a while: it is told of at most a tenth of the time. */
 const MANY_TASKS = 1_000
 const LONG_TEXT = 256 * 1024
@@ -70,6 +74,8 @@ export function createJobFeed(parts: JobFeedParts): JobFeed {
   /** The event of each, in the order of the log. */
   const changed = new Map<number, number>()
   const stirred = new Set<number>()
+  /** What results of running jobs added up to a moment ago. */
+  const added = new Map<number, { texts: ReadonlyMap<string, string>; atMs: number }>()
   /** When a job that takes long may be told again. */
   const restsUntilMs = new Map<number, number>()
   let followers = 0
@@ -137,6 +143,7 @@ export function createJobFeed(parts: JobFeedParts): JobFeed {
   async function tellStirred(): Promise<void> {
     roundDue = false
     const startedAtMs = clock.monotonicMs()
+    const workedMs = threadMs()
     const round = [...stirred].filter((job) => (restsUntilMs.get(job) ?? 0) <= startedAtMs)
     while (round.length > 0) {
       if (changed.size > 0) await tellChanged()
@@ -144,7 +151,7 @@ export function createJobFeed(parts: JobFeedParts): JobFeed {
       await tell(some.map((job) => ({ job, id: null })))
     }
     for (const [job, untilMs] of restsUntilMs) if (untilMs <= startedAtMs) restsUntilMs.delete(job)
-    clock.after(Math.max(ROUND_MS, clock.monotonicMs() - startedAtMs), () => {
+    clock.after(Math.max(ROUND_MS, threadMs() - workedMs), () => {
       roundDue = true
       work()
     })
@@ -170,10 +177,11 @@ export function createJobFeed(parts: JobFeedParts): JobFeed {
       if (followed.length === 0) return null
       const startedAtMs = clock.monotonicMs()
       try {
-        const rendered = await renderJob(parts, job, id, {
-          plain: followed.some(({ withResults }) => !withResults),
-          withResults: followed.some(({ withResults }) => withResults),
-        })
+        const asked = {
+          plain: followed.some((follower) => !follower.withResults),
+          withResults: followed.some((follower) => follower.withResults),
+        }
+        const rendered = await renderJob(parts, job, id, asked, (read) => resultsOf(read, id === null))
         if (rendered?.isLarge) restsUntilMs.set(job, startedAtMs + 10 * (clock.monotonicMs() - startedAtMs))
         return rendered
       } catch {
@@ -183,6 +191,22 @@ export function createJobFeed(parts: JobFeedParts): JobFeed {
         if (attempt >= RENDER_ATTEMPTS) return null
       }
     }
+  }
+
+  /** Of a job that runs and whose tasks only did something, those of a moment ago may do; the new ones come after it. */
+  async function resultsOf({ head }: ReadJob, mayBeOlder: boolean): Promise<ReadonlyMap<string, string>> {
+    const known = added.get(head.seq)
+    const ageMs = known ? clock.monotonicMs() - known.atMs : Number.POSITIVE_INFINITY
+    if (known && mayBeOlder && ageMs < AGGREGATE_MS) {
+      clock.after(AGGREGATE_MS - ageMs, () => stir(head.seq))
+      return known.texts
+    }
+    const texts = await parts.aggregates.of(head)
+    const characters = [...texts.values()].reduce((sum, { length }) => sum + length, 0)
+    if (added.size >= MOST_ADDED) added.clear()
+    if (isEnded(head.status) || characters > LONG_TEXT) added.delete(head.seq)
+    else added.set(head.seq, { texts, atMs: clock.monotonicMs() })
+    return texts
   }
 
   function add(follower: Follower): void {
@@ -207,9 +231,10 @@ export function createJobFeed(parts: JobFeedParts): JobFeed {
     owners.clear()
     changed.clear()
     stirred.clear()
+    added.clear()
   }
 
-  function spoke(job: number): void {
+  function stir(job: number): void {
     if (changed.has(job) || stirred.has(job) || !isFollowed(job)) return
     stirred.add(job)
     work()
@@ -226,7 +251,7 @@ export function createJobFeed(parts: JobFeedParts): JobFeed {
       }
       try {
         tail ??= tailLog(parts, heard)
-        listening ??= parts.watch.listen({ spoke })
+        listening ??= parts.watch.listen({ spoke: stir })
         await tail
       } catch (error) {
         tail = null
@@ -253,17 +278,18 @@ async function renderJob(
   job: number,
   id: number | null,
   asked: { plain: boolean; withResults: boolean },
+  resultsOf: (read: ReadJob) => Promise<ReadonlyMap<string, string>>,
 ): Promise<Rendered | null> {
-  const read = await readJobBySeq(parts.store, job)
+  const read = await readFollowedJob(parts.store, job)
   if (!read) return null
-  const object = await jobOnWire(parts, read)
+  const [object, results] = await Promise.all([jobOnWire(parts, read), asked.withResults ? resultsOf(read) : null])
   const frame = (data: object): string =>
     eventFrame({ event: "job", ...(id !== null && { id: String(id) }), data: { job: data } })
   const plain = asked.plain ? frame(object) : null
-  const withResults = asked.withResults ? frame(await watchedJobOnWire(parts, read, object)) : null
-  const longest = Math.max(plain?.length ?? 0, withResults?.length ?? 0)
+  const whole = results ? frame(withResults(read, object, results)) : null
+  const longest = Math.max(plain?.length ?? 0, whole?.length ?? 0)
   const isLarge = read.head.taskCount > MANY_TASKS || longest > LONG_TEXT
-  return { job, id, status: jobStatus(read.head.status), plain, withResults, isLarge }
+  return { job, id, status: jobStatus(read.head.status), plain, withResults: whole, isLarge }
 }
 
 /** The job as it is now, for one stream that catches up; null when it is gone. */
@@ -271,11 +297,18 @@ export async function renderJobFrame(
   parts: ReadParts & { aggregates: Aggregates },
   job: number,
   id: number | null,
-  withResults: boolean,
+  hasResults: boolean,
 ): Promise<JobFrame | null> {
-  const rendered = await renderJob(parts, job, id, { plain: !withResults, withResults })
-  const text = rendered && (withResults ? rendered.withResults : rendered.plain)
+  const asked = { plain: !hasResults, withResults: hasResults }
+  const rendered = await renderJob(parts, job, id, asked, ({ head }) => parts.aggregates.of(head))
+  const text = rendered && (hasResults ? rendered.withResults : rendered.plain)
   return rendered && text !== null ? { job, id, status: rendered.status, text } : null
+}
+
+/** Processor time of this thread so far. */
+function threadMs(): number {
+  const { user, system } = process.threadCpuUsage()
+  return (user + system) / 1_000
 }
 
 function addTo<Key>(sets: Map<Key, Set<Follower>>, key: Key, follower: Follower): void {

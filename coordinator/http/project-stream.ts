@@ -1,8 +1,7 @@
 import { stringifyJson } from "../../protocol/base/json-text.ts"
 import type { AccountId } from "../../protocol/domain/ids.ts"
 import { jobOnWire } from "../jobs/read/job-object.ts"
-import { projectJobs, readLines, type JobNews } from "../jobs/read/followed.ts"
-import { readJobBySeq } from "../jobs/read/read-job.ts"
+import { projectJobs, readFollowedJob, readLines, type JobNews } from "../jobs/read/followed.ts"
 import { serveFollowed, type FollowedStreamParts, type Following, type StreamRequest } from "./followed-stream.ts"
 import { lastEventBefore } from "./stream-position.ts"
 
@@ -47,7 +46,7 @@ function projectFollowing(parts: FollowedStreamParts, { name, account, accounts 
         yield `"${list}":[`
         let before = ""
         for (const seq of seqs) {
-          const read = await readJobBySeq(parts.store, seq)
+          const read = await readFollowedJob(parts.store, seq)
           if (!read) continue
           yield `${before}${stringifyJson(await jobOnWire(parts, read))}`
           before = ","

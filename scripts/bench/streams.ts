@@ -107,7 +107,9 @@ async function idleStreams(count: number): Promise<void> {
   for (const stream of [...first, ...streams]) stream.destroy()
 }
 
-const settled = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 3_000))
+function settled(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 3_000))
+}
 
 async function watchedJobs(): Promise<void> {
   /** When each job's number of completed tasks was first told, and its statuses. */

@@ -34,7 +34,7 @@ async function runTo(rig: StreamRig, job: JobRow, status: "running" | "completed
 }
 
 test("ST-005: a snapshot of what runs, waits and ended, then each change of its jobs; timeout is the last frame", async () => {
-  const rig = await start({ sseLimitMs: 2_500 })
+  const rig = await start({ sseLimitMs: 5_000 })
   const [ended, running, waiting] = [
     await rig.rig.queued(rig.alice, {}),
     await rig.rig.queued(rig.alice, {}),

@@ -8,14 +8,15 @@ type JobOnWire = Awaited<ReturnType<typeof jobOnWire>>
 
 /**
  * A job as a watch shows it, running or ended: the object of GET /jobs/:id, and what GET /results/:id says that its results
- * add up to so far, aliases such as `avg_edge` directly (ST-004). `job` is the object, where it is at hand.
+ * add up to so far, aliases such as `avg_edge` directly (ST-004).
  */
-export async function watchedJobOnWire(
-  parts: ReadParts & { aggregates: Aggregates },
-  read: ReadJob,
-  job?: JobOnWire,
-): Promise<object> {
-  const [object, aggregate] = await Promise.all([job ?? jobOnWire(parts, read), parts.aggregates.of(read.head)])
+export async function watchedJobOnWire(parts: ReadParts & { aggregates: Aggregates }, read: ReadJob): Promise<object> {
+  const [object, aggregate] = await Promise.all([jobOnWire(parts, read), parts.aggregates.of(read.head)])
+  return withResults(read, object, aggregate)
+}
+
+/** The same out of what is at hand. */
+export function withResults(read: ReadJob, object: JobOnWire, aggregate: ReadonlyMap<string, string>): object {
   const members = Object.fromEntries([...aggregate].map(([name, text]) => [name, new JsonText(text)]))
   const { aggregate_result = null, aggregate_aliases = {}, completeness = null } = members
   const aliases = splitJsonObject(aggregate.get("aggregate_aliases") ?? "{}") ?? []
