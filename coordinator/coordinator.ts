@@ -384,7 +384,9 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
 
   await builds.restore()
   await sweepCheckpoints(reports, clock.now())
-  await restoreClaims({ store, clock, members, known, claimLifetimeMs: timing.claimLifetimeMs }, () => jobLife.resume())
+  await restoreClaims({ store, clock, members, known, queue, claimLifetimeMs: timing.claimLifetimeMs }, () =>
+    jobLife.resume(),
+  )
   const door = opening.use(
     openControlDoor({
       mesh,

@@ -6,6 +6,8 @@ import type { ReadyJob, ReadyQueue } from "./ready-queue.ts"
 export interface ChooseParts {
   queue: Pick<ReadyQueue, "take" | "first" | "firsts" | "sample" | "waiting" | "block" | "unblock">
   kept: Pick<KeptNodes, "look">
+  /** By node: whose next free slots were awaited before (`awaitedById`). */
+  awaited: ReadonlyMap<string, number>
   /** What placing a task of the job looks at; undefined when the job is over. */
   wanted: (job: number) => Wanted | undefined
   /** Nodes on which all that waits of the job failed a moment ago. */
@@ -153,10 +155,14 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
     return !round.awaited.has(node as N)
   }
 
-  /** As many slots as the job has tasks waiting. */
+  /**
+   * As many slots as the job has tasks waiting; on the nodes where it waits already, or those would be handed work again before
+   * their slots become free.
+   */
   function awaitSlots(soonest: readonly N[], { seq }: ReadyJob, wanted: Wanted): void {
     let tasks = queue.waiting(seq)
-    for (const node of soonest) {
+    const waitsOn = (node: N): boolean => parts.awaited.get(node.id) === seq
+    for (const node of [...soonest.filter(waitsOn), ...soonest.filter((node) => !waitsOn(node))]) {
       if (tasks <= 0) return
       if (round.awaited.has(node) || !couldRun(node, wanted)) continue
       round.awaited.set(node, seq)
@@ -179,6 +185,10 @@ function chooseBeside<N extends PlaceableNode>(nodes: readonly N[], wanted: Want
     if (node.beside && fit(freeOf(node.capacity, node.beside), wanted.requirements)) return { node, gpus: [] }
   }
   return null
+}
+
+export function awaitedById(round: Round<PlaceableNode>): Map<string, number> {
+  return new Map([...round.awaited].map(([{ id }, job]) => [id, job]))
 }
 
 /** More was given to it than fits: it holds tasks ahead of its slots. */

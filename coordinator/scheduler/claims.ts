@@ -177,7 +177,7 @@ export function createClaims(parts: ClaimsParts): Claims {
     for (const { claim, job, runtimeMs, chargedMicro } of outcome.ended) {
       const attempt = members.release(claim)
       if (attempt?.claimable) queue.add(job, -1)
-      if (attempt) queue.correct(job, Number(attempt.reserveMicro - chargedMicro))
+      if (attempt) queue.ended(job, Number(chargedMicro))
       parts.pace.took(job, runtimeMs)
     }
     releaseOver(member, outcome.verdicts)
@@ -210,6 +210,7 @@ export function createClaims(parts: ClaimsParts): Claims {
       if (!attempt) continue
       if (verdict !== "refused") {
         members.release(claim)
+        queue.returned(attempt.job, 1)
         continue
       }
       log.warn("a report was refused", { claim, node: member.id, reason })
@@ -234,7 +235,7 @@ export function createClaims(parts: ClaimsParts): Claims {
     const returned = await parts.store.write((tx) => returnAttempt(tx, claims, at))
     for (const { claim, job, requeued } of returned) {
       const attempt = members.release(claim)
-      if (attempt) queue.correct(job, Number(attempt.reserveMicro))
+      if (attempt) queue.returned(job, 1)
       if (requeued && attempt?.claimable !== true) queue.add(job, 1)
       queue.unblock(job)
     }
@@ -326,8 +327,7 @@ export function createClaims(parts: ClaimsParts): Claims {
       const attempt = members.release(claim)
       const member = attempt && members.byNode(attempt.node)
       if (!attempt || !member) continue
-      // Nothing of it is billed but what the write that spent it has charged.
-      queue.correct(attempt.job, Number(attempt.reserveMicro))
+      queue.returned(attempt.job, 1)
       const its = byMember.get(member)
       if (its) its.push(claim)
       else byMember.set(member, [claim])

@@ -21,7 +21,7 @@ import type { JobFacts, KnownJobs } from "../jobs/job-facts.ts"
 import { withSharedValues } from "../jobs/inputs.ts"
 import type { Plans } from "../jobs/plans.ts"
 import type { Store } from "../store/store.ts"
-import { choosePlaces, isOverfull, type Round } from "./choose-places.ts"
+import { awaitedById, choosePlaces, isOverfull, type Round } from "./choose-places.ts"
 import type { TaskKey } from "../store/tasks.ts"
 import { grantTasks, type GrantedTaskRow, type GrantOutcome, type Place, type Shortage } from "./grant.ts"
 import type { KeptNodes } from "./kept-nodes.ts"
@@ -91,6 +91,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
   const takeBacks = createTakeBacks(clock)
   /** Nodes on which all that waits of a job failed a moment ago. */
   const avoided = new Map<number, { nodes: ReadonlySet<string>; untilMs: number }>()
+  let awaited: ReadonlyMap<string, number> = new Map()
   let waiting = false
   let stopped = false
   let running: Promise<void> | null = null
@@ -124,6 +125,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       const round = choosePlaces(
         {
           ...parts,
+          awaited,
           wanted,
           avoids: avoidedBy,
           now: clock.now(),
@@ -132,6 +134,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         },
         nodes,
       )
+      awaited = awaitedById(round)
       if (round.places.length > 0) await grant(round, nodes)
       if (round.places.length < GRANTS_AT_ONCE) return askBack(nodes, round)
     }
@@ -280,8 +283,8 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       case "over":
         return queue.remove(job)
       case "nothing_waits":
-        // Memory believed in tasks that do not wait: only the time they were charged is given back.
-        return queue.correct(job, Math.max(1, Number(parts.known.get(job)?.reserveMicro ?? 0n)) * tasks)
+        // Memory believed in tasks that do not wait.
+        return queue.returned(job, tasks)
       case "elsewhere":
         return queue.putBack(job, tasks)
       case "budget":

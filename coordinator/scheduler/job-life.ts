@@ -10,13 +10,14 @@ import { cancelJob, cancelWaiting, endEarly, sweepTasks, type EndEarlyParts } fr
 import { expandJob } from "../jobs/expand.ts"
 import { failWaitingTasks } from "../jobs/fail-waiting.ts"
 import { finishJob } from "../jobs/finish.ts"
-import { jobFacts, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
+import { jobFacts, rateOfJob, type JobFacts, type KnownJobs } from "../jobs/job-facts.ts"
 import { isEnded } from "../jobs/job-state.ts"
 import { putBackTasks } from "../jobs/retry-slices.ts"
 import { openDependencies, openDependents } from "../store/dependencies.ts"
 import { jobBySeq, unfinishedJobs, type JobHead, type JobRow } from "../store/jobs.ts"
 import type { Store } from "../store/store.ts"
 import { countTasks, firstFailure } from "../store/tasks.ts"
+import { shareInUse } from "./fairness.ts"
 import type { Pace } from "./pace.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
 import type { RuntimeSpecs } from "./runtime-specs.ts"
@@ -143,7 +144,7 @@ export function createJobLife(parts: JobLifeParts): JobLife {
       kind: facts.kind,
       readySince: since,
       tasks,
-      cost: Math.max(1, Number(facts.reserveMicro)),
+      cost: shareInUse(rateOfJob(facts)),
     })
     parts.wake()
   }

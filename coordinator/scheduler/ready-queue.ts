@@ -4,7 +4,8 @@ import type { Priority } from "../../protocol/domain/statuses.ts"
 
 /**
  * Who is next (architecture §5.4, rulings "Order"): fair share between accounts, inside an account priority with ageing,
- * then fair share between its jobs. Pure memory and a hint: a grant looks at the rows again.
+ * then fair share between its jobs; what a share is, and what it promises, stands in `fairness.ts`. Capacity that is reserved
+ * comes before all of it (`reservations.ts`). Pure memory and a hint: a grant looks at the rows again.
  */
 export interface ReadyQueue {
   /** A job became grantable. A job that is known already only gets its number of tasks set. */
@@ -16,8 +17,8 @@ export interface ReadyQueue {
   /** Tasks waiting, as far as memory knows; 0 for unknown jobs. */
   waiting(seq: number): number
   /**
-   * Takes one task of the next job whose kind of work `fits` somewhere, and charges the job and its account their virtual
-   * time. Null when nothing that waits fits.
+   * Takes one task of the next job whose kind of work `fits` somewhere: its job and its account have one more in use. Null
+   * when nothing that waits fits.
    */
   take(nowMs: number, fits: (kind: string) => boolean): ReadyJob | null
   /** Who would be taken, and takes nothing. */
@@ -26,7 +27,7 @@ export interface ReadyQueue {
   firsts(nowMs: number, couldRun: (kind: string) => boolean): ReadyJob[]
   /** Would a waiting task of `seq` come before those of `other` if `tasks` of that one were put back? */
   precedes(seq: number, other: number, tasks: number, nowMs: number): boolean
-  /** Puts back a task that was taken and not granted, and its virtual time with it. */
+  /** Puts back tasks that were taken and not granted: they are in use no more, and wait. */
   putBack(seq: number, tasks: number): void
   /** Nothing more of the job can start before `unblock`: its hold covers no further task. `tasks` are put back. */
   block(seq: number, tasks: number): void
@@ -34,8 +35,12 @@ export interface ReadyQueue {
   isBlocked(seq: number): boolean
   /** The seq of any job of the kind that waits. */
   sample(kind: string): number | null
-  /** Corrects the virtual time by what a task really cost: `over` is reserve − charge. */
-  correct(seq: number, over: number): void
+  /** A task of the job was with a node before this start. */
+  runs(seq: number): void
+  /** These were taken, and are in use no more: they used nothing. Whether they wait again is told by `add`. */
+  returned(seq: number, tasks: number): void
+  /** A task that was taken has ended: what it has used, in the unit of `cost`, stands in place of what was set down for it. */
+  ended(seq: number, used: number): void
   /** Kinds of work that wait, each with the number of tasks: what offers announce. */
   demand(): Map<string, { sample: ReadyJob; tasks: number }>
   /** A job of the account waits and would run before `seq`: why that one is held back. */
@@ -51,19 +56,18 @@ export interface ReadyJob {
   /** Wall time at which it became ready: ageing counts from here. */
   readySince: number
   tasks: number
-  /** What one task may cost at most, in micro-dollars: the unit of fair share. At least 1. */
+  /** What one task counts while it runs (`fairness.ts`), in micro-dollars: the unit of fair share. At least 1. */
   cost: number
 }
 
 interface Entry extends ReadyJob {
-  virtual: number
-  /** To be taken off `virtual` when the job surfaces: inside a heap an order must not change. */
-  refund: number
+  /** What its tasks that ended have used. */
+  used: number
+  /** Its tasks that were taken and have neither ended nor come back. */
+  taken: number
   rank: number
-  /** Stands in its account's `least`. */
-  listed: boolean
-  /** Stands in its kind's heap. */
-  queued: boolean
+  /** Where it stands in its kind's heap; −1 outside. */
+  at: number
   /** Tasks set aside until money is free again. */
   blocked: number
 }
@@ -75,12 +79,14 @@ interface Best {
 }
 
 interface AccountShare {
-  virtual: number
+  /** What its tasks that ended have used. */
+  used: number
+  /** Costs of its tasks that were taken and have neither ended nor come back. */
+  inUse: number
   kinds: Map<string, Heap<Entry>>
-  /** Its jobs with waiting tasks, the least virtual time first; times in it may be out of date. */
-  least: Heap<{ entry: Entry; virtual: number }>
-  /** Virtual time of the job that was served last: where a job starts that has none to compare with. */
+  /** The most that a job of it had used when it was served: where a new job starts. */
   servedAt: number
+  /** With waiting tasks. */
   jobs: number
 }
 
@@ -89,38 +95,40 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
   const accounts = new Map<AccountId, AccountShare>()
   /** Those with waiting tasks. */
   const active = new Set<AccountShare>()
-  /** Virtual time of the account that was served last. */
+  /** The most that an account had used when it was served. */
   let servedAt = 0
   let rankedAtMs = 0
 
   function share(account: AccountId): AccountShare {
     let found = accounts.get(account)
     if (!found) {
-      found = { virtual: 0, kinds: new Map(), least: createHeap((a, b) => a.virtual < b.virtual), servedAt: 0, jobs: 0 }
+      found = { used: 0, inUse: 0, kinds: new Map(), servedAt: 0, jobs: 0 }
       accounts.set(account, found)
     }
     return found
   }
 
   /**
-   * Who becomes active starts at the least active value, or where the last one was served: waiting earns no credit, and having
-   * been served while others were away costs nothing.
+   * Who becomes active starts where the others are: waiting earns no credit, and having been served while others were away
+   * costs nothing. What it has in use counts from the first moment.
    */
   function activate(entry: Entry): void {
     const account = share(entry.account)
     if (account.jobs === 0) {
-      account.virtual = Math.max(account.virtual, leastActive() ?? servedAt)
+      account.used = Math.max(account.used, servedAt, leastUsed(active))
       active.add(account)
     }
-    // Inside its heap (emptied and filled again before it surfaced) its place must not change.
-    if (!entry.queued) {
-      entry.virtual = Math.max(entry.virtual - entry.refund, leastOf(account) ?? account.servedAt)
-      entry.refund = 0
-    }
+    entry.used = Math.max(entry.used, account.servedAt, leastUsed(heads(account)))
     account.jobs += 1
-    if (!entry.listed) account.least.push({ entry, virtual: entry.virtual })
-    entry.listed = true
-    enqueue(entry)
+    if (entry.at >= 0) moved(entry)
+    else enqueue(entry)
+  }
+
+  function* heads(account: AccountShare): Generator<Entry> {
+    for (const heap of account.kinds.values()) {
+      const entry = dropFinished(heap)
+      if (entry) yield entry
+    }
   }
 
   function deactivate(account: AccountShare): void {
@@ -128,35 +136,21 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     if (account.jobs === 0) active.delete(account)
   }
 
-  function leastActive(): number | null {
-    let least: number | null = null
-    for (const { virtual } of active) if (least === null || virtual < least) least = virtual
-    return least
-  }
-
-  /** The least virtual time of the account's jobs with waiting tasks. */
-  function leastOf({ least }: AccountShare): number | null {
-    for (;;) {
-      const top = least.peek()
-      if (!top) return null
-      const { entry } = top
-      entry.listed = jobs.get(entry.seq) === entry && entry.tasks > 0
-      if (entry.listed && entry.virtual <= top.virtual) return entry.virtual
-      least.pop()
-      if (entry.listed) least.push({ entry, virtual: entry.virtual })
-    }
-  }
-
   function enqueue(entry: Entry): void {
-    if (entry.queued) return
-    entry.queued = true
     const { kinds } = share(entry.account)
     let heap = kinds.get(entry.kind)
     if (!heap) {
-      heap = createHeap<Entry>(comesBefore)
+      heap = createHeap<Entry>(comesBefore, (one, at) => {
+        one.at = at
+      })
       kinds.set(entry.kind, heap)
     }
     heap.push(entry)
+  }
+
+  /** Its share changed: so does its place. */
+  function moved(entry: Entry): void {
+    if (entry.at >= 0) share(entry.account).kinds.get(entry.kind)?.moved(entry.at)
   }
 
   /** Ranks fall with age; heaps are made again when one may have. */
@@ -166,8 +160,7 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     for (const account of accounts.values()) account.kinds.clear()
     for (const entry of jobs.values()) {
       entry.rank = rankOf(entry, nowMs, priorityAgeingMs)
-      entry.queued = false
-      settleRefund(entry)
+      entry.at = -1
       if (entry.tasks > 0) enqueue(entry)
     }
   }
@@ -191,7 +184,7 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     rankAgain(nowMs)
     let found: Best | null = null
     for (const account of active) {
-      if (found && account.virtual >= found.account.virtual) continue
+      if (found && shareOfAccount(account) >= shareOfAccount(found.account)) continue
       const first = head(account, fits)
       if (first) found = { account, ...first }
     }
@@ -202,26 +195,17 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
   function dropFinished(heap: Heap<Entry>): Entry | undefined {
     for (;;) {
       const entry = heap.peek()
-      const waits = entry && entry.tasks > 0 && jobs.get(entry.seq) === entry
-      if (!entry || (waits && entry.refund === 0)) return entry
+      if (!entry || (entry.tasks > 0 && jobs.get(entry.seq) === entry)) return entry
       heap.pop()
-      entry.queued = false
-      if (!waits) continue
-      settleRefund(entry)
-      heap.push(entry)
-      entry.queued = true
     }
   }
 
-  function settleRefund(entry: Entry): void {
-    entry.virtual -= entry.refund
-    entry.refund = 0
-  }
-
-  function refund(entry: Entry, amount: number): void {
-    entry.refund += amount
-    if (!entry.queued) settleRefund(entry)
-    share(entry.account).virtual -= amount
+  /** These were taken and are not any more: they ended, or came back. More than were taken are none. */
+  function release(entry: Entry, tasks: number): void {
+    const released = Math.min(tasks, entry.taken)
+    entry.taken -= released
+    share(entry.account).inUse -= released * entry.cost
+    moved(entry)
   }
 
   function setTasks(entry: Entry, tasks: number): void {
@@ -238,8 +222,7 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
         known.blocked = 0
         return setTasks(known, job.tasks)
       }
-      const rank = LEVELS[job.priority]
-      const entry: Entry = { ...job, tasks: 0, virtual: 0, refund: 0, rank, queued: false, listed: false, blocked: 0 }
+      const entry: Entry = { ...job, tasks: 0, used: 0, taken: 0, rank: LEVELS[job.priority], at: -1, blocked: 0 }
       jobs.set(job.seq, entry)
       setTasks(entry, job.tasks)
     },
@@ -250,6 +233,7 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
     remove(seq) {
       const entry = jobs.get(seq)
       if (!entry) return
+      release(entry, entry.taken)
       jobs.delete(seq)
       if (entry.tasks > 0) deactivate(share(entry.account))
     },
@@ -265,35 +249,41 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
       const its = jobs.get(other)
       if (!mine || !its || mine === its) return false
       const back = its.cost * tasks
-      if (mine.account !== its.account) return share(mine.account).virtual < share(its.account).virtual - back
+      if (mine.account !== its.account) {
+        return shareOfAccount(share(mine.account)) < shareOfAccount(share(its.account)) - back
+      }
       if (mine.rank !== its.rank) return mine.rank < its.rank
-      return mine.virtual - mine.refund < its.virtual - its.refund - back
+      return shareOf(mine) < shareOf(its) - back
     },
     take(nowMs, fits) {
       const found = best(nowMs, fits)
       if (!found) return null
       const { account, heap, entry } = found
-      heap.pop()
-      entry.queued = false
-      servedAt = account.virtual
-      account.servedAt = entry.virtual
+      // What it did not use while it had no work that fitted is no credit either.
+      account.used = Math.max(account.used, servedAt - entry.cost)
+      servedAt = Math.max(servedAt, account.used)
+      entry.used = Math.max(entry.used, account.servedAt - entry.cost)
+      account.servedAt = Math.max(account.servedAt, entry.used)
       entry.tasks -= 1
-      entry.virtual += entry.cost
-      account.virtual += entry.cost
-      if (entry.tasks > 0) enqueue(entry)
-      else deactivate(account)
+      entry.taken += 1
+      account.inUse += entry.cost
+      if (entry.tasks > 0) heap.moved(entry.at)
+      else {
+        heap.pop()
+        deactivate(account)
+      }
       return entry
     },
     putBack(seq, tasks) {
       const entry = jobs.get(seq)
       if (!entry || tasks === 0) return
-      refund(entry, entry.cost * tasks)
+      release(entry, tasks)
       setTasks(entry, entry.tasks + tasks)
     },
     block(seq, tasks) {
       const entry = jobs.get(seq)
       if (!entry) return
-      refund(entry, entry.cost * tasks)
+      release(entry, tasks)
       entry.blocked += tasks + entry.tasks
       setTasks(entry, 0)
     },
@@ -313,9 +303,28 @@ export function createReadyQueue(priorityAgeingMs: number): ReadyQueue {
       }
       return null
     },
-    correct(seq, over) {
+    runs(seq) {
       const entry = jobs.get(seq)
-      if (entry) refund(entry, over)
+      if (!entry) return
+      entry.taken += 1
+      share(entry.account).inUse += entry.cost
+      moved(entry)
+    },
+    returned(seq, tasks) {
+      const entry = jobs.get(seq)
+      if (entry) release(entry, tasks)
+    },
+    ended(seq, used) {
+      const entry = jobs.get(seq)
+      if (!entry) return
+      const account = share(entry.account)
+      const counted = Math.max(1, used)
+      entry.used += counted
+      account.used += counted
+      // With nobody waiting who could be compared with, the next one starts from here.
+      if (account.jobs === 0) account.servedAt = Math.max(account.servedAt, entry.used)
+      if (active.size === 0) servedAt = Math.max(servedAt, account.used)
+      release(entry, 1)
     },
     demand() {
       const kinds = new Map<string, { sample: ReadyJob; tasks: number }>()
@@ -350,9 +359,19 @@ export function rankOf(
 }
 
 function comesBefore(a: Entry, b: Entry): boolean {
-  return (
-    a.rank - b.rank < 0 || (a.rank === b.rank && (a.virtual < b.virtual || (a.virtual === b.virtual && a.seq < b.seq)))
-  )
+  if (a.rank !== b.rank) return a.rank < b.rank
+  const difference = shareOf(a) - shareOf(b)
+  return difference < 0 || (difference === 0 && a.seq < b.seq)
+}
+
+/** What a job has used and what it has in use now (`fairness.ts`). */
+const shareOf = ({ used, taken, cost }: Entry): number => used + taken * cost
+const shareOfAccount = ({ used, inUse }: AccountShare): number => used + inUse
+
+function leastUsed(all: Iterable<{ used: number }>): number {
+  let least = Number.POSITIVE_INFINITY
+  for (const { used } of all) if (used < least) least = used
+  return least === Number.POSITIVE_INFINITY ? 0 : least
 }
 
 const LEVELS: Record<Priority, number> = { high: 0, normal: 1, low: 2 }

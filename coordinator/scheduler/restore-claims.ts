@@ -5,17 +5,25 @@ import { extendLiveClaims } from "../store/attempt-contact.ts"
 import { lastDurableAt } from "../store/checkpoints.ts"
 import { jobOfTask, indexOfTask, liveAttempts, taskByKey } from "../store/tasks.ts"
 import type { Store } from "../store/store.ts"
+import type { ReadyQueue } from "./ready-queue.ts"
 
 /**
  * Takes the live attempts of an earlier start into memory, once their jobs are known: each gets one more claim life, and no
  * further one until its node is heard (architecture §5.5). A restart loses no work.
  */
 export async function restoreClaims(
-  parts: { store: Store; clock: Clock; members: Members; known: KnownJobs; claimLifetimeMs: number },
+  parts: {
+    store: Store
+    clock: Clock
+    members: Members
+    known: KnownJobs
+    queue: Pick<ReadyQueue, "runs">
+    claimLifetimeMs: number
+  },
   resumeJobs: () => Promise<void>,
 ): Promise<void> {
   await resumeJobs()
-  const { clock, members, known } = parts
+  const { clock, members, known, queue } = parts
   const nowMs = clock.monotonicMs()
   const now = clock.now()
   const until = now + parts.claimLifetimeMs
@@ -38,6 +46,7 @@ export async function restoreClaims(
     const job = known.get(jobOfTask(attempt.task))
     const member = members.byNode(attempt.node)
     if (!job || !member) continue
+    queue.runs(job.seq)
     members.hold(member, {
       claim: attempt.claim,
       node: attempt.node,

@@ -44,6 +44,8 @@ export interface Ask {
 
 /** Question, answer, a write, a grant: the least that moving a task costs across a wide network. */
 const MOVE_MS = 500
+/** Question and answer: what starts sooner is not asked for, also where it makes room for another. */
+const ASK_MS = 100
 /** What is handed ahead is two seconds of work: what still stands there after as long again was misjudged by its pace. */
 const OVERDUE_MS = 4_000
 /** A task that came back rests where it is put next. What is handed ahead is two seconds of work: then it has run. */
@@ -88,11 +90,11 @@ function chooseTakeBacks(facts: TakeBackFacts): Ask[] {
     if (!isOverfull(from) || !(free.length > 0 || mayMakeRoom(from))) continue
     const late = startingLate(from)
     const counts = new Map<number, number>()
-    for (const { job } of late) counts.set(job, (counts.get(job) ?? 0) + 1)
+    for (const { task } of late) counts.set(task.job, (counts.get(task.job) ?? 0) + 1)
     // The last in line first: the others start sooner where they are.
-    for (const task of late.toReversed()) {
+    for (const { task, inMs } of late.toReversed()) {
       if (!facts.mayAsk(task)) continue
-      const to = freeSlotFor(task)
+      const to = inMs > MOVE_MS ? freeSlotFor(task) : null
       if (to) occupy(to, task.requirements, [])
       if (to || makesRoom(from, task.job, counts.get(task.job) ?? 0)) asks.push({ from, task, to })
     }
@@ -110,14 +112,16 @@ function chooseTakeBacks(facts: TakeBackFacts): Ask[] {
     return facts.kept.has(from) || (waiter !== undefined && waiter !== job && facts.precedes(waiter, job, tasks))
   }
 
-  /** What stands ahead and will start only after the time that moving it takes. */
-  function startingLate(from: HoldingNode): HeldTask[] {
+  /** What stands ahead and starts only after the time that an answer takes. */
+  function startingLate(from: HoldingNode): { task: HeldTask; inMs: number }[] {
     const line = [...from.attempts.values()]
     const ahead = tasksAhead(from.capacity, line)
     const slots = Math.max(1, line.length - ahead.length)
-    return ahead.filter(({ job, grantedAtMs }, position) => {
-      const paceMs = facts.wanted(job)?.paceMs ?? 0
-      return ((position + 1) / slots) * paceMs > MOVE_MS || facts.nowMs - grantedAtMs > OVERDUE_MS
+    return ahead.flatMap((task, position) => {
+      const isOverdue = facts.nowMs - task.grantedAtMs > OVERDUE_MS
+      const paceMs = facts.wanted(task.job)?.paceMs ?? 0
+      const inMs = isOverdue ? Number.POSITIVE_INFINITY : ((position + 1) / slots) * paceMs
+      return inMs > ASK_MS ? [{ task, inMs }] : []
     })
   }
 

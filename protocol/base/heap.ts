@@ -4,10 +4,18 @@ export interface Heap<T> {
   peek(): T | undefined
   push(item: T): void
   pop(): T | undefined
+  /** The item there comes earlier or later now: moves it to its place. */
+  moved(at: number): void
 }
 
-export function createHeap<T>(before: (a: T, b: T) => boolean): Heap<T> {
+/** @param placed told where an item stands whenever that changes, −1 when it is taken out: for whoever calls `moved` */
+export function createHeap<T>(before: (a: T, b: T) => boolean, placed?: (item: T, at: number) => void): Heap<T> {
   const items: T[] = []
+
+  function put(item: T, at: number): void {
+    items[at] = item
+    placed?.(item, at)
+  }
 
   function rise(at: number): void {
     const item = items[at] as T
@@ -15,10 +23,10 @@ export function createHeap<T>(before: (a: T, b: T) => boolean): Heap<T> {
       const parent = (at - 1) >> 1
       const above = items[parent] as T
       if (!before(item, above)) break
-      items[at] = above
+      put(above, at)
       at = parent
     }
-    items[at] = item
+    put(item, at)
   }
 
   function sink(at: number): void {
@@ -29,10 +37,10 @@ export function createHeap<T>(before: (a: T, b: T) => boolean): Heap<T> {
       if (child + 1 < items.length && before(items[child + 1] as T, items[child] as T)) child += 1
       const below = items[child] as T
       if (!before(below, item)) break
-      items[at] = below
+      put(below, at)
       at = child
     }
-    items[at] = item
+    put(item, at)
   }
 
   return {
@@ -47,11 +55,16 @@ export function createHeap<T>(before: (a: T, b: T) => boolean): Heap<T> {
     pop() {
       const first = items[0]
       const last = items.pop()
+      if (first !== undefined) placed?.(first, -1)
       if (items.length > 0 && last !== undefined) {
         items[0] = last
         sink(0)
       }
       return first
+    },
+    moved(at) {
+      rise(at)
+      sink(at)
     },
   }
 }

@@ -70,11 +70,16 @@ const step: fc.Arbitrary<Step> = fc.oneof(
     queue.remove(of)
     model.delete(of)
   }),
-  fc.tuple(seq, fc.integer({ min: -20, max: 20 })).map(
-    ([of, over]): Step =>
-      (queue) =>
-        queue.correct(of, over),
-  ),
+  fc.tuple(seq, fc.integer({ min: 0, max: 20 })).map(([of, used]): Step => (queue, model) => {
+    queue.ended(of, used)
+    const known = model.get(of)
+    if (known && known.taken > 0) known.taken -= 1
+  }),
+  fc.tuple(seq, few).map(([of, tasks]): Step => (queue, model) => {
+    queue.returned(of, tasks)
+    const known = model.get(of)
+    if (known) known.taken = Math.max(0, known.taken - tasks)
+  }),
 )
 
 test("no order of acts loses a task or invents one", () => {

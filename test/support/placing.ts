@@ -1,6 +1,6 @@
 import { accountId } from "../../protocol/domain/ids.ts"
 import type { Requirements } from "../../protocol/domain/requirements.ts"
-import { choosePlaces, type Round } from "../../coordinator/scheduler/choose-places.ts"
+import { awaitedById, choosePlaces, type Round } from "../../coordinator/scheduler/choose-places.ts"
 import { createKeptNodes, type KeptNodes } from "../../coordinator/scheduler/kept-nodes.ts"
 import type { PlaceableNode, Wanted } from "../../coordinator/scheduler/place.ts"
 import { createReadyQueue, type ReadyJob, type ReadyQueue } from "../../coordinator/scheduler/ready-queue.ts"
@@ -34,6 +34,7 @@ export function createPlacing(ageingMs: number): Placing {
   const queue = createReadyQueue(ageingMs)
   const kept = createKeptNodes(ageingMs)
   const jobs = new Map<number, Wanted>()
+  let awaited: ReadonlyMap<string, number> = new Map()
   return {
     queue,
     kept,
@@ -47,6 +48,7 @@ export function createPlacing(ageingMs: number): Placing {
         {
           queue,
           kept,
+          awaited,
           wanted: (job) => jobs.get(job),
           avoids: () => undefined,
           now: nowMs,
@@ -55,6 +57,7 @@ export function createPlacing(ageingMs: number): Placing {
         },
         nodes,
       )
+      awaited = awaitedById(round)
       for (const { job } of round.places) kept.granted(job)
       return round
     },

@@ -20,7 +20,6 @@ test("architecture §5.4: who waits for a slot is not passed by short tasks that
   expect(before.places.length).toBeGreaterThan(4)
   expect(before.awaited.size).toBe(1)
   placing.put({ seq: 2, account: 2, cpu: 1 })
-  placing.queue.correct(2, 1_000)
   const after = placing.look([machineOf("n0", 4, 4)], 1)
   expect(after.places).toEqual([])
   expect([...after.awaited].map(([{ id }, job]) => [id, job])).toEqual([["n0", 2]])
@@ -41,8 +40,8 @@ test("tasks ahead of slots do not keep out who fits beside them, as many as ther
 test("no more slots are awaited than tasks wait, so that others go on being handed ahead elsewhere", () => {
   const placing = createPlacing(AGEING_MS)
   placing.put({ seq: 1, account: 1, cpu: 1, tasks: 1000, paceMs: 100 })
+  placing.queue.runs(1)
   placing.put({ seq: 2, account: 2, cpu: 1, tasks: 5 })
-  placing.queue.correct(2, 1_000)
   const nodes = ["n0", "n1", "n2"].map((id) => machineOf(id, 4, 4))
   const { places, awaited } = placing.look(nodes, 0)
   expect([...awaited.values()].filter((job) => job === 2)).toHaveLength(2)

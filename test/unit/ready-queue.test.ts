@@ -59,7 +59,7 @@ test("SC-003: a small job is not kept waiting by a large one of the same account
 
 test("becoming active earns no credit: who was away does not take over", () => {
   const queue = queueOf(job(1, { tasks: 1000 }))
-  order(queue, 100)
+  for (const seq of order(queue, 100)) queue.ended(seq, 10)
   queue.put(job(2, { account: 2, tasks: 100 }))
   queue.put(job(3, { tasks: 100 }))
   const taken = order(queue, 40)
@@ -69,25 +69,55 @@ test("becoming active earns no credit: who was away does not take over", () => {
 
 test("being served while nobody else wanted anything costs nothing later", () => {
   const queue = queueOf(job(1, { tasks: 1000 }))
-  order(queue, 1000)
+  for (const seq of order(queue, 1000)) queue.ended(seq, 10)
   queue.put(job(2, { account: 2, tasks: 100 }))
   queue.put(job(3, { tasks: 100 }))
   const taken = order(queue, 40)
   expect(countOf(taken, 3)).toBeGreaterThanOrEqual(19)
 })
 
-test("what a task cost less than its reserve is given back to its job and account", () => {
+test("what a task counts while it runs makes way for what it has used", () => {
   const queue = queueOf(job(1, { tasks: 200, cost: 100 }), job(2, { account: 2, tasks: 200, cost: 10 }))
   const taken: number[] = []
   for (let n = 0; n < 80; n++) {
     const next = queue.take(0, always)
     taken.push(next?.seq ?? -1)
-    if (next?.seq === 1) queue.correct(1, 90)
+    if (next) queue.ended(next.seq, 10)
   }
   expect(countOf(taken, 1)).toBeGreaterThanOrEqual(39)
 })
 
-test("corrections inside an account keep jobs fair, also when many wait", () => {
+test("who has less in use is served next, whatever the time limits, and whoever has used more before", () => {
+  const queue = queueOf(job(1, { tasks: 1000, cost: 100 }))
+  for (const seq of order(queue, 500)) queue.ended(seq, 7)
+  // Eight slots are its own; then another account comes, and slots become free one by one.
+  order(queue, 8)
+  queue.put(job(2, { account: 2, tasks: 100, cost: 100 }))
+  const held = [1, 1, 1, 1, 1, 1, 1, 1]
+  for (let n = 0; n < 8; n++) {
+    queue.ended(held.shift() ?? 0, 7)
+    held.push(queue.take(0, always)?.seq ?? -1)
+  }
+  expect([countOf(held, 1), countOf(held, 2)]).toEqual([4, 4])
+})
+
+test("a job that ends with tasks in use leaves its account nothing to pay for", () => {
+  const queue = queueOf(job(1, { tasks: 50, cost: 100 }), job(2, { account: 2, tasks: 500, cost: 100 }))
+  expect(countOf(order(queue, 40), 1)).toBe(20)
+  queue.remove(1)
+  queue.put(job(3, { tasks: 500, cost: 100 }))
+  expect(countOf(order(queue, 20), 3)).toBe(20)
+})
+
+test("what came back unused counts nothing; what ran before a restart counts", () => {
+  const queue = queueOf(job(1, { tasks: 100 }), job(2, { account: 2, tasks: 100 }))
+  for (let n = 0; n < 6; n++) queue.runs(1)
+  expect(order(queue, 6)).toEqual([2, 2, 2, 2, 2, 2])
+  queue.returned(1, 6)
+  expect(order(queue, 6)).toEqual([1, 1, 1, 1, 1, 1])
+})
+
+test("jobs of one account share it as accounts share the fleet, also when many wait", () => {
   const queue = queueOf(
     ...Array.from({ length: 20 }, (_, seq) => job(seq, { tasks: 1000, cost: seq % 2 === 0 ? 100 : 10 })),
   )
@@ -95,9 +125,20 @@ test("corrections inside an account keep jobs fair, also when many wait", () => 
   for (let n = 0; n < 2000; n++) {
     const next = queue.take(0, always)
     taken.push(next?.seq ?? -1)
-    if (next && next.cost === 100) queue.correct(next.seq, 90)
+    if (next) queue.ended(next.seq, 10)
   }
   for (let seq = 0; seq < 20; seq++) expect(Math.abs(countOf(taken, seq) - 100)).toBeLessThanOrEqual(15)
+})
+
+test("work that fitted nowhere for a long time takes over no fleet when it fits", () => {
+  const queue = queueOf(job(1, { kind: "gpu", tasks: 100 }), job(2, { account: 2, tasks: 10_000 }))
+  for (let n = 0; n < 5_000; n++) queue.ended(queue.take(0, (kind) => kind === "k")?.seq ?? 0, 10)
+  const taken = Array.from({ length: 60 }, () => {
+    const next = queue.take(0, always)
+    if (next) queue.ended(next.seq, 10)
+    return next?.seq ?? -1
+  })
+  expect(countOf(taken, 1)).toBeLessThanOrEqual(32)
 })
 
 test("a kind that fits nowhere is passed over, and waits on", () => {
@@ -124,7 +165,9 @@ test("a job that is over is gone, and unknown jobs are fine", () => {
     queue.putBack(seq, 1)
     queue.block(seq, 1)
     queue.unblock(seq)
-    queue.correct(seq, 4)
+    queue.ended(seq, 4)
+    queue.returned(seq, 1)
+    queue.runs(seq)
     queue.remove(seq)
   }
   expect(queue.take(0, always)).toBeNull()

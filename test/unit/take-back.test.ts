@@ -123,7 +123,7 @@ test("a slot counts only where the runtime is ready, the task fits and may run, 
 test("a task of higher order gets the room that others stand ahead in; one of lower order does not", () => {
   const node = full()
   const awaited = new Map([[node, 7]])
-  const all = ["15", "14"].map((claim) => `${claim} from full for another`)
+  const all = ["15", "14", "13"].map((claim) => `${claim} from full for another`)
   expect(asker()([node], { awaited, precedes: (job, other) => job === 7 && other === 1 })).toEqual(all)
   expect(asker()([node], { awaited, precedes: () => false })).toEqual([])
   expect(asker()([node], { awaited: new Map([[node, 1]]), precedes: () => true })).toEqual([])

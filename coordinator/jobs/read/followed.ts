@@ -7,7 +7,7 @@ import { activeJobs, endedJobs, jobPlaces, jobPlacesBySeq, type JobPlace } from 
 import type { Store } from "../../store/store.ts"
 import { expiredUpto, type RetentionParts } from "../retention.ts"
 import type { Submission } from "../submission/submission.ts"
-import type { ReadJob } from "./read-job.ts"
+import { blockedBy, type ReadJob } from "./read-job.ts"
 
 export type { JobPlace } from "../../store/jobs-of-project.ts"
 
@@ -36,8 +36,12 @@ export async function logPosition(store: Store): Promise<number> {
 
 /** A job for its object alone: where its commands run only its tasks' rows tell. Null when it is gone. */
 export async function readFollowedJob(store: Store, seq: number): Promise<ReadJob | null> {
-  const head = await store.read((view) => jobHeadBySeq(view, seq))
-  return head && { head, submission: JSON.parse(head.submission) as Submission, cwd: null }
+  return await store.read(async (view) => {
+    const head = await jobHeadBySeq(view, seq)
+    if (!head) return null
+    const submission = JSON.parse(head.submission) as Submission
+    return { head, submission, cwd: null, blockedBy: await blockedBy(view, head) }
+  })
 }
 
 export interface JobNews {
