@@ -4,7 +4,7 @@ import { every, type Clock } from "../protocol/base/clock.ts"
 import { errorText } from "../protocol/base/error-text.ts"
 import type { Log } from "../protocol/base/log.ts"
 import type { Random } from "../protocol/base/random.ts"
-import { claimNumber, digest, type AccountId, type ClaimNumber, type NodeId } from "../protocol/domain/ids.ts"
+import { claimNumber, digest, nodeId, type AccountId, type ClaimNumber, type NodeId } from "../protocol/domain/ids.ts"
 import { judgeAdvert, createAdvertState, TOO_FAST } from "../protocol/gossip/node-advert.ts"
 import { ADVERTS_TOPIC, OFFERS_TOPIC } from "../protocol/gossip/topics.ts"
 import { ignore } from "../protocol/gossip/verdict.ts"
@@ -57,7 +57,7 @@ import { submitBatch } from "./jobs/submit-batch.ts"
 import { jobOutput, OUTPUT_LIMITS } from "./jobs/read/output.ts"
 import { readJobBySeq } from "./jobs/read/read-job.ts"
 import { retryJob } from "./jobs/retry.ts"
-import { submitJob } from "./jobs/submit.ts"
+import { submitJob, type CapacityWanted } from "./jobs/submit.ts"
 import { openControlDoor } from "./mesh/control-door.ts"
 import type { FleetFacts } from "./projects/readiness.ts"
 import { sweepRevisions } from "./projects/revisions.ts"
@@ -76,6 +76,7 @@ import { createPrepare } from "./scheduler/prepare.ts"
 import { createQueueReasons } from "./scheduler/queue-reason.ts"
 import { createQueueTimeout } from "./scheduler/queue-timeout.ts"
 import { createReadyQueue } from "./scheduler/ready-queue.ts"
+import { createReservations } from "./scheduler/reservations.ts"
 import { createRuntimeSpecs, REST_MS, type FailedSetup } from "./scheduler/runtime-specs.ts"
 import { restoreClaims } from "./scheduler/restore-claims.ts"
 import { createStuckSweep } from "./scheduler/stuck-sweep.ts"
@@ -84,6 +85,7 @@ import { stageBlob } from "./store/blobs.ts"
 import { noteProbe, OlderCopy, recordLaterEpoch, startEpoch } from "./store/meta.ts"
 import type { JobRow } from "./store/jobs.ts"
 import { openStore } from "./store/open-store.ts"
+import { openReservations } from "./store/reservations.ts"
 import { attemptByClaim } from "./store/tasks.ts"
 import { callReceiver } from "./webhooks/call.ts"
 import { reachOf } from "./webhooks/callback-url.ts"
@@ -238,6 +240,15 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     dispatch.wake()
     offers.wake()
   }
+  const reservations = createReservations({
+    clock,
+    attemptsOf: (job) => members.ofJob(job),
+    known: (job) => known.get(job),
+    runsOn: (job, node) => specs.runsOn(job.revision, members.byNode(nodeId(node))),
+    isKept: (node) => kept.jobOn(nodeId(node)) !== null,
+    ageingMs: config.priorityAgeingMs,
+    wake,
+  })
   const reports = {
     store,
     files,
@@ -254,6 +265,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
     background,
     known,
     queue,
+    reservations,
     pace,
     watch,
     specs,
@@ -359,6 +371,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       plans,
       queue,
       kept,
+      reservations,
       pace,
       watch,
       runtimes: specs,
@@ -384,6 +397,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
 
   await builds.restore()
   await sweepCheckpoints(reports, clock.now())
+  reservations.restore(await store.read(openReservations))
   await restoreClaims({ store, clock, members, known, queue, claimLifetimeMs: timing.claimLifetimeMs }, () =>
     jobLife.resume(),
   )
@@ -420,7 +434,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
   opening.use(await watchQueueTimes())
   const tally = await startTally({ store, log })
   const reach = reachOf(config)
-  const queueReasons = createQueueReasons({ members, queue, kept, specs, policy, clock })
+  const queueReasons = createQueueReasons({ members, queue, kept, reservations, known, pace, specs, policy, clock })
   const reads = { ...retention, store, files, plans, members, queueReasons }
   const calling = { clock, resolve: createResolve(), reach, timeoutMs: WEBHOOK_TIMEOUT_MS }
   const webhooks = opening.use(
@@ -582,6 +596,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       prices,
       quoteTtlMs: config.quoteTtlMs,
       plan: takeIn,
+      reserve: (wanted: CapacityWanted) => dispatch.reserve(wanted),
       reach,
     }
     mountBatch(app, { log, submitBatch: (request) => submitBatch(submission, request) })

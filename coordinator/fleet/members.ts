@@ -19,6 +19,8 @@ export interface Members {
   add(node: { id: NodeId; peer: PeerId; name: string | null; roles: readonly NodeRole[]; state: NodeState }): Member
   /** The attempt of a claim number, wherever it is held. */
   attempt(claim: number): HeldAttempt | undefined
+  /** All attempts of a job, wherever they are held. */
+  ofJob(job: number): ReadonlySet<HeldAttempt>
   hold(member: Member, attempt: HeldAttempt): void
   /** The attempt ended: its room is free again. Unknown numbers are fine. */
   release(claim: number): HeldAttempt | undefined
@@ -134,6 +136,7 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
   const members = new Map<NodeId, Member>()
   const byPeer = new Map<PeerId, Member>()
   const attempts = new Map<number, HeldAttempt>()
+  const byJob = new Map<number, Set<HeldAttempt>>()
   /** Claims that hold no room any more. */
   const vacated = new Set<number>()
   let listeners: (() => void)[] = []
@@ -177,10 +180,14 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
       return member
     },
     attempt: (claim) => attempts.get(claim),
+    ofJob: (job) => byJob.get(job) ?? NO_ATTEMPTS,
     hold(member, attempt) {
       assert(!attempts.has(attempt.claim), "a claim number is held once")
       attempts.set(attempt.claim, attempt)
       member.attempts.set(attempt.claim, attempt)
+      const its = byJob.get(attempt.job)
+      if (its) its.add(attempt)
+      else byJob.set(attempt.job, new Set([attempt]))
       member.used.cpu += attempt.requirements.cpu
       member.used.memoryMb += attempt.requirements.memoryMb
       member.used.storageGb += attempt.requirements.storageGb
@@ -193,6 +200,9 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
       const member = members.get(attempt.node)
       assert(member, "an attempt is held by a member")
       member.attempts.delete(claim)
+      const its = byJob.get(attempt.job)
+      its?.delete(attempt)
+      if (its?.size === 0) byJob.delete(attempt.job)
       if (member.attempts.size === 0) {
         // Sums of fractions drift; an empty node has nothing in use.
         member.used.cpu = member.used.memoryMb = member.used.storageGb = 0
@@ -224,3 +234,5 @@ export function createMembers(clock: Clock, timing: { heartbeatMs: number; claim
     },
   }
 }
+
+const NO_ATTEMPTS: ReadonlySet<HeldAttempt> = new Set()

@@ -41,7 +41,11 @@ export interface JobFacts {
   readySince: number
   /** It names jobs that it waits for, or waited for. */
   dependsOnJobs: boolean
-  /** Work of one kind fits the same nodes: requirements and revision in one string. */
+  /** Tasks that run side by side on capacity of the job's own, while its reservation lasts; 0: it has none. */
+  guaranteed: number
+  /** Runs where nobody but its project does (SC-006). */
+  dedicated: boolean
+  /** Work of one kind fits the same nodes: requirements and revision in one string. What has nodes of its own is a kind of its own. */
   kind: string
 }
 
@@ -60,6 +64,8 @@ export const rateOfJob = ({ billing }: JobFacts): Rate => ({ numerator: BigInt(b
 
 export function jobFacts(row: JobHead): JobFacts {
   const submission = JSON.parse(row.submission) as Submission
+  const guaranteed = submission.reservation.mode === "guaranteed" ? submission.reservation.parallelism : 0
+  const dedicated = submission.placementPolicy === "dedicated"
   return {
     seq: row.seq,
     id: row.id,
@@ -85,7 +91,9 @@ export function jobFacts(row: JobHead): JobFacts {
     createdAt: row.createdAt,
     readySince: row.queuedAt ?? row.createdAt,
     dependsOnJobs: submission.dependsOn !== undefined,
-    kind: `${requirementsKey(submission.requirements)}|${row.revision}`,
+    guaranteed,
+    dedicated,
+    kind: `${requirementsKey(submission.requirements)}|${row.revision}${guaranteed > 0 || dedicated ? `|${row.seq}` : ""}`,
   }
 }
 

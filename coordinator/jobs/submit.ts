@@ -1,8 +1,9 @@
 import { setImmediate as turn } from "node:timers/promises"
-import type { Clock } from "../../protocol/base/clock.ts"
+import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import type { Random } from "../../protocol/base/random.ts"
 import type { SubmissionWarning } from "../../protocol/api/jobs.ts"
 import { invalidField } from "../../protocol/domain/errors.ts"
+import type { Requirements } from "../../protocol/domain/requirements.ts"
 import {
   newHoldId,
   newJobId,
@@ -20,12 +21,13 @@ import { appendEvent } from "../events/event-log.ts"
 import { requireActiveRevision } from "../projects/revisions.ts"
 import { insertJob, jobBySeq, type JobRow } from "../store/jobs.ts"
 import { readAvailable } from "../store/ledger.ts"
+import { insertReservation, type ReservationRow } from "../store/reservations.ts"
 import type { Store, Tx } from "../store/store.ts"
 import { dependOn, requireUpstreams } from "./dependencies.ts"
 import { literalAddressProblem, PUBLIC_ONLY, type Reach } from "../webhooks/callback-url.ts"
 import { expandSlice, isOneSlice } from "./expand.ts"
 import { checkInputs } from "./inputs.ts"
-import type { JobBilling } from "./job-facts.ts"
+import { jobFacts, type JobBilling, type JobFacts } from "./job-facts.ts"
 import { firstOversizedTask, payloadTooLarge, planTasks, type Plan } from "./plan/plan.ts"
 import { parseSubmission } from "./submission/parse-submission.ts"
 import { maxCost, type Submission } from "./submission/submission.ts"
@@ -41,6 +43,24 @@ export interface SubmitParts {
   plan: (job: JobRow) => void
   /** Where `callback_url` may point besides public addresses; nowhere when left out. */
   reach?: Reach
+  /** Holds capacity for a job that is about to be made. Refuses with `no_capacity` when so much is not free now. */
+  reserve: (wanted: CapacityWanted) => HeldCapacity
+}
+
+/** What a guaranteed reservation demands (V-002). */
+export interface CapacityWanted {
+  account: AccountId
+  project: string
+  requirements: Requirements
+  /** Tasks side by side. */
+  parallelism: number
+  /** On machines that nobody else uses. */
+  dedicated: boolean
+}
+
+/** Nobody else gets it meanwhile. It is free again when this is disposed, unless the job was made and keeps it. */
+export interface HeldCapacity extends Disposable {
+  keep(job: JobFacts, expiresAt: Instant): void
 }
 
 export interface SubmitRequest {
@@ -62,9 +82,9 @@ export interface SubmittedJob {
 
 /**
  * Takes a job in: one write makes the job and its hold, or neither (B-015). Refuses with what is wrong by field (422), with
- * `not_found` or `no_revision` for its project (GAP-21), with `not_found` for an artifact that its tasks are to be given, and
- * with a stored quote when the account is short (402); nothing is created then, so the same request may be sent again. The
- * tasks of a large job are written afterwards, slice by slice.
+ * `not_found` or `no_revision` for its project (GAP-21), with `not_found` for an artifact that its tasks are to be given, with
+ * `no_capacity` when what it wants guaranteed is not free (409), and with a stored quote when the account is short (402); nothing
+ * is created then, so the same request may be sent again. The tasks of a large job are written afterwards, slice by slice.
  */
 export async function submitJob(parts: SubmitParts, request: SubmitRequest): Promise<SubmittedJob> {
   return await admitJob(parts, await prepareJob(parts, request.body, request.account), request)
@@ -100,7 +120,9 @@ export async function admitJob(
 ): Promise<SubmittedJob> {
   const at = parts.clock.now()
   const expiredUpto = at - parts.jobRetentionMs
+  using capacity = await heldCapacity(parts, request.account, submission)
   const ids = { job: newJobId(parts.random, at), hold: newHoldId(parts.random), quote: newQuoteId(parts.random) }
+  const reserved = reservationFrom(submission, at)
   const outcome = await parts.store.write(async (tx) => {
     const { project, revision } = await requireActiveRevision(tx, request.account, submission.project)
     const dependencies = await requireUpstreams(tx, request.account, submission.dependsOn ?? [], expiredUpto)
@@ -144,6 +166,7 @@ export async function admitJob(
       billing: JSON.stringify(billingOf(estimate, available)),
       createdAt: at,
     })
+    if (reserved) await insertReservation(tx, { ...reserved, job: seq })
     await appendEvent(tx, {
       job: seq,
       type: "job.planning",
@@ -161,6 +184,7 @@ export async function admitJob(
     return { kind: "submitted", submitted } as const
   })
   if (outcome.kind === "short") throw insufficientFunds(outcome.shortfall, outcome.quote, at)
+  if (reserved) capacity?.keep(jobFacts(outcome.submitted.job), reserved.expiresAt)
   parts.plan(outcome.submitted.job)
   return outcome.submitted
 }
@@ -169,6 +193,24 @@ export async function admitJob(
 function refuseUnreachable(callbackUrl: string | undefined, reach: Reach = PUBLIC_ONLY): void {
   const problem = callbackUrl === undefined ? null : literalAddressProblem(callbackUrl, reach)
   if (problem !== null) throw invalidField("callback_url", problem)
+}
+
+/** Null where nothing is guaranteed. Who names a project that is not there is told so before anything is held for it. */
+async function heldCapacity(
+  parts: SubmitParts,
+  account: AccountId,
+  { project, requirements, reservation, placementPolicy }: Submission,
+): Promise<HeldCapacity | null> {
+  if (reservation.mode !== "guaranteed") return null
+  await parts.store.read((view) => requireActiveRevision(view, account, project))
+  const { parallelism } = reservation
+  return parts.reserve({ account, project, requirements, parallelism, dedicated: placementPolicy === "dedicated" })
+}
+
+function reservationFrom({ reservation }: Submission, at: Instant): Omit<ReservationRow, "job" | "endedAt"> | null {
+  if (reservation.mode !== "guaranteed") return null
+  const { parallelism, guaranteedForSeconds } = reservation
+  return { parallelism, admittedAt: at, expiresAt: at + guaranteedForSeconds * 1000 }
 }
 
 const short = (shortfall: Shortfall, quote: Quote) => ({ kind: "short", shortfall, quote }) as const

@@ -1,6 +1,7 @@
 import type { KeptNodes } from "./kept-nodes.ts"
 import { chooseAhead, chooseSlot, couldRun, occupy, type Chosen, type PlaceableNode, type Wanted } from "./place.ts"
 import { fit, freeOf, slots } from "../fleet/fit.ts"
+import type { Reserved } from "./reservations.ts"
 import type { ReadyJob, ReadyQueue } from "./ready-queue.ts"
 
 export interface ChooseParts {
@@ -8,6 +9,8 @@ export interface ChooseParts {
   kept: Pick<KeptNodes, "look">
   /** By node: whose next free slots were awaited before (`awaitedById`). */
   awaited: ReadonlyMap<string, number>
+  /** What belongs to jobs: idle seats have taken their room off the nodes. */
+  reserved: Reserved
   /** What placing a task of the job looks at; undefined when the job is over. */
   wanted: (job: number) => Wanted | undefined
   /** Nodes on which all that waits of the job failed a moment ago. */
@@ -31,8 +34,8 @@ export interface Round<N> {
 const MOST_AWAITING = 32
 
 /**
- * One round of giving work to nodes: what is kept for large tasks first, then free slots, in order, as long as something fits
- * one; then short tasks ahead of slots. Takes the tasks off the queue and their room off `nodes`.
+ * One round of giving work to nodes: reserved seats first, then what is kept for large tasks, then free slots, in order, as
+ * long as something fits one (on nodes with GPUs what needs GPUs first); then short tasks ahead of slots. Takes the tasks off the queue and their room off `nodes`.
  */
 export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes: readonly N[]): Round<N> {
   const { queue, now } = parts
@@ -70,11 +73,40 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
 
   // Without any node nobody can be first; a fleet that is back in a moment goes on where it was.
   if (nodes.length === 0) return round
+  fillSeats()
+  for (const node of nodes) {
+    const job = parts.reserved.closing.get(node.id)
+    if (job !== undefined) round.kept.set(node, job)
+  }
   fillKept()
-  fillSlots(nodes.filter((node) => !round.kept.has(node)))
-  if (round.places.length < parts.most) handAhead(nodes.filter((node) => !round.kept.has(node)))
+  const open = nodes.filter((node) => !round.kept.has(node))
+  const withGpus = open.filter(({ hasGpu }) => hasGpu)
+  // Work without GPUs has what is left of them (SC-002).
+  if (withGpus.length > 0) fillSlots(withGpus, needsGpus)
+  fillSlots(open)
+  if (round.places.length < parts.most) handAhead(open.filter(({ id }) => !parts.reserved.quiet.has(id)))
   for (const seq of setAside) queue.unblock(seq)
   return round
+
+  function needsGpus(kind: string): boolean {
+    return (wantedOf(kind)?.requirements.gpuCount ?? 0) > 0
+  }
+
+  /** Whose seats they are comes before all others, whatever it has used (rulings, Order). */
+  function fillSeats(): void {
+    if (parts.reserved.seats.length === 0) return
+    const byId = new Map(nodes.map((node) => [node.id, node]))
+    for (const seat of parts.reserved.seats) {
+      if (round.places.length >= parts.most) return
+      const node = byId.get(seat.node)
+      if (!node || queue.waiting(seat.job) === 0 || parts.avoids(seat.job)?.has(seat.node)) continue
+      if (parts.wanted(seat.job)?.mayRun(node) !== true) continue
+      const next = queue.take(now, (kind) => kind === seat.kind)
+      if (!next) continue
+      round.places.push({ job: next.seq, node, gpus: [...seat.gpus] })
+      seat.taken()
+    }
+  }
 
   function fillKept(): void {
     const firsts = queue.firsts(now, (kind) => {
@@ -97,9 +129,10 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
     }
   }
 
-  function fillSlots(open: readonly N[]): void {
+  function fillSlots(open: readonly N[], isAsked: (kind: string) => boolean = () => true): void {
     const found = new Map<string, Chosen<N> | null>()
     const fits = (kind: string): boolean => {
+      if (!isAsked(kind)) return false
       let place = found.get(kind)
       if (place === undefined) {
         const wanted = wantedOf(kind)

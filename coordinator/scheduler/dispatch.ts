@@ -20,14 +20,16 @@ import type { HeldAttempt, Member, Members } from "../fleet/members.ts"
 import type { JobFacts, KnownJobs } from "../jobs/job-facts.ts"
 import { withSharedValues } from "../jobs/inputs.ts"
 import type { Plans } from "../jobs/plans.ts"
+import type { CapacityWanted, HeldCapacity } from "../jobs/submit.ts"
 import type { Store } from "../store/store.ts"
 import { awaitedById, choosePlaces, isOverfull, type Round } from "./choose-places.ts"
 import type { TaskKey } from "../store/tasks.ts"
 import { grantTasks, type GrantedTaskRow, type GrantOutcome, type Place, type Shortage } from "./grant.ts"
 import type { KeptNodes } from "./kept-nodes.ts"
 import type { Pace } from "./pace.ts"
-import type { PlaceableNode, Wanted } from "./place.ts"
+import { occupy, type PlaceableNode, type Wanted } from "./place.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
+import type { Granting, Reservations } from "./reservations.ts"
 import { usedBeside } from "./tasks-ahead.ts"
 import { createTakeBacks, type Ask } from "./take-back.ts"
 import type { GivenInputs, GrantedInputs } from "./task-inputs.ts"
@@ -36,6 +38,8 @@ import type { GivenInputs, GrantedInputs } from "./task-inputs.ts"
 export interface Dispatch extends AsyncDisposable {
   /** Something changed that may let work start. Many calls of one turn lead to one look. */
   wake(): void
+  /** Holds capacity for a job that is about to be made; `no_capacity` when so much is not free now. */
+  reserve(wanted: CapacityWanted): HeldCapacity
   /** Grants nothing any more: the coordinator stops. */
   stop(): void
 }
@@ -57,6 +61,7 @@ export interface DispatchParts {
   plans: Plans
   queue: ReadyQueue
   kept: KeptNodes
+  reservations: Reservations
   pace: Pace
   watch: JobWatch
   runtimes: Runtimes
@@ -91,6 +96,8 @@ export function createDispatch(parts: DispatchParts): Dispatch {
   const takeBacks = createTakeBacks(clock)
   /** Nodes on which all that waits of a job failed a moment ago. */
   const avoided = new Map<number, { nodes: ReadonlySet<string>; untilMs: number }>()
+  /** Placed, and not in the rows yet: admission must not count on that room. */
+  let granting: (Granting & Pick<Place, "gpus">)[] = []
   let awaited: ReadonlyMap<string, number> = new Map()
   let waiting = false
   let stopped = false
@@ -126,6 +133,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
         {
           ...parts,
           awaited,
+          reserved: parts.reservations.look(nodes),
           wanted,
           avoids: avoidedBy,
           now: clock.now(),
@@ -149,11 +157,14 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     })
     const at = clock.now()
     let outcome: GrantOutcome
+    granting = places
     try {
       outcome = await parts.store.write((tx) => grantTasks(tx, places, at))
     } catch (error) {
       for (const [job, its] of Map.groupBy(places, ({ job }) => job)) queue.putBack(job, its.length)
       throw error
+    } finally {
+      granting = []
     }
     settle(places, outcome)
     await send(outcome.granted)
@@ -214,14 +225,27 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     return nodes
   }
 
+  /** As `placeableNodes`, less what is about to be granted. */
+  function freeNodes(): PlaceableMember[] {
+    const nodes = placeableNodes()
+    const byId = new Map(nodes.map((node) => [node.id, node]))
+    for (const { job, node: id, gpus } of granting) {
+      const node = byId.get(id)
+      const facts = parts.known.get(job)
+      if (node && facts) occupy(node, facts.requirements, gpus)
+    }
+    return nodes
+  }
+
   function wanted(job: number): Wanted | undefined {
     const facts = parts.known.get(job)
     if (!facts) return undefined
+    const { reservations } = parts
     return {
       requirements: facts.requirements,
-      paceMs: parts.pace.of(job),
+      paceMs: reservations.isGuaranteed(job) ? null : parts.pace.of(job),
       isWarm: (node) => memberOf(node).standing?.warm.has(facts.revision) ?? false,
-      mayRun: (node) => parts.runtimes.canRun(facts.revision, memberOf(node)),
+      mayRun: (node) => reservations.mayUse(facts, node.id) && parts.runtimes.canRun(facts.revision, memberOf(node)),
     }
   }
 
@@ -232,7 +256,8 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     for (const node of facts ? nodes : []) {
       if (found.length === 2) break
       if (!facts || node.member.probation !== null || slots(node.capacity, facts.requirements) === 0) continue
-      if (parts.runtimes.canRun(facts.revision, node.member)) found.push(node)
+      if (parts.reservations.mayUse(facts, node.id) && parts.runtimes.canRun(facts.revision, node.member))
+        found.push(node)
     }
     return found
   }
@@ -406,6 +431,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
 
   return {
     wake,
+    reserve: (wanted) => parts.reservations.admit(wanted, freeNodes(), granting),
     stop() {
       stopped = true
       lookAgain?.cancel()

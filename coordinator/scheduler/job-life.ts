@@ -20,6 +20,7 @@ import { countTasks, firstFailure } from "../store/tasks.ts"
 import { shareInUse } from "./fairness.ts"
 import type { Pace } from "./pace.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
+import type { Reservations } from "./reservations.ts"
 import type { RuntimeSpecs } from "./runtime-specs.ts"
 
 /**
@@ -71,6 +72,7 @@ export interface JobLifeParts extends EndEarlyParts {
   background: Background
   known: KnownJobs
   queue: ReadyQueue
+  reservations: Pick<Reservations, "know" | "over">
   pace: Pace
   watch: JobWatch
   specs: RuntimeSpecs
@@ -134,6 +136,7 @@ export function createJobLife(parts: JobLifeParts): JobLife {
   async function know(facts: JobFacts): Promise<void> {
     if (!parts.specs.known(facts.revision)) await parts.specs.refresh(revisionId(facts.revision))
     known.put(facts)
+    parts.reservations.know(facts)
   }
 
   function ready(facts: JobFacts, tasks: number, since = facts.readySince): void {
@@ -179,7 +182,7 @@ export function createJobLife(parts: JobLifeParts): JobLife {
 
   function finish(jobs: readonly number[]): void {
     for (const seq of jobs) {
-      queue.remove(seq)
+      forgetQueued(seq)
       background.run(`finish ${seq}`, async (signal) => {
         const facts = known.get(seq)
         await finishJob(parts, seq, signal)
@@ -211,6 +214,12 @@ export function createJobLife(parts: JobLifeParts): JobLife {
     background.run(`take up ${seq}`, () => takeUp(seq))
   }
 
+  /** Nothing more of it will start: what was reserved for it is free. */
+  function forgetQueued(seq: number): void {
+    queue.remove(seq)
+    if (parts.reservations.over(seq)) parts.wake()
+  }
+
   function endBy(seq: number, end: { status: "cancelled" | "failed"; error: string }): void {
     background.run(`end ${seq}`, async () => {
       const ended = await endEarly(parts, seq, end)
@@ -220,7 +229,7 @@ export function createJobLife(parts: JobLifeParts): JobLife {
 
   /** The job has ended before its tasks: nodes stop, rows and dependents follow, what was done is merged. */
   function over(job: JobHead, spent: readonly ClaimNumber[], reason: string): void {
-    queue.remove(job.seq)
+    forgetQueued(job.seq)
     parts.spend(spent, reason)
     watch.changed([job.seq])
     settle(job.seq)

@@ -127,7 +127,7 @@ function nearestToFree(
 }
 
 /** The largest part of what the node lends that is taken and needed: 0 when the task fits now. */
-function missingShare({ capacity, used }: PlaceableNode, need: Requirements): number {
+export function missingShare({ capacity, used }: PlaceableNode, need: Requirements): number {
   const free = freeOf(capacity, used)
   const share = (needed: number, has: number, all: number): number => (all === 0 ? 0 : Math.max(0, needed - has) / all)
   return Math.max(

@@ -10,8 +10,11 @@ import { mostAttempts } from "../fleet/node-rules.ts"
 import type { Member, MemberFacts, Members, Standing } from "../fleet/members.ts"
 import type { QueueReason, QueueReasons } from "../jobs/read/read-job.ts"
 import { waitsFor } from "../jobs/text.ts"
+import type { KnownJobs } from "../jobs/job-facts.ts"
 import type { KeptNodes } from "./kept-nodes.ts"
 import type { ReadyQueue } from "./ready-queue.ts"
+import type { Pace } from "./pace.ts"
+import type { Reservations, Taken } from "./reservations.ts"
 import type { RuntimeSpecs, Trouble } from "./runtime-specs.ts"
 
 /** How far the runtime of the job's revision is. */
@@ -45,6 +48,10 @@ export interface QueueFacts {
    * `nodes`.
    */
   kept: "for_it" | "for_others" | null
+  /** When the first slot that fits it becomes free, as far as run times so far tell; null where nothing tells honestly. */
+  etaSeconds: number | null
+  /** It waits for what is its own: seats that were promised and have no room, or a machine free of others. */
+  ownWaits: "seats" | "node" | null
 }
 
 /** Why a waiting job waits: the first thing that would have to change. Pure; names no machine (interfaces, queue_reason). */
@@ -92,6 +99,20 @@ export function queueReason(facts: QueueFacts): QueueReason {
     default:
       return unreachable(runtime)
   }
+  if (facts.ownWaits === "node") {
+    return because(
+      "reservation_wait",
+      "it is to have a machine to itself, and no machine that fits is free of other accounts' work",
+      "Nothing to do: a machine is made free for it when it has waited for a while. Without placement_policy dedicated it starts sooner.",
+    )
+  }
+  if (facts.ownWaits === "seats") {
+    return because(
+      "reservation_wait",
+      "machines on which its capacity was reserved are gone, and the others are full",
+      "Nothing to do: what becomes free goes to it before anything else.",
+    )
+  }
   if (facts.higherWaits) {
     return because(
       "held_by_priority",
@@ -107,11 +128,12 @@ export function queueReason(facts: QueueFacts): QueueReason {
     )
   }
   if (busy >= eligible) {
-    return because(
+    const reason = because(
       "capacity_busy",
-      `all ${eligible} ${eligible === 1 ? "slot that fits is" : "slots that fit are"} taken${facts.kept === "for_others" ? ", or kept for a task that has waited longer" : ""}`,
+      `all ${eligible} ${eligible === 1 ? "slot that fits is" : "slots that fit are"} taken${facts.kept === "for_others" ? ", reserved, or kept for a task that has waited longer" : " or reserved"}`,
       "Nothing to do: it starts when one is free. Smaller requirements fit more machines.",
     )
+    return facts.etaSeconds === null ? reason : { ...reason, eta_s: facts.etaSeconds }
   }
   return because(
     "runtime_preparing",
@@ -184,8 +206,11 @@ function needed(need: Requirements): string {
 
 interface QueueReasonParts {
   members: Members
-  queue: Pick<ReadyQueue, "isFirst" | "isBlocked">
+  queue: Pick<ReadyQueue, "isFirst" | "isBlocked" | "first">
+  pace: Pick<Pace, "of">
   kept: Pick<KeptNodes, "jobOn" | "isWaitingFor">
+  reservations: Pick<Reservations, "waitsFor" | "takenFrom">
+  known: Pick<KnownJobs, "get">
   specs: Pick<RuntimeSpecs, "canRun" | "trouble">
   policy: PlacementPolicy
   clock: Clock
@@ -198,14 +223,23 @@ export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
       const live = liveMembers(parts.members, parts.clock.now())
       if (blockedBy.length > 0) return dependencyReason(blockedBy, slotsFor(submission.requirements, live))
       const isForOther = ({ id }: LiveMember): boolean => (parts.kept.jobOn(id) ?? head.seq) !== head.seq
+      const facts = parts.known.get(head.seq)
+      const asLeft = (member: LiveMember): QueueNode => {
+        const node = asNode(member)
+        const taken = facts ? parts.reservations.takenFrom(facts, member.id) : null
+        if (taken === "all" || isForOther(member)) return withoutRoom(node)
+        return taken ? withLess(node, taken) : node
+      }
       return queueReason({
-        nodes: live.map((member) => (isForOther(member) ? withoutRoom(asNode(member)) : asNode(member))),
+        nodes: live.map(asLeft),
         requirements: submission.requirements,
         policy: parts.policy,
         runtime: runtimeOf(parts, head.revision, live),
         higherWaits: !parts.queue.isFirst(head.seq, parts.clock.now()),
         budgetShort: parts.queue.isBlocked(head.seq),
         kept: parts.kept.isWaitingFor(head.seq) ? "for_it" : live.some(isForOther) ? "for_others" : null,
+        etaSeconds: etaSeconds(parts, head.seq, submission.requirements, live),
+        ownWaits: parts.reservations.waitsFor(head.seq),
       })
     },
     contactLost({ submission }) {
@@ -218,6 +252,35 @@ export function createQueueReasons(parts: QueueReasonParts): QueueReasons {
     return countSlots(allowed, requirements)
   }
 }
+
+/**
+ * For the job that is served next alone: who stands behind others cannot be told when. The first end, by its job's usual run
+ * time, of a running task that leaves room enough.
+ */
+function etaSeconds(
+  { queue, pace, clock }: QueueReasonParts,
+  job: number,
+  need: Requirements,
+  live: readonly LiveMember[],
+): number | null {
+  if (queue.first(clock.now(), () => true)?.seq !== job) return null
+  let soonestMs = Number.POSITIVE_INFINITY
+  for (const { attempts } of live) {
+    for (const attempt of attempts.values()) {
+      const paceMs = pace.of(attempt.job)
+      if (attempt.startedAt === null || paceMs === null || !leavesRoom(attempt.requirements, need)) continue
+      soonestMs = Math.min(soonestMs, Math.max(0, attempt.startedAt + paceMs - clock.now()))
+    }
+  }
+  return Number.isFinite(soonestMs) ? Math.ceil(soonestMs / 1000) : null
+}
+
+const leavesRoom = (its: Requirements, need: Requirements): boolean =>
+  its.cpu >= need.cpu &&
+  its.memoryMb >= need.memoryMb &&
+  its.storageGb >= need.storageGb &&
+  its.gpuCount >= need.gpuCount &&
+  (its.gpuMemoryMb ?? 0) >= (need.gpuMemoryMb ?? 0)
 
 type LiveMember = Member & { facts: MemberFacts; standing: Standing }
 
@@ -245,6 +308,19 @@ function asNode({ facts, standing, roles, used, attempts, probation }: LiveMembe
 function withoutRoom(node: QueueNode): QueueNode {
   const { gpus, ...rest } = node.capacity
   return { ...node, used: { ...rest, gpus: new Set(gpus.map(({ uuid }) => uuid)) } }
+}
+
+function withLess(node: QueueNode, taken: Taken): QueueNode {
+  const { used } = node
+  return {
+    ...node,
+    used: {
+      cpu: used.cpu + taken.cpu,
+      memoryMb: used.memoryMb + taken.memoryMb,
+      storageGb: used.storageGb + taken.storageGb,
+      gpus: new Set([...used.gpus, ...taken.gpus]),
+    },
+  }
 }
 
 function runtimeOf({ specs, policy }: QueueReasonParts, revision: string, live: readonly LiveMember[]): RuntimeState {

@@ -29,6 +29,8 @@ export interface RuntimeSpecs extends Runtimes {
   failedOn(revision: string, member: Member, reason: FailedSetup): void
   /** This node could not prepare the revision, by its own fault: it is left alone with it for `REST_MS`. */
   restOn(revision: string, member: Member, message: string): void
+  /** Can the node run tasks of it now, and is it ready there? */
+  runsOn(revision: string, member: Member | undefined): { can: boolean; warm: boolean }
   /** Is it left alone with the revision for now? */
   rests(revision: string, member: Member): boolean
   /** It is ready there: what went wrong before is forgotten. */
@@ -177,17 +179,23 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
   const rests = (revision: string, member: Member): boolean =>
     (unable.get(revision)?.get(member.id)?.restsUntilMs ?? 0) > parts.clock.monotonicMs()
 
+  function canRun(revision: string, member: Member): boolean {
+    const one = known.get(revision)
+    if (!one || failed.get(revision)?.has(member.id) || rests(revision, member)) return false
+    return member.facts?.runtime === "process" || one.revision.image !== null
+  }
+
   return {
     refresh,
     rests,
     known: (revision) => known.get(revision),
     runtime,
     contentGrant,
-    canRun(revision, member) {
-      const one = known.get(revision)
-      if (!one || failed.get(revision)?.has(member.id) || rests(revision, member)) return false
-      return member.facts?.runtime === "process" || one.revision.image !== null
-    },
+    canRun,
+    runsOn: (revision, member) => ({
+      can: member !== undefined && canRun(revision, member),
+      warm: member?.standing?.warm.has(revision) ?? false,
+    }),
     async spec(job: JobFacts, member): Promise<TaskSpec> {
       const { project, revision } = present(known.get(job.revision), "the revision of a job that is granted")
       return {

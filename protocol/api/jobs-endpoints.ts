@@ -11,6 +11,7 @@ import {
   jobResultsReply,
   jobsQuery,
   jobsReply,
+  leaseReply,
   resultsQuery,
   resultsReply,
   retryJobBody,
@@ -178,6 +179,16 @@ export const listResults = endpoint({
   reply: resultsReply,
 })
 
+export const getLease = endpoint({
+  id: "leases",
+  method: "GET",
+  path: "/api/v1/leases/:job_id",
+  access: "viewer",
+  summary: "How many of a job's tasks are done, and the capacity that is reserved for it.",
+  query: account,
+  reply: leaseReply,
+})
+
 export const jobEndpoints = [
   createJob,
   listJobs,
@@ -192,4 +203,5 @@ export const jobEndpoints = [
   watchJobs,
   getJobResults,
   listResults,
+  getLease,
 ] as const

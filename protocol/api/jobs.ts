@@ -519,6 +519,34 @@ export const jobMetricsReply = z.object({
   billed_usd: usdAmount,
 })
 
+/** GET /leases/:job_id (V-005). */
+export const leaseReply = z.object({
+  leases: z.object({
+    total: z.int(),
+    /** Completed. */
+    done: z.int(),
+    failed: z.int(),
+    /** Because contact with a machine was lost; retries of failed tasks are not counted. */
+    requeued: z.int(),
+  }),
+  /** Absent where nothing is guaranteed; it stays when it is over. */
+  reservation: z
+    .object({
+      mode: z.literal("guaranteed"),
+      parallelism: z.int(),
+      guaranteed_for_s: z.int(),
+      max_wait_s: z.int(),
+      routing_profile: z.enum(["cpu", "gpu"]),
+      requirements,
+      active: z.boolean(),
+      admitted_at: timestamp,
+      expires_at: timestamp,
+      /** Of `parallelism`, what the job's own tasks do not use at this moment; 0 when it is not active. */
+      available_parallelism: z.int(),
+    })
+    .optional(),
+})
+
 const links = z.object({
   job: z.string(),
   tasks: z.string(),

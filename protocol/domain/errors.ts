@@ -20,6 +20,7 @@ export const ERROR_STATUS = {
   conflict: 409,
   no_revision: 409,
   project_busy: 409,
+  no_capacity: 409,
   request_in_flight: 409,
   held_funds: 409,
   gone: 410,
@@ -112,6 +113,10 @@ export const ERROR_GUIDE: Readonly<Record<ErrorCode, { meaning: string; next: st
   project_busy: {
     meaning: "The project is initializing or refreshing.",
     next: "Follow GET /api/v1/projects/:name/status and push again once init_state is another.",
+  },
+  no_capacity: {
+    meaning: "So much capacity cannot be reserved now.",
+    next: "Ask for less parallelism, allow max_wait_s, or submit as best_effort.",
   },
   request_in_flight: {
     meaning: "A request with this Idempotency-Key is still being worked on.",

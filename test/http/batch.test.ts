@@ -30,7 +30,14 @@ beforeEach(async () => {
   interrupt = async () => {}
   logged = []
   const log: Log = { ...silentLog, error: (event) => void logged.push(event) }
-  const parts = { ...rig, random: systemRandom, prices: DEFAULT_PRICES, quoteTtlMs: 60_000, plan: () => {} }
+  const parts = {
+    ...rig,
+    random: systemRandom,
+    prices: DEFAULT_PRICES,
+    quoteTtlMs: 60_000,
+    plan: () => {},
+    reserve: nothingReserved,
+  }
   mountBatch(door.app, {
     log,
     async submitBatch(request) {
@@ -185,9 +192,20 @@ test("GAP-69: the same key and body give the first answer again; another body is
   expect((await post(sent, "k", TEST_TOKENS.bob)).get("submitted")).toBe(0)
 })
 
+const nothingReserved = (): never => {
+  throw new Error("no job of these reserves anything")
+}
+
 test("GAP-41, GAP-69: a batch that was interrupted goes on where it stopped, and makes no job twice", async () => {
   const sent = { jobs: jobs(60) }
-  const parts = { ...rig, random: systemRandom, prices: DEFAULT_PRICES, quoteTtlMs: 60_000, plan: () => {} }
+  const parts = {
+    ...rig,
+    random: systemRandom,
+    prices: DEFAULT_PRICES,
+    quoteTtlMs: 60_000,
+    plan: () => {},
+    reserve: nothingReserved,
+  }
   // Forty were made, and then the coordinator fell over.
   interrupt = async (request) => {
     await submitBatch(parts, { ...request, elements: request.elements.slice(0, 40) })

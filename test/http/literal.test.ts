@@ -48,7 +48,7 @@ beforeAll(async () => {
       ...PROJECT_FILES,
       "job.py": JOB_PY,
       "script.py": ECHO_PY,
-"train.py": ECHO_PY,
+      "train.py": ECHO_PY,
       "evaluate.py": name === "my-proj" ? ECHO_PY : SCORE_PY,
       "eval.py": ECHO_PY,
       "simulate.py": ECHO_PY,

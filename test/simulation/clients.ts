@@ -90,8 +90,8 @@ export class Clients {
     // What it depends on may be gone with what came after the copy that the coordinator was restored from.
     if (answer.status === 422 && dependsOn.length > 0 && this.#era !== era) return
     if (answer.status !== 201) {
-      if (answer.status !== 402)
-        this.#watch.wrong(`submit ${name} was answered ${answer.status}: ${answer.body.toString()}`)
+      const isRefused = answer.status === 402 || (answer.status === 409 && "reservation" in body)
+      if (!isRefused) this.#watch.wrong(`submit ${name} was answered ${answer.status}: ${answer.body.toString()}`)
       return
     }
     const { id } = JSON.parse(answer.body.toString()) as { id: string }

@@ -126,6 +126,7 @@ function actionsOf(chance: Chance, busyMs: number): Action[] {
     const atMs = chance.between(100, busyMs * 0.8)
     const body = jobBody(chance, name)
     leaveCheckpoints(body, chance.of(`${name} checkpoints`))
+    reserveCapacity(body, chance.of(`${name} reservation`))
     const before = submitted.filter((other) => other.client === client && other.atMs < atMs)
     actions.push({ atMs, client, kind: "submit", name, body, after: upstreamsOf(chance.of(`${name} after`), before) })
     submitted.push({ name, client, atMs })
@@ -213,6 +214,15 @@ function leaveCheckpoints(body: Record<string, unknown>, chance: Chance): void {
   if (body["type"] !== "structured_runner" || !chance.happens(0.4)) return
   script.steps = chance.pick([2, 5, 20])
   body["checkpointing"] = { enabled: true, resume_from_latest: true }
+}
+
+/** Some jobs have capacity of their own; what cannot be had is refused, and that is fine. */
+function reserveCapacity(body: Record<string, unknown>, chance: Chance): void {
+  if (chance.happens(0.12)) {
+    const guaranteed_for_s = chance.pick([3, 20, 3600])
+    body["reservation"] = { mode: "guaranteed", parallelism: chance.pick([1, 1, 2, 3]), guaranteed_for_s }
+  }
+  if (chance.happens(0.08)) body["placement_policy"] = "dedicated"
 }
 
 function faultsOf(chance: Chance, busyMs: number, nodes: number): Fault[] {

@@ -123,7 +123,10 @@ export async function startFleet(options: FleetOptions = {}): Promise<Fleet> {
 
   async function addNode(node: NodeOptions = {}): Promise<FleetNode> {
     const name = `node-${nodes.length + 1}`
-    const issued = await admin("POST", "/api/v1/admin/nodes/tokens", { max_uses: 1, roles: ["worker", "builder"] })
+    const issued = await admin("POST", "/api/v1/admin/nodes/tokens", {
+      max_uses: 1,
+      roles: ["worker", "builder", "sealed"],
+    })
     const home = join(folder, name)
     const logFile = join(folder, `${name}.log`)
     const runtime = node.runtime ?? "process"

@@ -205,6 +205,7 @@ export async function startJobRig(
           quoteTtlMs: 1000,
           jobRetentionMs,
           plan: () => {},
+          reserve: () => ({ keep: () => {}, [Symbol.dispose]: () => {} }),
         },
         request,
       ),

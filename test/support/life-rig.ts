@@ -66,6 +66,7 @@ async function startLife(rig: JobRig): Promise<Pick<LifeRig, "life" | "known" | 
     background,
     known,
     queue,
+    reservations: { know: () => {}, over: () => false },
     pace: createPace(),
     specs: createRuntimeSpecs({
       store,

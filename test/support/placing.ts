@@ -3,6 +3,7 @@ import type { Requirements } from "../../protocol/domain/requirements.ts"
 import { awaitedById, choosePlaces, type Round } from "../../coordinator/scheduler/choose-places.ts"
 import { createKeptNodes, type KeptNodes } from "../../coordinator/scheduler/kept-nodes.ts"
 import type { PlaceableNode, Wanted } from "../../coordinator/scheduler/place.ts"
+import { NOTHING_RESERVED } from "../../coordinator/scheduler/reservations.ts"
 import { createReadyQueue, type ReadyJob, type ReadyQueue } from "../../coordinator/scheduler/ready-queue.ts"
 
 /** The real queue, the real keeping and placing, and a fleet of numbers: what runs when is the test's. */
@@ -49,6 +50,7 @@ export function createPlacing(ageingMs: number): Placing {
           queue,
           kept,
           awaited,
+          reserved: NOTHING_RESERVED,
           wanted: (job) => jobs.get(job),
           avoids: () => undefined,
           now: nowMs,

@@ -6,6 +6,7 @@ import { createKeptNodes } from "../../coordinator/scheduler/kept-nodes.ts"
 import { createPace } from "../../coordinator/scheduler/pace.ts"
 import type { PlaceableNode, Wanted } from "../../coordinator/scheduler/place.ts"
 import { createReadyQueue } from "../../coordinator/scheduler/ready-queue.ts"
+import { NOTHING_RESERVED } from "../../coordinator/scheduler/reservations.ts"
 import { usedBeside } from "../../coordinator/scheduler/tasks-ahead.ts"
 import { createTakeBacks, type HeldTask } from "../../coordinator/scheduler/take-back.ts"
 import { needs } from "./placing.ts"
@@ -112,6 +113,7 @@ export function runFleet(fleet: Fleet, work: readonly ScriptedWork[], untilSeq: 
           queue,
           kept,
           awaited,
+          reserved: NOTHING_RESERVED,
           wanted,
           avoids: () => undefined,
           now: nowMs,

@@ -31,10 +31,12 @@ import {
 } from "../../coordinator/projects/shared-state.ts"
 import { findNamedArtifact, missingArtifacts } from "../../coordinator/store/artifacts.ts"
 import { giveSharedValues, sharedValuesOf } from "../../coordinator/store/shared-values.ts"
+import { leaseOnWire } from "../../coordinator/jobs/read/lease.ts"
 import { stageBlob } from "../../coordinator/store/blobs.ts"
 import { newestEventId, tallyRead } from "../../coordinator/store/event-tally.ts"
 import { countActiveJobs, unfinishedJobs } from "../../coordinator/store/jobs.ts"
 import { lastDurableAt, putTaskProgress, tasksWithRemains } from "../../coordinator/store/checkpoints.ts"
+import { openReservations } from "../../coordinator/store/reservations.ts"
 import { activeJobs, jobsInQueue, tasksWithNodes } from "../../coordinator/store/stuck-jobs.ts"
 import type { Store } from "../../coordinator/store/store.ts"
 import { countTasks, liveAttempts, taskKey } from "../../coordinator/store/tasks.ts"
@@ -138,6 +140,7 @@ test("architecture §4: no statement of a job's life reads a growing table whole
       tag === null ? { queuedBefore: 0, cancelledJobs: 0 } : { queuedBefore: 1, cancelledJobs: 1 },
     )
   }
+  const promised = await rig.queued(account, { reservation: { mode: "guaranteed", parallelism: 1 } })
 
   async function inputsOf(seq: number): Promise<void> {
     const at = rig.clock.now()
@@ -181,6 +184,12 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   await readJob(parts, job.id, account)
   for (const { job: one } of dependents) await jobOnWire(parts, await readJob(parts, one.id, account))
   await jobOnWire(parts, resuming)
+  const reserving = await readJobBySeq(rig.store, promised.seq)
+  if (!reserving) throw new Error("the job is there")
+  expect((await leaseOnWire(parts, reserving)).reservation).toMatchObject({ active: true })
+  expect(await rig.store.read(openReservations)).toHaveLength(1)
+  await rig.cancel(promised)
+  expect(await rig.store.read(openReservations)).toEqual([])
   for await (const row of taskRows(parts, resuming, [0])) expect(row.checkpoint).not.toBe(null)
   const { indexes } = await pageOfIndexes(parts, read, ["completed"], { limit: 10, offset: 5 })
   for await (const row of taskRows(parts, read, indexes)) expect(row.status).toBe("completed")

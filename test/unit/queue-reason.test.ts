@@ -22,6 +22,8 @@ const facts = (more: Partial<QueueFacts>): QueueFacts => ({
   higherWaits: false,
   budgetShort: false,
   kept: null,
+  etaSeconds: null,
+  ownWaits: null,
   ...more,
 })
 
@@ -82,6 +84,21 @@ test("architecture §5.4: a job says when a machine is kept for it, and one that
   const small = queueReason(facts({ nodes: [node(2)], kept: "for_others" }))
   expect([small.code, small.message]).toEqual(["capacity_busy", expect.stringContaining("waited longer")])
   expect(queueReason(facts({ nodes: [node(2)] })).message).not.toContain("kept")
+})
+
+test("V-006, SC-006: who waits for seats that were promised, or for a machine to itself, says so with its counts", () => {
+  const seats = queueReason(facts({ nodes: [node(2)], ownWaits: "seats" }))
+  expect(seats).toMatchObject({ code: "reservation_wait", eligible_slots: 2, busy_slots: 2 })
+  const alone = queueReason(facts({ nodes: [node(1)], ownWaits: "node", higherWaits: true }))
+  expect(alone).toMatchObject({ code: "reservation_wait", eligible_slots: 2, busy_slots: 1 })
+  expect(alone.message).toContain("free of other accounts")
+  expect(queueReason(facts({ nodes: [], ownWaits: "node" })).code).toBe("no_matching_capacity")
+})
+
+test("eta_s is told where it is known, and left out where nothing tells", () => {
+  expect(queueReason(facts({ nodes: [node(2)], etaSeconds: 7 }))).toMatchObject({ code: "capacity_busy", eta_s: 7 })
+  expect(queueReason(facts({ nodes: [node(2)] }))).not.toHaveProperty("eta_s")
+  expect(queueReason(facts({ nodes: [node(0)], etaSeconds: 7 }))).not.toHaveProperty("eta_s")
 })
 
 test("a job behind another of its account, and one whose hold is reserved, say so", () => {

@@ -238,9 +238,6 @@ test("C-18: asking for a GPU and against one is a contradiction", () => {
 test("what a later version brings is refused by name, never accepted and ignored", () => {
   const later: [string, object][] = [
     ["recipe", { recipe: "packing" }],
-    ["reservation.mode guaranteed", { reservation: { mode: "guaranteed", parallelism: 2 } }],
-    ["execution_policy sealed", { execution_policy: "sealed" }],
-    ["placement_policy dedicated", { placement_policy: "dedicated" }],
     [
       "payload._artifacts.upload.m.url",
       { payload: { _artifacts: { upload: { m: { path: "m", url: "https://s3.example.com/m" } } } } },
@@ -265,6 +262,44 @@ test("J-011, GAP-62: depends_on names up to 100 jobs, each counted once", () => 
   expect(problemPaths({ ...least, depends_on: [...ids, "job_20260312_143000_one_more"] })).toEqual(["depends_on"])
   expect(problemPaths({ ...least, depends_on: [ids[0], 7] })).toEqual(["depends_on[1]"])
   expect(problemPaths({ ...least, depends_on: [""] })).toEqual(["depends_on[0]"])
+})
+
+test("V-001, V-002, V-004: a guarantee needs its parallelism, has documented defaults and bounds, and best effort is the default", () => {
+  const reservationOf = (reservation: object | undefined) =>
+    parseSubmission({ ...least, ...(reservation && { reservation }) }).submission.reservation
+  expect(reservationOf({ mode: "guaranteed", parallelism: 2 })).toEqual({
+    mode: "guaranteed",
+    parallelism: 2,
+    guaranteedForSeconds: 3600,
+    maxWaitSeconds: 0,
+  })
+  expect(reservationOf({ mode: "guaranteed", parallelism: 1, guaranteed_for_s: 1800, max_wait_s: 600 })).toEqual({
+    mode: "guaranteed",
+    parallelism: 1,
+    guaranteedForSeconds: 1800,
+    maxWaitSeconds: 600,
+  })
+  for (const nothing of [undefined, {}, { mode: "best_effort" }]) {
+    expect(reservationOf(nothing)).toEqual({ mode: "best_effort" })
+  }
+  for (const [wrong, path] of [
+    [{ mode: "guaranteed" }, "reservation.parallelism"],
+    [{ mode: "guaranteed", parallelism: 0 }, "reservation.parallelism"],
+    [{ mode: "guaranteed", parallelism: 1001 }, "reservation.parallelism"],
+    [{ mode: "guaranteed", parallelism: 1, guaranteed_for_s: 0 }, "reservation.guaranteed_for_s"],
+    [{ mode: "guaranteed", parallelism: 1, guaranteed_for_s: 86_401 }, "reservation.guaranteed_for_s"],
+    [{ mode: "certain" }, "reservation.mode"],
+  ] as const) {
+    expect(problemPaths({ ...least, reservation: wrong }), JSON.stringify(wrong)).toEqual([path])
+  }
+})
+
+test("SC-005, SC-007: sealed is for recipes only; shared and sandboxed are the defaults; dedicated is accepted", () => {
+  expect(problemPaths({ ...least, execution_policy: "sealed" })).toEqual(["execution_policy"])
+  expect(parseSubmission(least).submission).toMatchObject({ executionPolicy: "sandboxed", placementPolicy: "shared" })
+  const asked = { ...least, execution_policy: "sandboxed", placement_policy: "dedicated" }
+  expect(parseSubmission(asked).submission).toMatchObject({ placementPolicy: "dedicated" })
+  expect(problemPaths({ ...least, placement_policy: "alone" })).toEqual(["placement_policy"])
 })
 
 test("defaults of what a later version brings are accepted", () => {

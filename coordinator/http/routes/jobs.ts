@@ -4,6 +4,7 @@ import {
   getJob,
   getJobMetrics,
   getJobOutput,
+  getLease,
   listJobEvents,
   listJobs,
   listTasks,
@@ -14,6 +15,7 @@ import { chargedByJob } from "../../billing/holds.ts"
 import { createAggregates } from "../../jobs/read/aggregates.ts"
 import { eventOnWire, readLog } from "../../jobs/read/events.ts"
 import { jobOnWire, newJobOnWire, retriedJobOnWire, summaryFacts } from "../../jobs/read/job-object.ts"
+import { leaseOnWire } from "../../jobs/read/lease.ts"
 import { findJobs, jobListRows, storedStatuses } from "../../jobs/read/list.ts"
 import { metricsOnWire } from "../../jobs/read/metrics.ts"
 import { jobOutput, OUTPUT_LIMITS } from "../../jobs/read/output.ts"
@@ -125,5 +127,10 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
     const { head } = await find(request)
     const billed = await parts.store.read((view) => chargedByJob(view, head.id))
     return metricsOnWire(head, billed, parts.clock.now())
+  })
+
+  mount(app, getLease, async (request) => {
+    const { job_id: id } = request.params
+    return leaseOnWire(parts, await readJob(parts, jobId(id), scopeOf(request)))
   })
 }

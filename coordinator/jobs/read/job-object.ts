@@ -10,6 +10,7 @@ import { present } from "../../../protocol/base/assert.ts"
 import { JsonText } from "../../../protocol/base/json-text.ts"
 import { taskId } from "../../../protocol/domain/ids.ts"
 import { usd } from "../../../protocol/domain/money.ts"
+import type { Requirements } from "../../../protocol/domain/requirements.ts"
 import type { FailureKind } from "../../../protocol/domain/statuses.ts"
 import type { HeldAttempt, Members } from "../../fleet/members.ts"
 import { checkpointTotals } from "../../store/checkpoints.ts"
@@ -219,14 +220,7 @@ function commonFields(
     max_retries: submission.maxRetries,
     depends_on: submission.dependsOn ?? [],
     callback_url: submission.callbackUrl ?? null,
-    requirements: {
-      cpu: need.cpu,
-      memory_mb: need.memoryMb,
-      storage_gb: need.storageGb,
-      gpu_count: need.gpuCount,
-      ...(need.gpuMemoryMb !== undefined && { gpu_memory_mb: need.gpuMemoryMb }),
-      profile: need.profile,
-    },
+    requirements: requirementsOnWire(need),
     reservation: {
       mode: reservation.mode,
       ...(reservation.parallelism !== undefined && { parallelism: reservation.parallelism }),
@@ -240,6 +234,17 @@ function commonFields(
     created_at: timestampText(head.createdAt),
     started_at: timestampText(head.startedAt),
     completed_at: timestampText(head.completedAt),
+  }
+}
+
+export function requirementsOnWire(need: Requirements): JobOnWire["requirements"] {
+  return {
+    cpu: need.cpu,
+    memory_mb: need.memoryMb,
+    storage_gb: need.storageGb,
+    gpu_count: need.gpuCount,
+    ...(need.gpuMemoryMb !== undefined && { gpu_memory_mb: need.gpuMemoryMb }),
+    profile: need.profile,
   }
 }
 

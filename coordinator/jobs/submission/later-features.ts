@@ -17,9 +17,6 @@ export function refuseLaterFeatures(body: SubmitJobBody): void {
 
 function* laterFields(body: SubmitJobBody): Generator<string> {
   if (body.recipe !== undefined) yield "recipe"
-  if (body.reservation?.mode === "guaranteed") yield "reservation.mode guaranteed"
-  if (body.execution_policy === "sealed") yield "execution_policy sealed"
-  if (body.placement_policy === "dedicated") yield "placement_policy dedicated"
   yield* uploadsElsewhere(body.payload, "payload")
   yield* uploadsElsewhere(body.fixed_payload, "fixed_payload")
   yield* uploadsElsewhere(body.shared_payload, "shared_payload")

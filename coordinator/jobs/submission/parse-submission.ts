@@ -67,9 +67,9 @@ export function parseSubmission(body: unknown): ParsedSubmission {
     priority: fields.priority ?? "normal",
     reliabilityMode: fields.reliability_mode ?? "best_effort",
     requirements: resolveRequirements(fields, problems),
-    reservation: reservation(fields),
-    executionPolicy: "sandboxed",
-    placementPolicy: "shared",
+    reservation: reservation(fields, problems),
+    executionPolicy: executionPolicy(fields, problems),
+    placementPolicy: fields.placement_policy ?? "shared",
     tags: fields.tags ?? [],
     clientRef: fields.client_ref ?? null,
     meta: meta(fields, problems),
@@ -90,6 +90,8 @@ export function parseSubmission(body: unknown): ParsedSubmission {
 
 /** J-007. */
 const DEFAULT_TIMEOUT_S = 3600
+/** Rulings, Reservations. */
+const DEFAULT_GUARANTEE_S = 3600
 /** GAP-25. */
 const LARGEST_META_BYTES = 16 * 1024
 
@@ -271,8 +273,26 @@ const OPERATORS = `${PLAIN_OPERATORS.join(", ")}, weighted_avg:<weight_field>`
 /** Each costs work for every task. */
 const MOST_REDUCE_FIELDS = 1000
 
-function reservation(fields: SubmitJobBody): Reservation {
+/** SC-005: sealed work is a recipe's. */
+function executionPolicy(fields: SubmitJobBody, problems: FieldProblem[]): "sandboxed" {
+  if (fields.execution_policy === "sealed") {
+    problems.push({ path: "execution_policy", problem: "is sealed, which only recipes are: leave it out for projects" })
+  }
+  return "sandboxed"
+}
+
+/** V-001, V-002 and the defaults of rulings, Reservations. */
+function reservation(fields: SubmitJobBody, problems: FieldProblem[]): Reservation {
   const asked = fields.reservation ?? {}
+  if (asked.mode === "guaranteed") {
+    return {
+      mode: "guaranteed",
+      parallelism:
+        asked.parallelism ?? missing(problems, "reservation.parallelism", "how many tasks run side by side", 1),
+      guaranteedForSeconds: asked.guaranteed_for_s ?? DEFAULT_GUARANTEE_S,
+      maxWaitSeconds: asked.max_wait_s ?? 0,
+    }
+  }
   return {
     mode: "best_effort",
     ...(asked.parallelism !== undefined && { parallelism: asked.parallelism }),

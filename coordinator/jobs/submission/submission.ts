@@ -24,7 +24,7 @@ export interface Submission {
   requirements: Requirements
   reservation: Reservation
   executionPolicy: "sandboxed"
-  placementPolicy: "shared"
+  placementPolicy: PlacementWish
   tags: string[]
   clientRef: string | null
   /** `meta.env`, where present, maps strings to strings. */
@@ -109,13 +109,13 @@ export type ReduceOperator =
   | { kind: "sum" | "mean" | "max" | "min" | "concat" | "count" | "collect" }
   | { kind: "weighted_avg"; weightField: string }
 
-/** Only best effort so far; the other fields are kept and shown, without effect (V-004). */
-export interface Reservation {
-  mode: "best_effort"
-  parallelism?: number
-  guaranteedForSeconds?: number
-  maxWaitSeconds?: number
-}
+/** `dedicated`: on a machine that nobody but the job's project uses (SC-006). */
+export type PlacementWish = "shared" | "dedicated"
+
+/** `maxWaitSeconds` is kept and shown, without effect, as are all other fields beside best effort (V-004). */
+export type Reservation =
+  | { mode: "best_effort"; parallelism?: number; guaranteedForSeconds?: number; maxWaitSeconds?: number }
+  | { mode: "guaranteed"; parallelism: number; guaranteedForSeconds: number; maxWaitSeconds: number }
 
 /** What a result should look like. Lists of pairs, so that a field may have any name. */
 export interface ResultSchema {
