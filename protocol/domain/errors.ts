@@ -116,7 +116,7 @@ export const ERROR_GUIDE: Readonly<Record<ErrorCode, { meaning: string; next: st
   },
   no_capacity: {
     meaning: "So much capacity cannot be reserved now.",
-    next: "Ask for less parallelism, allow max_wait_s, or submit as best_effort.",
+    next: "Ask for less parallelism, try again later, or submit the job as best_effort.",
   },
   request_in_flight: {
     meaning: "A request with this Idempotency-Key is still being worked on.",
