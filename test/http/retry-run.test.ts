@@ -112,7 +112,7 @@ test("kill -9 in the middle of a large retry: it is there whole, once, and goes 
     status: "queued",
     task_counts: { queued: count - 1, cancelled: 1 },
   })
-  expect((await holdsOf(id)).map(({ status }) => status).toSorted()).toEqual(["active", "released"])
+  expect(new Set((await holdsOf(id)).map(({ status }) => status))).toEqual(new Set(["active", "released"]))
   await fleet.expectAudit()
   expect((await client.call("PUT", `/api/v1/jobs/${id}/cancel`, {})).status).toBe(200)
   expect(await client.until(id, ({ status }) => status === "cancelled")).toMatchObject({
