@@ -1,5 +1,5 @@
 import { createBackoff } from "../../protocol/base/backoff.ts"
-import { every, sleep, type Clock } from "../../protocol/base/clock.ts"
+import { every, sleep, type Clock, type Timer } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import type { Random } from "../../protocol/base/random.ts"
@@ -198,28 +198,36 @@ class SilenceWatch implements Disposable {
   readonly #stream: MeshStream
   #limitMs = 0
   #lastMs: number
-  #watch: Disposable
+  #look: Timer | null = null
 
   constructor(clock: Clock, stream: MeshStream) {
     this.#clock = clock
     this.#stream = stream
     this.#lastMs = clock.monotonicMs()
-    this.#watch = every(clock, 500, () => {
-      if (this.#clock.monotonicMs() - this.#lastMs > this.#limitMs) this.#stream.reset("nothing heard for too long")
-    })
   }
 
   expect(limitMs: number): void {
     this.#limitMs = limitMs
     this.heard()
+    this.#look?.cancel()
+    this.#lookIn(limitMs)
   }
 
+  /** Every frame is heard: the next look is not moved for it, but set anew when it comes too early. */
   heard(): void {
     this.#lastMs = this.#clock.monotonicMs()
   }
 
+  #lookIn(delayMs: number): void {
+    this.#look = this.#clock.after(delayMs, () => {
+      const restMs = this.#lastMs + this.#limitMs - this.#clock.monotonicMs()
+      if (restMs > 0) this.#lookIn(Math.ceil(restMs))
+      else this.#stream.reset("nothing heard for too long")
+    })
+  }
+
   [Symbol.dispose](): void {
-    this.#watch[Symbol.dispose]()
+    this.#look?.cancel()
   }
 }
 

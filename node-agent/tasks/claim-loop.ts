@@ -1,5 +1,5 @@
 import { assert } from "../../protocol/base/assert.ts"
-import { every, type Clock } from "../../protocol/base/clock.ts"
+import { every, type Clock, type Timer } from "../../protocol/base/clock.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { claimNumber, type ClaimNumber } from "../../protocol/domain/ids.ts"
 import {
@@ -89,7 +89,8 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
   let startedNow: ClaimNumber[] = []
   let idle: (() => void)[] = []
 
-  const progressTimer = every(clock, PROGRESS_INTERVAL_MS, sendProgress)
+  /** Runs only while there is something to send: an idle agent rests. */
+  let progressTimer: Timer | null = null
   const expiryTimer = every(clock, 1_000, stopExpired)
 
   // ── grants ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -204,7 +205,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       progressed({ progress, outputTail }) {
         if (progress !== null) attempt.progress = progress
         if (outputTail !== null) attempt.outputTail = outputTail
-        talking.add(attempt)
+        tell(attempt)
       },
       exited() {
         attempt.exitedAtMs = clock.monotonicMs()
@@ -217,7 +218,13 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
     startedNow = []
   }
 
+  function tell(attempt: Attempt): void {
+    talking.add(attempt)
+    progressTimer ??= clock.after(PROGRESS_INTERVAL_MS, sendProgress)
+  }
+
   function sendProgress(): void {
+    progressTimer = null
     if (talking.size === 0) return
     const items = [...talking].map(({ claim, progress, outputTail }) => ({ claim, progress, output_tail: outputTail }))
     talking.clear()
@@ -355,7 +362,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
         attempt.expiresAtMs = nowMs + (expires_in_ms ?? claimLifetimeMs)
         extendWork(attempt)
         if (attempt.state === "running") running.push(attempt.claim)
-        if (attempt.progress !== null) talking.add(attempt)
+        if (attempt.progress !== null) tell(attempt)
       }
       if (gone.length > 0) spent(gone)
       // What started or was said while contact was lost is said now.
@@ -404,7 +411,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
     },
     activeCount,
     async [Symbol.asyncDispose]() {
-      progressTimer[Symbol.dispose]()
+      progressTimer?.cancel()
       expiryTimer[Symbol.dispose]()
       settle([])
       await Promise.resolve()
