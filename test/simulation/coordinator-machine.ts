@@ -5,6 +5,8 @@ import { join } from "node:path"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { CoordinatorConfig } from "../../coordinator/config.ts"
 import { startCoordinator, type Coordinator } from "../../coordinator/coordinator.ts"
+import { OlderCopy } from "../../coordinator/store/meta.ts"
+import { Committed } from "./committed.ts"
 import { cutDatabases, setDiskFaults } from "./disk/database.ts"
 import { MachineCrashed, type Machine, type Program } from "./machine.ts"
 import type { SimMesh } from "./sim-mesh.ts"
@@ -12,7 +14,8 @@ import type { SimMesh } from "./sim-mesh.ts"
 export interface CoordinatorSettings {
   claimLifetimeMs: number
   lostAfterMs: number
-  heartbeatMs: number
+  /** Null: by the size of the fleet. */
+  heartbeatMs: number | null
   resultSpillBytes: number
 }
 
@@ -30,11 +33,19 @@ export class CoordinatorMachine {
   /** The crash that the next commits will bring: after so many of them, before or after the last one's COMMIT. */
   crashAtCommit: { commits: number; when: "before" | "after"; downMs: number } | null = null
   isDiskFull = false
+  #stored: Committed | null = null
+  #copies = 0
+  /** A node has proved that these data are an older copy: from then on they start only where that is wanted. */
+  #isOlder = false
   /** Told of every COMMIT that was done. */
   committed: (database: RealDatabase.Database) => void = () => {}
   crashed: (downMs: number) => void = () => {}
+  /** Its program is gone, by whatever way. */
+  ended: () => void = () => {}
   /** It could not be started, or stopped by itself. */
   failed: (reason: string) => void = () => {}
+  /** It ended, or did not start, because its data are an older copy. */
+  refusedOlder: () => void = () => {}
 
   constructor(machine: Machine, directory: string, mesh: SimMesh, settings: CoordinatorSettings) {
     this.machine = machine
@@ -43,7 +54,7 @@ export class CoordinatorMachine {
     this.#settings = settings
   }
 
-  start(): void {
+  start({ takeOver = false } = {}): void {
     if (this.program) return
     const program = this.machine.start()
     this.program = program
@@ -58,7 +69,13 @@ export class CoordinatorMachine {
       random: program.chance.of("random"),
       log: program.log,
       version: "0.0.0",
-      onFatal: () => {},
+      takeOver,
+      onFatal: (error) => {
+        // Of a COMMIT that was cut short the program has died already.
+        if (!(error instanceof OlderCopy) || !program.isAlive) return
+        this.#isOlder = this.stored().isOlderCopy()
+        this.#refused()
+      },
       outside: {
         createMesh: this.#mesh.creator(program),
         serveHttp: async ({ app }) => {
@@ -73,10 +90,14 @@ export class CoordinatorMachine {
       },
     }).then(
       (running) => {
-        if (program.isAlive) this.running = running
+        if (!program.isAlive) return
+        if (this.#isOlder && !takeOver) this.failed("it started again on an older copy of its data")
+        this.running = running
+        this.#isOlder = false
       },
       (error: unknown) => {
         if (!program.isAlive) return
+        if (error instanceof OlderCopy && !takeOver) return this.#refused()
         this.kill({ hangsUp: true })
         this.failed(errorText(error))
       },
@@ -93,8 +114,17 @@ export class CoordinatorMachine {
     this.crashAtCommit = null
     this.#mesh.ended(program, { hangsUp })
     program.end()
+    this.#stored?.[Symbol.dispose]()
+    this.#stored = null
     setDiskFaults(this.directory, null)
     cutDatabases(this.directory)
+    this.ended()
+  }
+
+  #refused(): void {
+    this.machine.tell("its data are an older copy")
+    this.kill({ hangsUp: true })
+    this.refusedOlder()
   }
 
   /** As SIGTERM: calls `stopped` once it has ended by itself. */
@@ -113,31 +143,24 @@ export class CoordinatorMachine {
     )
   }
 
-  /** A copy of the data directory as it is now. */
-  backUp(): void {
-    rmSync(this.#backup(), { recursive: true, force: true })
-    cpSync(this.directory, this.#backup(), { recursive: true, filter: (path) => !path.endsWith("/lock") })
+  /** A copy of the data directory as it is now, and where it lies. */
+  backUp(): string {
+    this.#copies += 1
+    const copy = `${this.directory}-copy-${this.#copies}`
+    cpSync(this.directory, copy, { recursive: true, filter: (path) => !path.endsWith("/lock") })
+    return copy
   }
 
-  /** The directory as the last copy has it: what came after is lost. The program must not run. */
-  restore(): void {
+  /** The directory as the copy has it: what came after is lost. The program must not run. */
+  restore(copy: string): void {
     rmSync(this.directory, { recursive: true, force: true })
-    cpSync(this.#backup(), this.directory, { recursive: true })
+    cpSync(copy, this.directory, { recursive: true })
   }
 
-  #backup(): string {
-    return `${this.directory}-backup`
-  }
-
-  /** No job goes on and no attempt lives. */
-  hasNothingLeft(): boolean {
-    const database = new RealDatabase(join(this.directory, "computalot.db"), { readonly: true })
-    try {
-      const { left } = database.prepare(LEFT).get() as { left: number }
-      return left === 0
-    } finally {
-      database.close()
-    }
+  /** What it has stored, while its program runs. */
+  stored(): Committed {
+    this.#stored ??= new Committed(join(this.directory, "computalot.db"))
+    return this.#stored
   }
 
   #aroundCommit(program: Program, when: "before" | "after", database: RealDatabase.Database): void {
@@ -185,8 +208,3 @@ export class CoordinatorMachine {
     }
   }
 }
-
-/** Bytes that nobody reported are swept within minutes. */
-const LEFT = `SELECT (SELECT count(*) FROM staged_blobs) + (SELECT count(*) FROM jobs WHERE completed_at IS NULL OR outcome IS NULL)
-  + (SELECT count(*) FROM attempts WHERE ended_at IS NULL)
-  + (SELECT count(*) FROM tasks WHERE state IN ('queued', 'granted', 'running', 'lost')) AS left`

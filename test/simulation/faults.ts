@@ -25,26 +25,17 @@ export interface FaultyWorld {
   count(kind: Fault["kind"]): void
   /** The coordinator's directory is a copy of that time from now on. */
   restored(copyMs: number): void
+  /** Its clock is behind until somebody looks after it. */
+  fellBehind(byMs: number): void
 }
 
 /** Does to the world what the plan says; what cannot be done to it as it is now is left out. */
 export function applyFault(world: FaultyWorld, fault: Fault): void {
-  if (DISTURBING.has(fault.kind)) world.watch.isUndisturbed = false
+  const isOfCoordinator = !("node" in fault) || fault.node === -1
+  // What ends it is told by its machine.
+  if (isOfCoordinator && "forMs" in fault) world.watch.disturbed(world.network.time.nowMs + fault.forMs)
   if (bringAbout(world, fault)) world.count(fault.kind)
 }
-
-/** What may be done to the coordinator, or make of one node two. */
-const DISTURBING: ReadonlySet<Fault["kind"]> = new Set([
-  "kill coordinator",
-  "stop coordinator",
-  "crash at commit",
-  "restore backup",
-  "freeze",
-  "clock step",
-  "slow disk",
-  "full disk",
-  "clone disk",
-])
 
 function bringAbout(world: FaultyWorld, fault: Fault): boolean {
   const { coordinator, mesh } = world
@@ -73,6 +64,8 @@ function bringAbout(world: FaultyWorld, fault: Fault): boolean {
       return true
     case "restore backup":
       return restore(world, fault)
+    case "take over":
+      return startOlderCopy(world, fault)
     case "freeze":
       machineOf(fault.node).freeze(fault.forMs)
       return true
@@ -140,12 +133,8 @@ function cut(
   if (way !== "to node") ways.push([node, other])
   if (way !== "from node") ways.push([other, node])
   for (const [from, to] of ways) world.network.cut(from, to)
-  const { network, watch, coordinator } = world
-  const fromMs = network.time.nowMs
   world.unlessMended(forMs, () => {
-    const isSilent = network.isCut(node, other) && other === coordinator.machine && watch.isUndisturbed
-    if (isSilent) watch.silences.push({ machine: node.name, fromMs, toMs: network.time.nowMs })
-    for (const [from, to] of ways) network.mend(from, to)
+    for (const [from, to] of ways) world.network.mend(from, to)
   })
   return true
 }
@@ -154,16 +143,45 @@ function cut(
 function restore(world: FaultyWorld, { ageMs, downMs }: Extract<Fault, { kind: "restore backup" }>): boolean {
   const { coordinator, network } = world
   if (!coordinator.program) return false
-  coordinator.backUp()
+  const copy = coordinator.backUp()
   const copyMs = network.time.nowMs
   world.unlessMended(ageMs, () => {
     coordinator.kill({ hangsUp: false })
-    coordinator.restore()
+    coordinator.restore(copy)
     world.restored(copyMs)
     world.unlessMended(downMs, () => coordinator.start())
   })
   return true
 }
+
+/**
+ * A copy now; later the data goes on by a start that welcomes nodes, and is lost. Its successor starts from the copy with a
+ * clock that is behind: nodes prove to it that it is older, it ends, and starts only once it is told to take over.
+ */
+function startOlderCopy(
+  world: FaultyWorld,
+  { ageMs, behindMs, downMs }: Extract<Fault, { kind: "take over" }>,
+): boolean {
+  const { coordinator, network } = world
+  if (!coordinator.program) return false
+  const copy = coordinator.backUp()
+  const copyMs = network.time.nowMs
+  world.unlessMended(ageMs, () => {
+    coordinator.kill({ hangsUp: true })
+    coordinator.start()
+    world.unlessMended(WELCOMING_MS, () => {
+      coordinator.kill({ hangsUp: false })
+      coordinator.restore(copy)
+      world.restored(copyMs)
+      world.fellBehind(behindMs)
+      world.unlessMended(downMs, () => coordinator.start())
+    })
+  })
+  return true
+}
+
+/** By then nodes that can have come to a coordinator that has started. */
+const WELCOMING_MS = 3_000
 
 /** A machine gets the disk of another, and both run; later it gets a fresh one. */
 function clone(world: FaultyWorld, node: NodeMachine, fault: Extract<Fault, { kind: "clone disk" }>): boolean {

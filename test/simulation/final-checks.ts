@@ -7,7 +7,7 @@ import type { Submission } from "../../coordinator/jobs/submission/submission.ts
 import { Connection, ActHandle } from "../../coordinator/store/statements.ts"
 import { EPOCH_MS } from "./machine.ts"
 import type { NodeMachine } from "./node-machine.ts"
-import { resultFor, scriptOf } from "./scripted-runner.ts"
+import { artifactOf, resultFor, scriptOf } from "./scripted-runner.ts"
 import { TERMINAL, type Watch } from "./watch.ts"
 
 const TASKS_OF_A_JOB = 131_072
@@ -103,9 +103,25 @@ function checkTasks(directory: string, job: JobRow, all: All, watch: Watch): voi
     const given = task.result_digest === null ? task.result : readBlob(directory, task.result_digest)
     if (given !== expected && !watch.lied.has(task.claim ?? 0))
       watch.wrong(`2: the result of ${name} is not what its program made: ${given?.slice(0, 60)}`)
+    const { artifactBytes } = scriptOf(payload)
+    if (artifactBytes && !watch.lied.has(task.claim ?? 0)) {
+      const left = artifactsOf(directory, job.id, index, all)
+      const isIts = left.length === 1 && left[0] === artifactOf(payload, artifactBytes)
+      if (!isIts) watch.wrong(`2: ${name} left one artifact, there are ${left.length}: ${left[0]?.slice(0, 60)}`)
+    }
   }
   const ended = tasks.filter(({ state }) => state === "completed").length
   if (ended !== job.completed) watch.wrong(`2: ${job.id} counts ${job.completed} completed tasks, there are ${ended}`)
+}
+
+/** The bytes of what the task's records name; null where they are not there. */
+function artifactsOf(directory: string, job: string, index: number, all: All): (string | null)[] {
+  const rows = all<{ digest: string }>(
+    "SELECT digest FROM artifacts WHERE job = ? AND task = ? AND filename = 'artifacts.tar.gz'",
+    job,
+    `task_${job.slice("job_".length)}_${index}`,
+  )
+  return rows.map(({ digest }) => readBlob(directory, digest))
 }
 
 function readBlob(directory: string, digest: string): string | null {
@@ -150,15 +166,15 @@ function checkStreams(all: All, watch: Watch): void {
 
 /** 4: nobody pays for more than ran, by the world's own clock; what a node lied about is bounded by the rows alone. */
 function checkCharges(all: All, watch: Watch): void {
-  const charges = all<{ claim: number; milliseconds: number; granted_at: number; ended_at: number }>(
-    "SELECT c.claim, c.milliseconds, a.granted_at, a.ended_at FROM charges c JOIN attempts a ON a.claim = c.claim",
+  const charges = all<{ claim: number; milliseconds: number; granted_at: number; ended_at: number; peer_id: string }>(
+    `SELECT c.claim, c.milliseconds, a.granted_at, a.ended_at, n.peer_id FROM charges c
+     JOIN attempts a ON a.claim = c.claim JOIN nodes n ON n.id = a.node`,
   )
-  for (const { claim, milliseconds, granted_at, ended_at } of charges) {
+  for (const { claim, milliseconds, granted_at, ended_at, peer_id } of charges) {
     if (watch.cloned.has(claim)) continue
     const lived = ended_at - granted_at
-    const [machine = ""] = watch.starts.get(claim) ?? []
-    const silentMs = watch.silentMs(machine, granted_at - EPOCH_MS, ended_at - EPOCH_MS)
-    if (watch.isUndisturbed && silentMs > SURELY_LOST_MS && milliseconds > lived - silentMs + UNDER_WAY_MS)
+    const silentMs = watch.silentMs(peer_id, granted_at - EPOCH_MS, ended_at - EPOCH_MS)
+    if (!watch.clockStepped && silentMs > 0 && milliseconds > lived - silentMs + UNDER_WAY_MS)
       watch.wrong(
         `4: attempt ${claim} lived ${lived} ms, ${silentMs} of them without contact, and was charged ${milliseconds}`,
       )
@@ -169,9 +185,7 @@ function checkCharges(all: All, watch: Watch): void {
   }
 }
 
-/** Four heartbeats and a look. */
-const SURELY_LOST_MS = 6_000
-/** What was said before a cut arrives after it began. */
+/** What was said before the silence is taken up after it began. */
 const UNDER_WAY_MS = 500
 
 /** Machines' clocks run up to 0.02 % too fast. */
@@ -240,5 +254,10 @@ const OFFENDERS = `
     WHERE t.state = 'completed' AND (SELECT count(*) FROM attempts a WHERE a.task = t.id AND a.state = 'completed') <>
       (SELECT count(*) FROM events e WHERE e.job = t.id / 131072
         AND e.task_index = t.id % 131072 AND e.type = 'task.completed')
+  UNION ALL
+  SELECT '8: task ' || task || ' keeps ' || count(*) || ' checkpoints' FROM checkpoints GROUP BY task HAVING count(*) > 3
+  UNION ALL
+  SELECT '6: the file of checkpoint ' || c.claim || '/' || c.n || ' has no record' FROM checkpoints c
+    WHERE c.own_artifact = 1 AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.id = c.artifact AND a.digest = c.blob)
   UNION ALL
   SELECT '8: blob ' || digest || ' of claim ' || claim || ' is still staged' FROM staged_blobs`

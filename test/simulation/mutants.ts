@@ -250,6 +250,51 @@ export const MUTANTS: readonly Mutant[] = [
     edits: [{ file: DEPENDENCIES, from: 'if (end.status === "completed") {', to: 'if (end.status !== "cancelled") {' }],
   },
   {
+    name: "an older copy of the data starts again as if nothing were",
+    edits: [
+      {
+        file: "coordinator/store/meta.ts",
+        from: "  if (isOlderCopy && !takeOver) throw new OlderCopy(last, later)\n",
+        to: "",
+      },
+    ],
+  },
+  {
+    name: "a result is reported before its files are sent",
+    edits: [
+      {
+        file: "node-agent/tasks/deliver.ts",
+        from: "if (files.length === 0) ready.push(item)",
+        to: "if (files.length >= 0) ready.push(item)",
+      },
+    ],
+  },
+  {
+    name: "an attempt goes on from a checkpoint without its file",
+    edits: [
+      {
+        file: "node-agent/tasks/resume.ts",
+        from: "if (point.file === null) return null",
+        to: "if (point.n > 0 || point.file === null) return null",
+      },
+    ],
+  },
+  {
+    name: "a GPU is lent twice",
+    edits: [
+      {
+        file: "coordinator/fleet/members.ts",
+        from: "      for (const uuid of attempt.gpus) member.used.gpus.add(uuid)\n",
+        to: "",
+      },
+      {
+        file: "node-agent/tasks/claim-loop.ts",
+        from: "task.gpus.every((uuid) => room.gpus.has(uuid))",
+        to: "task.gpus.length >= 0",
+      },
+    ],
+  },
+  {
     name: "the old number lives on when a task is granted again",
     edits: [
       { file: "coordinator/scheduler/grant.ts", from: "outcome.spent.push(await endLost(tx, task, at))", to: "" },

@@ -1,10 +1,14 @@
 import RealDatabase from "better-sqlite3"
+import { createHash } from "node:crypto"
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs"
 import { join } from "node:path"
 import { errorText } from "../../protocol/base/error-text.ts"
 import { createAgent, type Agent } from "../../node-agent/agent.ts"
+import type { Hasher } from "../../node-agent/cache/hasher.ts"
 import type { NodeConfig } from "../../node-agent/config.ts"
-import { onePieceList } from "../../protocol/wire/piece-list.ts"
+import { sha256Hex } from "../../protocol/base/digest.ts"
+import { digest } from "../../protocol/domain/ids.ts"
+import { onePieceList, PIECE_BYTES } from "../../protocol/wire/piece-list.ts"
 import { cutDatabases, setDiskFaults } from "./disk/database.ts"
 import { MachineCrashed, type Machine, type Program } from "./machine.ts"
 import { Processes, scriptedRunner, type RuntimeEvents } from "./scripted-runner.ts"
@@ -13,6 +17,7 @@ import type { SimMesh } from "./sim-mesh.ts"
 
 export interface NodeSettings {
   cpu: number
+  gpus: number
   memoryMb: number
   keepRunningMs: number
   joinToken: string
@@ -56,28 +61,40 @@ export class NodeMachine {
       slow: program.disk,
     })
     const { cpu, memoryMb } = this.#settings
+    const gpus = Array.from({ length: this.#settings.gpus }, (_, index) => `gpu-${index}-of-${this.machine.name}`)
     createAgent({
       config: this.#config(),
       clock: program.clock,
       random: program.chance.of("random"),
-      log: program.log,
+      log: {
+        ...program.log,
+        warn: (event, facts) => {
+          if (event === "a checkpoint cannot be read") this.#events.unreadable(Number(facts?.["claim"]))
+          program.log.warn(event, facts)
+        },
+      },
       version: "0.0.0",
       signal: program.ended.signal,
       outside: {
         createMesh: this.#mesh.creator(program),
-        probeHardware: async () => ({ capacity: { cpu, memoryMb, storageGb: 100, gpus: [] }, problems: [] }),
-        chooseDriver: async () => namedDriver(),
-        createHasher: () => ({
-          file: async () => onePieceList({ digest: "" as never, size: 0 }),
-          piece: async (bytes) => bytes,
-          async [Symbol.asyncDispose]() {},
+        probeHardware: async () => ({
+          capacity: {
+            cpu,
+            memoryMb,
+            storageGb: 100,
+            gpus: gpus.map((uuid) => ({ uuid, model: "simulated", memoryMb: 16_384 })),
+          },
+          problems: [],
         }),
+        chooseDriver: async () => namedDriver(),
+        createHasher: () => hasherAtOnce,
         createRuntimes: scriptedRuntimes(program, this.#warm),
         createRunner: (agent) =>
           scriptedRunner({
             program,
             directory: this.directory,
             processes: this.processes,
+            lends: { cpu, gpus },
             agent,
             events: this.#events,
           }),
@@ -200,4 +217,15 @@ export class NodeMachine {
       environment: {},
     }
   }
+}
+
+/** Without a thread. Simulated files are small. */
+const hasherAtOnce: Hasher = {
+  async file(path) {
+    const bytes = readFileSync(path)
+    if (bytes.length > PIECE_BYTES) throw new Error(`${path} is larger than what is simulated`)
+    return onePieceList({ digest: digest(sha256Hex(bytes)), size: bytes.length })
+  },
+  piece: async (bytes) => new Uint8Array(createHash("sha256").update(bytes).digest()),
+  async [Symbol.asyncDispose]() {},
 }

@@ -8,11 +8,21 @@ export interface Plan {
   seed: number
   /** Work and faults come within this; then everything is mended and must come to its end. */
   busyMs: number
-  nodes: { cpu: number; memoryMb: number; keepRunningMs: number; startMs: number; rate: number; wallOffsetMs: number }[]
+  nodes: NodePlan[]
   coordinator: CoordinatorSettings
   weather: { leastDelayMs: number; mostDelayMs: number; gossipLoss: number; gossipTwice: number; answerLoss: number }
   actions: Action[]
   faults: Fault[]
+}
+
+export interface NodePlan {
+  cpu: number
+  gpus: number
+  memoryMb: number
+  keepRunningMs: number
+  startMs: number
+  rate: number
+  wallOffsetMs: number
 }
 
 export type Action = { atMs: number } &
@@ -39,6 +49,8 @@ export type Fault = { atMs: number } & (
   | { kind: "crash at commit"; commits: number; when: "before" | "after"; downMs: number }
   | { kind: "crash at outbox write"; node: number; writes: number; when: "before" | "after"; downMs: number }
   | { kind: "restore backup"; ageMs: number; downMs: number }
+  /** An older copy of the data is started beside a later one, on a machine whose clock is behind. */
+  | { kind: "take over"; ageMs: number; behindMs: number; downMs: number }
   | { kind: "freeze"; node: number; forMs: number }
   | { kind: "clock step"; node: number; byMs: number }
   | { kind: "slow disk"; node: number; actMs: number; forMs: number }
@@ -60,7 +72,10 @@ export const LIES = [
 ] as const
 export type Lie = (typeof LIES)[number]
 
-export const FAULT_KINDS: readonly Fault["kind"][] = [
+/** One among others; the rest is drawn by itself. */
+type DrawnKind = Exclude<Fault["kind"], "take over">
+
+const DRAWN_KINDS: readonly DrawnKind[] = [
   "cut",
   "break",
   "kill agent",
@@ -77,12 +92,16 @@ export const FAULT_KINDS: readonly Fault["kind"][] = [
   "clone disk",
   "lie",
 ]
+export const FAULT_KINDS: readonly Fault["kind"][] = [...DRAWN_KINDS, "take over"]
 
 export function planOf(seed: number): Plan {
   const chance = new Chance(`seed ${seed}`)
   const busyMs = chance.pick([15_000, 30_000, 60_000])
+  // On every machine or on none: who has them may be gone for long.
+  const gpus = chance.of("gpus").pick([0, 0, 0, 1, 2])
   const nodes = Array.from({ length: chance.pick([1, 2, 2, 3, 3, 4]) }, (_, index) => ({
     cpu: chance.pick([1, 2, 4]),
+    gpus,
     memoryMb: 4096,
     keepRunningMs: chance.pick([2_000, 10_000, 60_000]),
     startMs: index === 0 ? 10 : chance.between(10, 4_000),
@@ -107,16 +126,16 @@ export function planOf(seed: number): Plan {
       answerLoss: chance.pick([0, 0.05]),
     },
     actions: [
-      ...actionsOf(chance.of("actions"), busyMs),
+      ...actionsOf(chance.of("actions"), busyMs, gpus),
       ...adminActionsOf(chance.of("admin"), busyMs, nodes.length),
     ].toSorted(byTime),
-    faults: faultsOf(chance.of("faults"), busyMs, nodes.length),
+    faults: withTakeOver(faultsOf(chance.of("faults"), busyMs, nodes.length), chance.of("take over"), busyMs),
   }
 }
 
 const byTime = (left: { atMs: number }, right: { atMs: number }): number => left.atMs - right.atMs
 
-function actionsOf(chance: Chance, busyMs: number): Action[] {
+function actionsOf(chance: Chance, busyMs: number, gpus: number): Action[] {
   const actions: Action[] = []
   const submitted: { name: string; client: number; atMs: number }[] = []
   const jobs = chance.whole(2, 7)
@@ -127,9 +146,18 @@ function actionsOf(chance: Chance, busyMs: number): Action[] {
     const body = jobBody(chance, name)
     leaveCheckpoints(body, chance.of(`${name} checkpoints`))
     reserveCapacity(body, chance.of(`${name} reservation`))
+    leaveFiles(body, chance.of(`${name} files`))
+    if (gpus > 0 && chance.of(`${name} gpus`).happens(0.5)) wantGpus(body, chance.of(`${name} gpus`).whole(1, gpus))
     const before = submitted.filter((other) => other.client === client && other.atMs < atMs)
-    actions.push({ atMs, client, kind: "submit", name, body, after: upstreamsOf(chance.of(`${name} after`), before) })
+    const after = upstreamsOf(chance.of(`${name} after`), before)
+    actions.push({ atMs, client, kind: "submit", name, body, after })
     submitted.push({ name, client, atMs })
+    if (body["project"] === UNPREPARED) {
+      // What is known of it from the first one must not be forgotten.
+      const again = { ...body, client_ref: `${name}-again` }
+      const laterMs = atMs + chance.of(`${name} again`).between(500, 20_000)
+      actions.push({ atMs: laterMs, client, kind: "submit", name: `${name}-again`, body: again, after: [] })
+    }
     if (chance.happens(0.01)) {
       // More tasks than one slice of planning takes: it is gone before they all run.
       Object.assign(body, { type: "structured_runner", fan_out: { chunks: MANY_TASKS, total: MANY_TASKS } })
@@ -188,7 +216,7 @@ function jobBody(chance: Chance, name: string): Record<string, unknown> {
     progress: chance.happens(0.4),
   }
   const common = {
-    project: chance.happens(0.06) ? "unprepared" : "p",
+    project: chance.happens(0.06) ? UNPREPARED : "p",
     runner_command: ["python3", "job.py"],
     payload: { script },
     timeout_s: chance.pick([2, 20, 60]),
@@ -225,10 +253,41 @@ function reserveCapacity(body: Record<string, unknown>, chance: Chance): void {
   if (chance.happens(0.08)) body["placement_policy"] = "dedicated"
 }
 
+/** Some leave files, with their checkpoints or at their end. */
+function leaveFiles(body: Record<string, unknown>, chance: Chance): void {
+  const { script } = body["payload"] as { script: Script }
+  if (chance.happens(0.2)) script.artifactBytes = chance.pick([100, 5_000, 100_000])
+  if (script.steps !== undefined && chance.happens(0.5)) script.fileBytes = chance.pick([50, 3_000, 100_000])
+}
+
+function wantGpus(body: Record<string, unknown>, gpus: number): void {
+  const { script } = body["payload"] as { script: Script }
+  script.gpus = gpus
+  body["requirements"] = { ...(body["requirements"] as object), gpu_count: gpus }
+}
+
+/** A project that no machine can prepare. */
+const UNPREPARED = "unprepared"
+
+/** In few worlds: it needs a machine whose clock was behind, and nothing else is done to that clock. */
+function withTakeOver(faults: Fault[], chance: Chance, busyMs: number): Fault[] {
+  if (!chance.happens(0.05)) return faults
+  const atMs = chance.between(500, busyMs)
+  const takeOver: Fault = {
+    atMs,
+    kind: "take over",
+    ageMs: chance.between(10, 5_000),
+    behindMs: chance.between(10_000, 20_000),
+    downMs: chance.pick([100, 1_000, 5_000]),
+  }
+  const isKept = (one: Fault): boolean => !(one.kind === "clock step" && one.node === -1)
+  return [...faults.filter(isKept), takeOver].toSorted(byTime)
+}
+
 function faultsOf(chance: Chance, busyMs: number, nodes: number): Fault[] {
   const faults: Fault[] = []
   // Some worlds see one kind of trouble only, so that others do not hide what it does.
-  const kinds = chance.happens(0.3) ? [chance.pick(FAULT_KINDS)] : [...FAULT_KINDS, ...OFTEN]
+  const kinds = chance.happens(0.3) ? [chance.pick(DRAWN_KINDS)] : [...DRAWN_KINDS, ...OFTEN]
   for (let left = chance.whole(0, 14); left > 0; left--) faults.push(fault(chance, chance.pick(kinds), busyMs, nodes))
   // A restored copy relies on a clock that went on: numbers begin at its time.
   const isRestored = faults.some(({ kind }) => kind === "restore backup")
@@ -237,7 +296,7 @@ function faultsOf(chance: Chance, busyMs: number, nodes: number): Fault[] {
 }
 
 /** Lost contact is what most rests on, and lies are cheap. */
-const OFTEN: readonly Fault["kind"][] = [
+const OFTEN: readonly DrawnKind[] = [
   "cut",
   "cut",
   "cut",
@@ -250,7 +309,7 @@ const OFTEN: readonly Fault["kind"][] = [
   "lie",
 ]
 
-function fault(chance: Chance, kind: Fault["kind"], busyMs: number, nodes: number): Fault {
+function fault(chance: Chance, kind: DrawnKind, busyMs: number, nodes: number): Fault {
   const atMs = chance.between(500, busyMs)
   const node = chance.integer(nodes)
   const other = nodes === 1 || chance.happens(0.7) ? -1 : (node + 1 + chance.integer(nodes - 1)) % nodes

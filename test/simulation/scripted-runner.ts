@@ -1,5 +1,5 @@
-import { writeFileSync } from "node:fs"
-import { join } from "node:path"
+import { existsSync, mkdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs"
+import { basename, join } from "node:path"
 import { sleep } from "../../protocol/base/clock.ts"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import { claimNumber } from "../../protocol/domain/ids.ts"
@@ -8,7 +8,7 @@ import type { ResultItem } from "../../protocol/wire/control.ts"
 import type { HeldGrant, StoredCheckpoint, StoredEnd } from "../../node-agent/outbox/outbox.ts"
 import type { AttemptEnd, AttemptRunner, AttemptWatch, RunningWork } from "../../node-agent/tasks/attempt-runner.ts"
 import type { RunAttemptParts } from "../../node-agent/tasks/run-attempt.ts"
-import type { Program } from "./machine.ts"
+import { EPOCH_MS, type Program } from "./machine.ts"
 
 /** What a task's payload says of how it will go. Everything follows from it and the attempt's number. */
 export interface Script {
@@ -22,6 +22,22 @@ export interface Script {
   progress: boolean
   /** It leaves a checkpoint after each of so many equal steps, and goes on from one that it finds. */
   steps?: number
+  /** With each checkpoint a file of so many bytes. */
+  fileBytes?: number
+  /** What it leaves as its artifacts when it succeeds. */
+  artifactBytes?: number
+  /** It asks for so many GPUs. */
+  gpus?: number
+}
+
+/** What the task of this payload leaves as its artifacts, whichever attempt of it succeeds. */
+export function artifactOf(payload: string, bytes: number): string {
+  return `made of ${sha256Hex(payload)} `.padEnd(bytes, ".")
+}
+
+/** The file of a checkpoint: nobody else's is like it. */
+function checkpointFile(claim: number, step: number, bytes: number): string {
+  return `step ${step} of claim ${claim} `.padEnd(bytes, "#")
 }
 
 /** What the task of this payload gives, whichever attempt of it succeeds. */
@@ -50,8 +66,12 @@ export interface RuntimeEvents {
   started(claim: number, grant: HeldGrant, program: Program): void
   /** What it found of an earlier attempt, as its own JSON text; null: nothing. */
   resumed(claim: number, grant: HeldGrant, text: string | null): void
-  /** It prints that a step is done. */
-  stepped(claim: number, step: number): void
+  /** It prints that a step is done, in the line of this checkpoint. */
+  stepped(claim: number, step: number, n: number): void
+  /** It could not read a checkpoint that it was given. */
+  unreadable(claim: number): void
+  /** Something that must never be. */
+  wrong(problem: string): void
   ended(claim: number, program: Program): void
   /** It was lost with its machine. */
   died(claim: number): void
@@ -77,6 +97,8 @@ export function scriptedRunner(parts: {
   program: Program
   directory: string
   processes: Processes
+  /** Of the machine. */
+  lends: { cpu: number; gpus: readonly string[] }
   agent: Pick<RunAttemptParts, "runtimes" | "checkpoints" | "resume">
   events: RuntimeEvents
 }): AttemptRunner {
@@ -90,7 +112,10 @@ export function scriptedRunner(parts: {
     const { task, spec } = process.grant
     const claim = claimNumber(task.claim)
     const { promise, resolve } = Promise.withResolvers<AttemptEnd>()
-    const checkpoints = spec.checkpoints ? agent.checkpoints.follow({ claim, dir: attemptDir(claim), roots: [] }) : null
+    const script = "text" in task.payload ? scriptOf(task.payload.text) : null
+    const dir = attemptDir(claim)
+    const roots = [{ inside: "/artifacts", host: join(dir, "out") }]
+    const checkpoints = spec.checkpoints ? agent.checkpoints.follow({ claim, dir, roots }) : null
     let collecting = false
     const finish = (): void => {
       if (time.nowMs < process.endsMs) return wait(process.endsMs, finish)
@@ -108,7 +133,7 @@ export function scriptedRunner(parts: {
       // Who was killed or told to drop it meanwhile collects nothing.
       if (!program.isAlive || processes.running.get(claim) !== process) return
       processes.running.delete(claim)
-      const end = endOf(process, parts.directory, last)
+      const end = endOf(process, dir, last)
       processes.ends.set(claim, end)
       resolve({ kind: "result", end })
     }
@@ -124,15 +149,17 @@ export function scriptedRunner(parts: {
       if (steps === null || processes.running.get(claim) !== process) return
       const done = doneSteps(process, Math.min(time.nowMs, process.endsMs))
       for (let line = read; line < done; line++) {
-        const text = lineOf(claim, steps.from + line + 1)
-        events.stepped(claim, steps.from + line + 1)
-        watch.progressed({ progress: text, outputTail: `step ${steps.from + line + 1}\n` })
+        const step = steps.from + line + 1
+        const text = lineOf(process, step)
+        if (script?.fileBytes) writeCheckpoint(roots[0]?.host ?? dir, claim, step, script.fileBytes)
+        events.stepped(claim, step, line * LINE_BYTES + 1)
+        watch.progressed({ progress: text, outputTail: `step ${step}\n` })
         checkpoints?.take(text, line * LINE_BYTES)
       }
       const nextMs = process.startedMs + (done + 1) * steps.eachMs
       if (nextMs < process.endsMs) wait(nextMs + 1, () => tellSteps(done))
     }
-    if ("text" in task.payload && scriptOf(task.payload.text).progress && process.steps === null) {
+    if (script?.progress && process.steps === null) {
       wait((process.startedMs + process.endsMs) / 2, () => {
         if (processes.running.has(claim)) watch.progressed({ progress: '{"half":true}', outputTail: "half\n" })
       })
@@ -155,8 +182,31 @@ export function scriptedRunner(parts: {
     const place = { host: attemptDir(task.claim), inside: "/checkpoint" }
     const resumed = task.resumes ? await agent.resume(claimNumber(task.claim), place, signal) : null
     events.resumed(task.claim, grant, resumed?.text ?? null)
-    const found = resumed === null ? null : (JSON.parse(resumed.text) as { checkpoint?: { step: number } })
-    return found?.checkpoint?.step ?? 0
+    const found = resumed === null ? null : (JSON.parse(resumed.text) as { checkpoint?: FoundCheckpoint })
+    if (!found?.checkpoint) return 0
+    const { step, by, path } = found.checkpoint
+    const { fileBytes } = "text" in task.payload ? scriptOf(task.payload.text) : {}
+    if (fileBytes) {
+      const file = join(place.host, basename(path ?? "none"))
+      const isIts = existsSync(file) && readFileSync(file, "utf8") === checkpointFile(by, step, fileBytes)
+      if (!isIts) events.wrong(`6: claim ${task.claim} is given step ${step} of claim ${by} without its file (${path})`)
+    }
+    return step
+  }
+
+  /** No machine runs more than it lends. */
+  function lookForRoom({ task, spec }: HeldGrant): void {
+    const others = [...processes.running.values()].map(({ grant }) => grant)
+    const cpu = others.reduce((sum, other) => sum + other.spec.cpu, spec.cpu)
+    if (cpu > parts.lends.cpu + 1e-6) events.wrong(`5: ${cpu} cores are in use of ${parts.lends.cpu}`)
+    const wanted = "text" in task.payload ? (scriptOf(task.payload.text).gpus ?? 0) : task.gpus.length
+    const isLent = task.gpus.every((uuid) => parts.lends.gpus.includes(uuid))
+    if (task.gpus.length !== wanted || !isLent)
+      events.wrong(`5: claim ${task.claim} wants ${wanted} GPUs and is given ${task.gpus.join(", ")}`)
+    for (const other of others) {
+      const both = other.task.gpus.filter((uuid) => task.gpus.includes(uuid))
+      if (both.length > 0) events.wrong(`5: claims ${other.task.claim} and ${task.claim} both have ${both.join(", ")}`)
+    }
   }
 
   function processOf(grant: HeldGrant, from: number): Process {
@@ -194,6 +244,7 @@ export function scriptedRunner(parts: {
           return { kind: "returned", reason: "it was not prepared" }
         }
         if (stopped.signal.aborted) return { kind: "returned", reason: "it was stopped before it began" }
+        lookForRoom(grant)
         const process = processOf(grant, from)
         processes.running.set(task.claim, process)
         events.started(task.claim, grant, program)
@@ -224,8 +275,10 @@ export function scriptedRunner(parts: {
       return follow(process, watch)
     },
     async discard(claim) {
+      if (!program.isAlive) return
       processes.running.delete(claim)
       processes.ends.delete(claim)
+      rmSync(attemptDir(claim), { recursive: true, force: true })
     },
     async sweep(keep) {
       const kept = new Set<number>(keep)
@@ -245,8 +298,25 @@ function doneSteps({ steps, startedMs }: Process, byMs: number): number {
   return Math.max(0, Math.min(steps.of - steps.from - 1, Math.floor((byMs - startedMs) / steps.eachMs)))
 }
 
-function lineOf(claim: number, step: number): string {
-  return JSON.stringify({ step, by: claim, checkpoint: { step, by: claim } })
+function lineOf({ grant: { task } }: Process, step: number): string {
+  const hasFile = "text" in task.payload && scriptOf(task.payload.text).fileBytes !== undefined
+  const by = task.claim
+  return JSON.stringify({ step, by, checkpoint: { step, by, ...(hasFile && { path: `step-${step}` }) } })
+}
+
+interface FoundCheckpoint {
+  step: number
+  by: number
+  path?: string
+}
+
+/** Once: whoever reads the output again finds the file as it was. Files are as old as the world, which begins after today. */
+function writeCheckpoint(directory: string, claim: number, step: number, bytes: number): void {
+  const path = join(directory, `step-${step}`)
+  if (existsSync(path)) return
+  mkdirSync(directory, { recursive: true })
+  writeFileSync(path, checkpointFile(claim, step, bytes))
+  utimesSync(path, EPOCH_MS / 1000 - 86_400, EPOCH_MS / 1000 - 86_400)
 }
 
 function endOf(process: Process, directory: string, last: StoredCheckpoint | null): StoredEnd {
@@ -255,20 +325,28 @@ function endOf(process: Process, directory: string, last: StoredCheckpoint | nul
   const payload = "text" in task.payload ? task.payload.text : "{}"
   const script = "text" in task.payload ? scriptOf(payload) : null
   const files: StoredEnd["files"] = []
+  const artifacts: ResultItem["artifacts"] = []
   let result: ResultItem["result"] = null
+  const leave = (name: string, text: string): { digest: string; size: number } => {
+    mkdirSync(directory, { recursive: true })
+    const path = join(directory, name)
+    writeFileSync(path, text)
+    const file = { digest: sha256Hex(text), size: text.length }
+    files.push({ ...file, path })
+    return file
+  }
+  if (last?.file) files.push(last.file)
   if (failure === null && script !== null) {
     const text = resultFor(payload, script)
-    if (text.length <= 64 * 1024) result = { text }
-    else {
-      const digest = sha256Hex(text)
-      const path = join(directory, `result-${task.claim}`)
-      writeFileSync(path, text)
-      files.push({ digest, size: text.length, path })
-      result = { digest, size: text.length }
+    result = text.length <= 64 * 1024 ? { text } : leave("result.json", text)
+    if (script.artifactBytes) {
+      const filename = "artifacts.tar.gz"
+      const file = leave(filename, artifactOf(payload, script.artifactBytes))
+      artifacts.push({ name: null, filename, ...file, content_type: "application/gzip" })
     }
   }
   const done = doneSteps(process, endsMs)
-  const progress = spec.checkpoints && steps && done > 0 ? lineOf(task.claim, steps.from + done) : null
+  const progress = spec.checkpoints && steps && done > 0 ? lineOf(process, steps.from + done) : null
   const item: Omit<ResultItem, "digest"> = {
     claim: task.claim,
     failure_kind: failure,
@@ -282,7 +360,7 @@ function endOf(process: Process, directory: string, last: StoredCheckpoint | nul
     error_tail: "",
     result,
     result_problem: null,
-    artifacts: [],
+    artifacts,
     ...(progress !== null && { progress }),
     ...(last && { checkpoint: last.item }),
   }

@@ -24,6 +24,8 @@ export class SimMesh {
   tap: (frame: { from: Program; to: Program; protocol: string; bytes: Uint8Array }) => void = () => {}
   /** Every frame of a control stream at the moment in which the side that serves it says it. */
   said: (bytes: Uint8Array) => void = () => {}
+  /** A frame of a control stream came to the side that serves it. */
+  heard: (from: PeerId) => void = () => {}
   /** The latest stream of each protocol that a program opened, and what it said on it last. */
   readonly spoken = new Map<Program, { stream: SimStream; frames: Uint8Array[] }>()
   /** Words of gossip by what became of them on their way. */
@@ -335,6 +337,11 @@ class Endpoint implements MeshNode {
       stream.send = (frame) => {
         if (this.program.isAlive) this.mesh.said(frame)
         return send(frame)
+      }
+      const receive = stream.receive.bind(stream)
+      stream.receive = (frame) => {
+        this.mesh.heard(stream.peer)
+        receive(frame)
       }
     }
     stream.ended.addEventListener("abort", () => {

@@ -20,6 +20,8 @@ export class Watch {
   readonly mayRunAgain = new Set<string>()
   /** Streams that were followed to the job's end: what each showed behind its first snapshot, and the last event before done. */
   followed: { job: string; from: number; upto: number; seen: ReadonlySet<number> }[] = []
+  /** Claims that could not read a checkpoint. */
+  readonly unreadable = new Set<number>()
   /** Claims that exist twice because a disk was copied. */
   readonly cloned = new Set<number>()
   /** Machines with one key: what one of them holds, the other denies. */
@@ -28,8 +30,9 @@ export class Watch {
   readonly steps = new Map<string, number>()
   /** What a node was told to be durable: the last checkpoint of each claim, and when. */
   readonly #durable = new Map<number, { task: string; n: number; atMs: number }>()
-  /** The last step that the program of a claim printed, and the task it works on. */
+  /** The last step that the program of a claim printed, its steps by the numbers of their checkpoints, and its task. */
   readonly #printed = new Map<number, number>()
+  readonly #stepOf = new Map<string, number>()
   readonly #tasks = new Map<number, string>()
   readonly #runs = new Map<number, { startedMs: number; endedMs: number }>()
   /** Attempts whose end is committed, and programs that run now, by claim. */
@@ -37,14 +40,21 @@ export class Watch {
   readonly #running = new Set<number>()
   /** A revoked node's attempts are taken from it, whatever runs. */
   hasRevoked = false
-  /** For so long the coordinator, which worked all the while, heard nothing of a machine. */
-  readonly silences: { machine: string; fromMs: number; toMs: number }[] = []
-  /** Until now nothing was done to the coordinator but to its ways. */
-  isUndisturbed = true
+  /** For so long the coordinator, which worked all the while, heard nothing of a member: it has told the contact lost. */
+  #silences: { peer: string; fromMs: number; toMs: number }[] = []
+  /** When the coordinator last heard each member, by peer, and since when it has worked without a break. */
+  readonly #heardMs = new Map<string, number>()
+  #disturbedUntilMs = 0
   /** The coordinator's wall clock was set while it worked: differences of its times say nothing. */
   clockStepped = false
+  readonly #surelyLostMs: number
   /** The last step that was looked at; null: begin with the newest. */
   #seen: number | null = 0
+
+  /** @param heartbeatMs the longest that a node is told */
+  constructor(heartbeatMs: number) {
+    this.#surelyLostMs = 4 * heartbeatMs + LOOKS_MS
+  }
 
   wrong(problem: string): void {
     // One line for each thing that is wrong; a broken world repeats itself.
@@ -79,6 +89,7 @@ export class Watch {
     this.#seen = null
     this.#over.clear()
     this.followed = []
+    this.#silences = []
     return gone.map(([, { name }]) => name)
   }
 
@@ -104,16 +115,24 @@ export class Watch {
     if (this.#over.has(claim)) this.wrong(`5: claim ${claim} was renewed after its end`)
   }
 
-  /** Of these times, how long nothing of the machine was heard. */
-  silentMs(machine: string, fromMs: number, toMs: number): number {
-    const its = this.silences.filter((one) => one.machine === machine).toSorted((a, b) => a.fromMs - b.fromMs)
-    let silent = 0
-    let at = fromMs
-    for (const one of its) {
-      silent += Math.max(0, Math.min(toMs, one.toMs) - Math.max(at, one.fromMs))
-      at = Math.max(at, one.toMs)
-    }
-    return silent
+  /** A frame of the member came to the coordinator. */
+  heard(peer: string, atMs: number): void {
+    if (atMs < this.#disturbedUntilMs) return
+    const fromMs = this.#heardMs.get(peer) ?? atMs
+    if (atMs - fromMs > this.#surelyLostMs) this.#silences.push({ peer, fromMs, toMs: atMs })
+    this.#heardMs.set(peer, atMs)
+  }
+
+  /** Something is done to the coordinator itself: what it does not hear until then is not the nodes' silence. */
+  disturbed(untilMs: number): void {
+    this.#heardMs.clear()
+    this.#disturbedUntilMs = Math.max(this.#disturbedUntilMs, untilMs)
+  }
+
+  /** Of these times, how long the member had surely lost contact. */
+  silentMs(peer: string, fromMs: number, toMs: number): number {
+    const its = this.#silences.filter((one) => one.peer === peer)
+    return its.reduce((sum, one) => sum + Math.max(0, Math.min(toMs, one.toMs) - Math.max(fromMs, one.fromMs)), 0)
   }
 
   programStarted(claim: number, machine: string, atMs: number): void {
@@ -126,8 +145,9 @@ export class Watch {
     this.starts.set(claim, [...before, machine])
   }
 
-  stepped(claim: number, step: number): void {
+  stepped(claim: number, step: number, n: number): void {
     this.#printed.set(claim, Math.max(step, this.#printed.get(claim) ?? 0))
+    this.#stepOf.set(`${claim}/${n}`, step)
   }
 
   checkpointStored(claim: number, n: number, atMs: number): void {
@@ -142,7 +162,8 @@ export class Watch {
     this.#tasks.set(claim, task)
     const its = [...this.#durable].filter(([by, durable]) => durable.task === task && by < claim)
     if ([claim, ...its.map(([by]) => by)].some((one) => this.cloned.has(one))) return
-    const least = Math.max(0, ...its.map(([by]) => by))
+    // What it could not read it said: then it goes on from an earlier one, or anew.
+    const least = this.unreadable.has(claim) ? 0 : Math.max(0, ...its.map(([by]) => by))
     const found = text === null ? null : (JSON.parse(text) as Resumed)
     if (!found?.checkpoint) {
       if (least > 0)
@@ -158,6 +179,10 @@ export class Watch {
       this.wrong(`6: claim ${claim} goes on from step ${step} of claim ${by}, which never came so far`)
     if (by < least)
       this.wrong(`6: claim ${claim} goes on from claim ${by}, though claim ${least} left a later checkpoint`)
+    const durable = this.#durable.get(least)
+    const leastStep = durable === undefined ? 0 : (this.#stepOf.get(`${least}/${durable.n}`) ?? 0)
+    if (by === least && step < leastStep)
+      this.wrong(`6: claim ${claim} goes on from step ${step} of claim ${by}, whose step ${leastStep} is durable`)
   }
 
   #forgetDurable(claim: number): void {
@@ -178,6 +203,9 @@ export class Watch {
     if (!STEPS.has(step) || isUncalled) this.wrong(`3: ${kind} ${id} went from ${from} to ${to}`)
   }
 }
+
+/** Until the coordinator has looked, whatever else it does. */
+const LOOKS_MS = 2_000
 
 interface Resumed {
   step?: number

@@ -34,13 +34,14 @@ export interface Outcome {
 /** How long a mended world may take to come to its end. */
 const REST_MS = 10 * 60_000
 const HTTP_TIMEOUT_MS = 10_000
+const OPERATOR_MS = 500
 const LAST_WORDS_MS = 5_000
 
 /** One simulated deployment: builds it, does what the plan says, mends everything, and looks whether all came right. */
 export class World implements FaultyWorld {
   readonly plan: Plan
   readonly time = new VirtualTime((error) => this.uncaught(error))
-  readonly watch = new Watch()
+  readonly watch: Watch
   readonly log: string[] = []
   readonly network: Network
   readonly mesh: SimMesh
@@ -54,10 +55,14 @@ export class World implements FaultyWorld {
   isMended = false
   /** Answers that an older copy of the coordinator's data gave before it was restored are lost. */
   #era = 0
+  /** What the coordinator's clock is behind, and how often it was refused to start on an older copy. */
+  #behindMs = 0
+  #refusals = 0
 
   constructor(plan: Plan, deployment: Deployment, directory: string) {
     this.plan = plan
     this.chance = new Chance(`world ${plan.seed}`)
+    this.watch = new Watch(plan.coordinator.heartbeatMs ?? LONGEST_HEARTBEAT_MS)
     this.#directory = directory
     rmSync(directory, { recursive: true, force: true })
     mkdirSync(directory, { recursive: true })
@@ -66,8 +71,10 @@ export class World implements FaultyWorld {
     const home = join(directory, "coordinator")
     copyDeployment(deployment, home)
     this.coordinator = new CoordinatorMachine(this.#machine("coordinator", 1, 0), home, this.mesh, plan.coordinator)
+    this.coordinator.ended = () => this.watch.disturbed(this.time.nowMs)
     this.coordinator.committed = (database) => this.watch.committed(database)
     this.coordinator.crashed = (downMs) => this.unlessMended(downMs, () => this.coordinator.start())
+    this.coordinator.refusedOlder = () => this.#olderCopyRefused()
     this.coordinator.failed = (reason) => this.#coordinatorFailed(reason)
     this.nodes = plan.nodes.map((settings, index) => {
       const machine = this.#machine(`node-${index}`, settings.rate, settings.wallOffsetMs)
@@ -79,7 +86,9 @@ export class World implements FaultyWorld {
         {
           started: (claim) => this.watch.programStarted(claim, machine.name, this.time.nowMs),
           resumed: (claim, { task, spec }, text) => this.watch.resumed(claim, `${spec.job_id}/${task.index}`, text),
-          stepped: (claim, step) => this.watch.stepped(claim, step),
+          stepped: (claim, step, n) => this.watch.stepped(claim, step, n),
+          unreadable: (claim) => this.watch.unreadable.add(claim),
+          wrong: (problem) => this.watch.wrong(problem),
           died: (claim) => this.watch.programDied(claim, this.time.nowMs),
           ended: (claim) => this.watch.programEnded(claim, this.time.nowMs),
         },
@@ -96,11 +105,8 @@ export class World implements FaultyWorld {
       stream: (from, ask, heard) => this.stream(from, ask, heard),
       nodeId: (node) => this.nodes[node]?.memberId() ?? null,
     })
-    this.mesh.said = (bytes) => {
-      if (!HEARTBEAT_REPLY.equals(bytes.subarray(0, HEARTBEAT_REPLY.length))) return
-      const { renewed } = JSON.parse(Buffer.from(bytes).toString()) as { renewed: number[] }
-      for (const claim of renewed) this.watch.renewed(claim)
-    }
+    this.mesh.said = (bytes) => this.#said(bytes)
+    this.mesh.heard = (peer) => this.watch.heard(peer, this.time.nowMs)
     this.mesh.tap = ({ to, protocol, bytes }) => {
       if (protocol === CONTROL_PROTOCOL.name) this.#hearVerdicts(to.isAlive, bytes)
     }
@@ -171,6 +177,25 @@ export class World implements FaultyWorld {
     this.clients.forget(this.watch.restored(copyMs))
   }
 
+  fellBehind(byMs: number): void {
+    this.watch.clockStepped = true
+    this.#behindMs += byMs
+    this.coordinator.machine.wallOffsetMs -= byMs
+  }
+
+  /** A start must be refused once more; then the operator looks after the clock, and has it go on from this copy. */
+  #olderCopyRefused(): void {
+    this.#refusals += 1
+    const takesOver = this.#refusals % 2 === 0
+    this.#at(this.time.nowMs + OPERATOR_MS, () => {
+      if (takesOver) {
+        this.coordinator.machine.wallOffsetMs += this.#behindMs
+        this.#behindMs = 0
+      }
+      this.coordinator.start({ takeOver: takesOver })
+    })
+  }
+
   /** On a full disk it does not start: its service manager tries again. */
   #coordinatorFailed(reason: string): void {
     if (!this.coordinator.isDiskFull) return this.watch.wrong(`the coordinator ended: ${reason}`)
@@ -215,7 +240,9 @@ export class World implements FaultyWorld {
         program.ended.signal.addEventListener("abort", () => back(() => fail("the connection closed")), { once: true })
         askInProcess(listener, ask).then(
           (answer) => {
-            if (program.isAlive) back(() => resolve(answer))
+            if (!program.isAlive) return
+            this.#answered(ask, answer)
+            back(() => resolve(answer))
           },
           (error: unknown) => back(() => fail(String(error))),
         )
@@ -334,9 +361,36 @@ export class World implements FaultyWorld {
       if (agent === null) return `${machine.name} does not run`
       for (const claim of processes.running.keys()) return `the program of claim ${claim} runs on ${machine.name}`
     }
-    if (!this.coordinator.hasNothingLeft()) return "jobs, tasks, attempts or staged bytes have not ended"
+    if (!this.coordinator.stored().hasNothingLeft()) return "jobs, tasks, attempts or staged bytes have not ended"
     const holder = this.nodes.find((node) => node.heldClaims().length > 0)
     return holder ? `${holder.machine.name} holds claims: ${holder.heldClaims().join(", ")}` : null
+  }
+
+  /** 6: the coordinator says this of its own doing at this moment, whether or not anybody will hear it. */
+  #said(bytes: Uint8Array): void {
+    if (HEARTBEAT_REPLY.equals(bytes.subarray(0, HEARTBEAT_REPLY.length))) {
+      const { renewed } = JSON.parse(Buffer.from(bytes).toString()) as { renewed: number[] }
+      for (const claim of renewed) this.watch.renewed(claim)
+    }
+    if (!VERDICTS.equals(bytes.subarray(0, VERDICTS.length))) return
+    const { items } = JSON.parse(Buffer.from(bytes).toString()) as { items: ItemVerdict[] }
+    const stored = this.coordinator.stored()
+    for (const { claim, kind, n = 0, verdict } of items) {
+      if (verdict !== "stored" && verdict !== "already") continue
+      if (kind === "build") continue
+      const isStored = kind === "result" ? stored.hasResult(claim) : stored.hasCheckpoint(claim, n)
+      if (!isStored) this.watch.wrong(`6: a ${kind} of claim ${claim} was answered as ${verdict} and is not committed`)
+    }
+  }
+
+  /** 6: the same of what clients are told. */
+  #answered(ask: HttpAsk, { status, body }: HttpAnswer): void {
+    if (!ask.path.startsWith("/api/v1/jobs") || (status !== 200 && status !== 201) || ask.method === "GET") return
+    const said = JSON.parse(body.toString()) as { id: string; status: string }
+    const stored = this.coordinator.stored().jobStatus(said.id)
+    if (stored === null) this.watch.wrong(`6: job ${said.id} was answered and is not committed`)
+    if (said.status === "cancelled" && stored !== "cancelled")
+      this.watch.wrong(`6: job ${said.id} was answered as cancelled and is ${stored}`)
   }
 
   #hearVerdicts(isHeard: boolean, bytes: Uint8Array): void {
@@ -350,5 +404,7 @@ export class World implements FaultyWorld {
   }
 }
 
+/** Of any fleet: a sixth of a claim's life. */
+const LONGEST_HEARTBEAT_MS = 10_000
 const HEARTBEAT_REPLY = Buffer.from('{"type":"heartbeat_reply"')
 const VERDICTS = Buffer.from('{"type":"verdicts"')

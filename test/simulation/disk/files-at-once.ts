@@ -63,8 +63,8 @@ export class FileHandle {
   async readFile() {
     return fs.readFileSync(this.fd)
   }
-  async stat() {
-    return fs.fstatSync(this.fd)
+  async stat(options?: fs.StatOptions) {
+    return fs.fstatSync(this.fd, options)
   }
   async truncate(length: number) {
     fs.ftruncateSync(this.fd, length)
