@@ -4,6 +4,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { parseArgs } from "node:util"
 import { makeDeployment, type Deployment } from "./deployment.ts"
+import { fleetPlan } from "./fleet-plan.ts"
 import { MUTANTS } from "./mutants.ts"
 import { FAULT_KINDS, planOf, type Plan } from "./plan.ts"
 import { keepOf, shorten, shortened } from "./shorten.ts"
@@ -26,6 +27,8 @@ export async function command(args: string[]): Promise<number> {
       seeds: { type: "string" },
       first: { type: "string" },
       minutes: { type: "string" },
+      fleet: { type: "string" },
+      tasks: { type: "string" },
       mutant: { type: "string" },
       mutants: { type: "boolean", default: false },
       "until-broken": { type: "boolean", default: false },
@@ -39,6 +42,10 @@ export async function command(args: string[]): Promise<number> {
     const simulator = new Simulator(await makeDeployment(join(folder, "deployment")), join(folder, "world"))
     if (values.seed !== undefined)
       return await replay(simulator, shortened(planOf(numberOf(values.seed, 0)), values.keep))
+    if (values.fleet !== undefined) {
+      const [nodes, tasks] = [numberOf(values.fleet, 1_000), numberOf(values.tasks, 10_000)]
+      return await runFleet(simulator, fleetPlan(numberOf(values.first, 1), nodes, tasks))
+    }
     const most = numberOf(values.seeds, Number.POSITIVE_INFINITY)
     const first = numberOf(values.first, Math.floor(Date.now() / 1000) * 1000)
     return await search(simulator, {
@@ -84,6 +91,37 @@ async function replay(simulator: Simulator, plan: Plan): Promise<number> {
   for (const problem of outcome.problems) console.log(`broken: ${problem}`)
   if (outcome.problems.length === 0) console.log(`seed ${plan.seed}: nothing is broken`)
   return outcome.problems.length === 0 ? 0 : 1
+}
+
+/** A large fleet at work: one world, told in a few lines. */
+async function runFleet(simulator: Simulator, plan: Plan): Promise<number> {
+  const startedMs = performance.now()
+  const { outcome, ...spent } = await withCpuTime(() => simulator.run(plan))
+  const completed = [...outcome.steps].filter(([step]) => step.startsWith("task ") && step.endsWith(" → completed"))
+  console.log(
+    `${plan.nodes.length} nodes, ${outcome.faults.get("power cut") ?? 0} of them replaced; ` +
+      `${completed.reduce((sum, [, count]) => sum + count, 0)} tasks completed by ${outcome.attempts} attempts`,
+  )
+  console.log(
+    `${(outcome.virtualMs / 1000).toFixed(0)} simulated seconds, ${outcome.events} events, ` +
+      `${outcome.gossip.sent} words of gossip, of which ${outcome.gossip.sent - outcome.gossip.lost} arrived`,
+  )
+  const seconds = (performance.now() - startedMs) / 1000
+  console.log(
+    `${seconds.toFixed(1)} s, ${(spent.cpuMs / 1000).toFixed(1)} s of a core, ${spent.mostMemoryMb} MB at most`,
+  )
+  for (const problem of outcome.problems) console.log(`broken: ${problem}`)
+  console.log(outcome.problems.length === 0 ? "nothing is broken" : "the world is broken")
+  return outcome.problems.length === 0 ? 0 : 1
+}
+
+async function withCpuTime(
+  run: () => Promise<Outcome>,
+): Promise<{ outcome: Outcome; cpuMs: number; mostMemoryMb: number }> {
+  const before = process.cpuUsage()
+  const outcome = await run()
+  const { user, system } = process.cpuUsage(before)
+  return { outcome, cpuMs: (user + system) / 1000, mostMemoryMb: Math.round(process.resourceUsage().maxRSS / 1024) }
 }
 
 interface Search {

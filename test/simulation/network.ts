@@ -44,7 +44,7 @@ export class Network {
   }
 
   isCut(from: Machine, to: Machine): boolean {
-    return this.#cuts.has(`${from.lane}>${to.lane}`)
+    return this.#cuts.size > 0 && this.#cuts.has(`${from.lane}>${to.lane}`)
   }
 
   /** Calls `again` when a way was mended or a machine got its power back. */

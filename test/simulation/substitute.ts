@@ -28,6 +28,7 @@ const STAND_INS: Record<string, string> = {
   "node:fs": "./disk/files.ts",
   "node:fs/promises": "./disk/files-at-once.ts",
   "better-sqlite3": "./disk/database.ts",
+  "node:crypto": "./known-signatures.ts",
 }
 
 const isOurs = (url: string | undefined): boolean =>
