@@ -16,6 +16,7 @@ import type { ItemVerdict, ToCoordinator } from "../../protocol/wire/control.ts"
 import type { ObjectContent } from "../artifacts/object-content.ts"
 import { keepStaged } from "../artifacts/stage.ts"
 import { isCloned } from "../fleet/fleet.ts"
+import { isInReach } from "../fleet/liveness.ts"
 import type { Member, Members } from "../fleet/members.ts"
 import { ownLayers, recordBuildFailed, recordBuildStarted, recordBuilt, recordImageLost } from "../projects/record.ts"
 import { dropStagedBlobs, stagedSize } from "../store/blobs.ts"
@@ -131,6 +132,7 @@ export function createBuilds(parts: BuildsParts): Builds {
     const { session, facts, state, standing } = member
     return (
       session !== null &&
+      isInReach(members.contact(member)) &&
       state === "active" &&
       !isCloned(member, clock.now()) &&
       facts !== null &&
@@ -216,8 +218,9 @@ export function createBuilds(parts: BuildsParts): Builds {
     const nowMs = clock.monotonicMs()
     for (const build of running.values()) {
       const member = members.byNode(build.node)
+      // The stream of a machine that lost its power stays open and says nothing.
       const silentMs = nowMs - Math.max(build.sinceMs, member?.lastHeardMs ?? Number.NEGATIVE_INFINITY)
-      if (member?.session || silentMs < BUILDER_GONE_MS) continue
+      if (silentMs < BUILDER_GONE_MS) continue
       await fail(build, "node", "the builder was lost", null)
     }
   }
