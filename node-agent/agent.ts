@@ -49,7 +49,7 @@ import { createImageStore } from "./runtime/images/images.ts"
 import { openLayerStore } from "./runtime/images/layer-store.ts"
 import { openTaskGroups } from "./runtime/limits.ts"
 import { openTaskNetworks, type TaskNetworks } from "./runtime/network.ts"
-import { openBuildOrders, type BuildOrders } from "./tasks/build-orders.ts"
+import { openBuildOrders, type BuildOrders, type BuildOrdersParts } from "./tasks/build-orders.ts"
 import { createCheckpoints } from "./tasks/checkpoints.ts"
 import { createClaimLoop } from "./tasks/claim-loop.ts"
 import { createDelivery, UploadRefused, type DeliveryParts } from "./tasks/deliver.ts"
@@ -80,6 +80,8 @@ export interface AgentOutside {
   createHasher: typeof createHasher
   createRuntimes: typeof createRuntimes
   createRunner: typeof createAttemptRunner
+  /** In place of this machine's own image builder; null: it builds nothing. */
+  openBuilds?: (parts: Pick<BuildOrdersParts, "upload" | "send">) => Promise<BuildOrders | null>
 }
 
 const REAL: AgentOutside = {
@@ -144,7 +146,7 @@ const LAST_VERDICTS_MS = 30_000
  */
 export async function createAgent(parts: AgentParts): Promise<Agent> {
   const { config, clock, random, log } = parts
-  const outside = { ...REAL, ...parts.outside }
+  const outside: AgentOutside = { ...REAL, ...parts.outside }
   const dataDir = resolve(config.dataDir)
   await using opening = new AsyncDisposableStack()
   opening.use(lockDataDir(dataDir))
@@ -370,7 +372,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     log,
   })
   const roles = rolesOf(member, coordinator.publicKey, config, log, clock)
-  builds = roles.includes("builder") ? await openBuilds() : null
+  builds = roles.includes("builder") ? await (outside.openBuilds ?? openBuilds)({ upload, send }) : null
   if (builds === null && roles.includes("builder")) roles.splice(roles.indexOf("builder"), 1)
 
   async function openBuilds(): Promise<BuildOrders | null> {

@@ -73,6 +73,8 @@ export class Clients {
         return await this.#follow(action)
       case "retry":
         return await this.#retry(action)
+      case "push":
+        return await this.#push(action)
       case "set node":
         // One admin: no word of his overtakes a later one.
         this.#admin = this.#admin.then(() => this.#setNode(action))
@@ -177,6 +179,21 @@ export class Clients {
     })
   }
 
+  /** Of two at once either may be the later: what was asked after another was answered is. */
+  async #push({ client, text }: Extract<Action, { kind: "push" }>): Promise<void> {
+    const askedMs = this.#machine.time.nowMs
+    const era = this.#era
+    const answer = await this.#insist(client, "POST", "/api/v1/projects/p/push", Buffer.from(text), `push-${askedMs}`)
+    this.#machine.tell(`push ${text}: ${answer.status}`)
+    // It is being prepared: that is said before a byte is read.
+    if (answer.status === 409 || era !== this.#era) return
+    if (answer.status !== 200)
+      return this.#watch.wrong(`a push was answered ${answer.status}: ${answer.body.toString()}`)
+    const { content_hash } = JSON.parse(answer.body.toString()) as { content_hash: string }
+    const account = this.#deployment.clients[client]?.account ?? 0
+    this.#watch.pushed.push({ account, hash: content_hash, askedMs, atMs: this.#machine.time.nowMs })
+  }
+
   async #setNode({ node, state }: Extract<Action, { kind: "set node" }>): Promise<void> {
     const id = this.#nodeId(node)
     if (id === null) return
@@ -208,7 +225,7 @@ export class Clients {
     client: number,
     method: string,
     path: string,
-    body: object | null,
+    body: object | Buffer | null,
     key: string | null,
   ): Promise<HttpAnswer> {
     const token = this.#tokenOf(client)
@@ -219,10 +236,10 @@ export class Clients {
           path,
           headers: {
             authorization: `Bearer ${token}`,
-            "content-type": "application/json",
+            "content-type": Buffer.isBuffer(body) ? "application/gzip" : "application/json",
             ...(key === null ? {} : { "idempotency-key": key }),
           },
-          body: body === null ? null : Buffer.from(JSON.stringify(body)),
+          body: body === null || Buffer.isBuffer(body) ? body : Buffer.from(JSON.stringify(body)),
         })
         this.answers.set(answer.status, (this.answers.get(answer.status) ?? 0) + 1)
         if (answer.status < 500) return answer

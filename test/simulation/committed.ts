@@ -6,6 +6,8 @@ export class Committed implements Disposable {
   readonly #end: RealDatabase.Statement<[number]>
   readonly #checkpoint: RealDatabase.Statement<[number, number, number]>
   readonly #job: RealDatabase.Statement<[string]>
+  readonly #unbuilt: RealDatabase.Statement<[]>
+  readonly #building: RealDatabase.Statement<[number]>
   readonly #later: RealDatabase.Statement<[]>
   readonly #left: RealDatabase.Statement<[]>
 
@@ -17,6 +19,10 @@ export class Committed implements Disposable {
        WHERE a.claim = ? AND (c.claim > a.claim OR (c.claim = ? AND c.n >= ?))`,
     )
     this.#job = this.#database.prepare("SELECT status FROM jobs WHERE id = ?")
+    this.#unbuilt = this.#database.prepare(UNBUILT)
+    this.#building = this.#database.prepare(
+      "SELECT count(*) AS left FROM revisions WHERE build_claim = ? AND build = 'building'",
+    )
     this.#later = this.#database.prepare(LATER)
     this.#left = this.#database.prepare(LEFT)
   }
@@ -42,9 +48,15 @@ export class Committed implements Disposable {
     return (this.#later.get() as { is_older: number | null }).is_older === 1
   }
 
-  /** No job goes on and no attempt lives. */
-  hasNothingLeft(): boolean {
-    return (this.#left.get() as { left: number }).left === 0
+  /** No job goes on and no attempt lives; with `builds`, what is to be built is. */
+  hasNothingLeft({ builds }: { builds: boolean }): boolean {
+    if ((this.#left.get() as { left: number }).left > 0) return false
+    return !builds || (this.#unbuilt.get() as { left: number }).left === 0
+  }
+
+  /** Has the build under this number ended? */
+  hasBuilt(claim: number): boolean {
+    return (this.#building.get(claim) as { left: number }).left === 0
   }
 
   [Symbol.dispose](): void {
@@ -52,6 +64,8 @@ export class Committed implements Disposable {
   }
 }
 
+const UNBUILT = `SELECT count(*) AS left FROM projects p JOIN revisions r ON r.id = p.active_revision
+  WHERE r.build NOT IN ('built', 'failed')`
 const LATER = `SELECT (SELECT value FROM numbers WHERE name = 'later_epoch') >
   (SELECT value FROM numbers WHERE name = 'epoch') AS is_older`
 /** Bytes that nobody reported are swept within minutes. */

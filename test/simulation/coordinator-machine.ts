@@ -9,6 +9,7 @@ import { OlderCopy } from "../../coordinator/store/meta.ts"
 import { Committed } from "./committed.ts"
 import { cutDatabases, setDiskFaults } from "./disk/database.ts"
 import { MachineCrashed, type Machine, type Program } from "./machine.ts"
+import { scannerAtOnce } from "./scripted-builder.ts"
 import type { SimMesh } from "./sim-mesh.ts"
 
 export interface CoordinatorSettings {
@@ -83,10 +84,7 @@ export class CoordinatorMachine {
           const close = async (): Promise<void> => app.close()
           return { origin: "http://coordinator.sim", port: 80, close, [Symbol.asyncDispose]: close }
         },
-        createScanner: () => ({
-          scan: () => Promise.reject(new Error("nothing is pushed here")),
-          async [Symbol.asyncDispose]() {},
-        }),
+        createScanner: () => scannerAtOnce,
       },
     }).then(
       (running) => {

@@ -81,7 +81,7 @@ export async function makeDeployment(directory: string): Promise<Deployment> {
   const key = await identityFromSeed(random.bytes(32))
   const token = await createJoinToken(
     { store, clock, random, key, certificateTtlMs: 1 },
-    { name: null, maxUses: 100_000, ttlMs: 1e10, roles: ["worker"], account: null },
+    { name: null, maxUses: 100_000, ttlMs: 1e10, roles: ["worker", "builder"], account: null },
   )
   await store[Symbol.asyncDispose]()
   layTraces(join(directory, "computalot.db"))

@@ -7,6 +7,8 @@ import type { Submission } from "../../coordinator/jobs/submission/submission.ts
 import { Connection, ActHandle } from "../../coordinator/store/statements.ts"
 import { EPOCH_MS } from "./machine.ts"
 import type { NodeMachine } from "./node-machine.ts"
+import type { ImageRecord } from "../../protocol/domain/image.ts"
+import { layerOf } from "./scripted-builder.ts"
 import { artifactOf, resultFor, scriptOf } from "./scripted-runner.ts"
 import { TERMINAL, type Watch } from "./watch.ts"
 
@@ -40,6 +42,7 @@ export async function checkAtTheEnd(world: {
     checkStored(all, watch)
     checkCharges(all, watch)
     checkStreams(all, watch)
+    checkPushes(world.directory, all, watch)
     const view = new ActHandle(
       new Connection(database, (error) => watch.wrong(`6: the database is damaged: ${String(error)}`)),
     )
@@ -161,6 +164,26 @@ function checkStreams(all: All, watch: Watch): void {
     const missed = logged.filter(({ id }) => !seen.has(id)).map(({ id }) => id)
     if (missed.length > 0) watch.wrong(`7: the stream of ${job} never showed events ${missed.slice(0, 5).join(", ")}`)
     if (seen.size > logged.length) watch.wrong(`7: the stream of ${job} showed ${seen.size} events of ${logged.length}`)
+  }
+}
+
+/** 6: a push that was answered counts until a later one; and an image that was built can be had. */
+function checkPushes(directory: string, all: All, watch: Watch): void {
+  const active = all<{ account: number; content_hash: string }>(
+    "SELECT p.account, r.content_hash FROM projects p JOIN revisions r ON r.id = p.active_revision WHERE p.name = 'p'",
+  )
+  for (const { account, content_hash } of active) {
+    const its = watch.pushed.filter((push) => push.account === account)
+    const latest = its.filter(({ atMs }) => !its.some(({ askedMs }) => askedMs > atMs))
+    if (latest.length > 0 && !latest.some(({ hash }) => hash === content_hash))
+      watch.wrong(`6: account ${account} pushed ${latest[0]?.hash}, and its project runs ${content_hash}`)
+  }
+  for (const { id, tarball_digest, image } of all<{ id: string; tarball_digest: string; image: string }>(
+    "SELECT id, tarball_digest, image FROM revisions WHERE build = 'built'",
+  )) {
+    const [layer] = (JSON.parse(image) as ImageRecord).layers
+    if (readBlob(directory, layer?.blob?.digest ?? "none") !== layerOf(tarball_digest))
+      watch.wrong(`6: revision ${id} is built, and its layer is not there`)
   }
 }
 

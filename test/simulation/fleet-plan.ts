@@ -37,6 +37,7 @@ export function fleetPlan(seed: number, nodes: number, tasks: number): Plan {
     nodes: Array.from({ length: nodes }, () => ({
       cpu: 2,
       gpus: 0,
+      images: false,
       memoryMb: 4096,
       keepRunningMs: 60_000,
       startMs: chance.between(10, JOINING_MS),

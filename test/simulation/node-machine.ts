@@ -11,6 +11,7 @@ import { digest } from "../../protocol/domain/ids.ts"
 import { onePieceList, PIECE_BYTES } from "../../protocol/wire/piece-list.ts"
 import { cutDatabases, setDiskFaults } from "./disk/database.ts"
 import { MachineCrashed, type Machine, type Program } from "./machine.ts"
+import { scriptedBuilds } from "./scripted-builder.ts"
 import { Processes, scriptedRunner, type RuntimeEvents } from "./scripted-runner.ts"
 import { namedDriver, scriptedRuntimes } from "./scripted-runtime.ts"
 import type { SimMesh } from "./sim-mesh.ts"
@@ -20,6 +21,8 @@ export interface NodeSettings {
   gpus: number
   memoryMb: number
   keepRunningMs: number
+  /** It runs images and builds them; else it runs programs as they are. */
+  images: boolean
   joinToken: string
 }
 
@@ -86,7 +89,9 @@ export class NodeMachine {
           },
           problems: [],
         }),
-        chooseDriver: async () => namedDriver(),
+        chooseDriver: async () => namedDriver(this.#settings.images ? "gvisor" : "process"),
+        openBuilds: async (parts) =>
+          this.#settings.images ? await scriptedBuilds(program, join(this.directory, "layers-made"))(parts) : null,
         createHasher: () => hasherAtOnce,
         createRuntimes: scriptedRuntimes(program, this.#warm),
         createRunner: (agent) =>
@@ -199,7 +204,7 @@ export class NodeMachine {
       token: this.#settings.joinToken,
       dataDir: this.directory,
       name: this.machine.name,
-      runtime: "process",
+      runtime: this.#settings.images ? "gvisor" : "process",
       allowUnsandboxed: true,
       caps: {},
       listen: [],

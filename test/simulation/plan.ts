@@ -18,6 +18,7 @@ export interface Plan {
 export interface NodePlan {
   cpu: number
   gpus: number
+  images: boolean
   memoryMb: number
   keepRunningMs: number
   startMs: number
@@ -34,6 +35,7 @@ export type Action = { atMs: number } &
     | { kind: "follow"; client: number; job: string }
     /** Should it have ended by then. */
     | { kind: "retry"; client: number; job: string; body: Record<string, unknown> }
+    | { kind: "push"; client: number; text: string }
     /** The admin's word. */
     | { kind: "set node"; node: number; state: "active" | "draining" | "revoked" }
   )
@@ -99,9 +101,11 @@ export function planOf(seed: number): Plan {
   const busyMs = chance.pick([15_000, 30_000, 60_000])
   // On every machine or on none: who has them may be gone for long.
   const gpus = chance.of("gpus").pick([0, 0, 0, 1, 2])
+  const images = chance.of("images").happens(0.25)
   const nodes = Array.from({ length: chance.pick([1, 2, 2, 3, 3, 4]) }, (_, index) => ({
     cpu: chance.pick([1, 2, 4]),
     gpus,
+    images,
     memoryMb: 4096,
     keepRunningMs: chance.pick([2_000, 10_000, 60_000]),
     startMs: index === 0 ? 10 : chance.between(10, 4_000),
@@ -127,6 +131,7 @@ export function planOf(seed: number): Plan {
     },
     actions: [
       ...actionsOf(chance.of("actions"), busyMs, gpus),
+      ...pushesOf(chance.of("pushes"), busyMs),
       ...adminActionsOf(chance.of("admin"), busyMs, nodes.length),
     ].toSorted(byTime),
     faults: withTakeOver(faultsOf(chance.of("faults"), busyMs, nodes.length), chance.of("take over"), busyMs),
@@ -202,6 +207,17 @@ function adminActionsOf(chance: Chance, busyMs: number, nodes: number): Action[]
     const back: Action = { atMs: atMs + chance.between(10, 15_000), kind: "set node", node, state: "active" }
     return [{ atMs, kind: "set node", node, state: "draining" }, back]
   }).flat()
+}
+
+/** Some projects get new code while they are at work. */
+function pushesOf(chance: Chance, busyMs: number): Action[] {
+  if (!chance.happens(0.25)) return []
+  return Array.from({ length: chance.whole(1, 4) }, (_, n) => ({
+    atMs: chance.between(500, busyMs),
+    kind: "push" as const,
+    client: chance.happens(0.75) ? 0 : chance.whole(1, 2),
+    text: `code ${chance.happens(0.2) ? 0 : n}`,
+  }))
 }
 
 const MANY_TASKS = 3_000

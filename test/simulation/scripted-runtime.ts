@@ -61,11 +61,11 @@ export function scriptedRuntimes(program: Program, disk: Set<string>): (parts: R
 }
 
 /** A driver that is there to be named; nothing is started through it. */
-export function namedDriver(): ChosenDriver {
+export function namedDriver(name: "process" | "gvisor"): ChosenDriver {
   const probe: DriverProbe = {
     available: true,
     problems: [],
-    isolation: "none",
+    isolation: name === "gvisor" ? "gvisor" : "none",
     enforces: ["time"],
     network: "none",
     version: "0",
@@ -74,7 +74,7 @@ export function namedDriver(): ChosenDriver {
     throw new Error("the scripted runner starts nothing through the driver")
   }
   const driver: RuntimeDriver = {
-    name: "process",
+    name,
     probe: async () => probe,
     prepare: unused,
     start: unused,

@@ -25,6 +25,12 @@ test.each([1, 20065])("issue 4: seed %i replays identically, log and all", async
   expect(again).toEqual(once)
 })
 
+test("issue 4: a fleet of which a fifth is replaced at work loses no task", async () => {
+  const { code, text } = await simulate("--fleet", "10", "--tasks", "100")
+  expect(text).toMatch(/^10 nodes, 2 of them replaced; 100 tasks completed by \d+ attempts\n/)
+  expect(code, text).toBe(0)
+})
+
 /** Seeds that broke a promise once, and what was wrong. Another plan may come of them since: they cost little. */
 const FOUND: [seed: number, wrong: string][] = [
   [1795344553072, "a project that nobody can prepare waited for a machine that gets nothing new"],

@@ -32,10 +32,17 @@ export function layTraces(file: string): void {
 
 /** The steps after `seq`, in order. */
 export function stepsAfter(database: RealDatabase.Database, seq: number): Step[] {
-  return database
-    .prepare<[number], Step>("SELECT seq, kind, id, old AS 'from', new AS 'to' FROM traces WHERE seq > ? ORDER BY seq")
-    .all(seq)
+  let look = looks.get(database)
+  if (!look) {
+    look = database.prepare<[number], Step>(STEPS_AFTER)
+    looks.set(database, look)
+  }
+  return look.all(seq)
 }
+
+/** It is asked at each COMMIT. */
+const looks = new WeakMap<RealDatabase.Database, RealDatabase.Statement<[number], Step>>()
+const STEPS_AFTER = "SELECT seq, kind, id, old AS 'from', new AS 'to' FROM traces WHERE seq > ? ORDER BY seq"
 
 export function lastStep(database: RealDatabase.Database): number {
   return (database.prepare("SELECT coalesce(max(seq), 0) AS seq FROM traces").get() as { seq: number }).seq

@@ -20,6 +20,8 @@ export class Watch {
   readonly mayRunAgain = new Set<string>()
   /** Streams that were followed to the job's end: what each showed behind its first snapshot, and the last event before done. */
   followed: { job: string; from: number; upto: number; seen: ReadonlySet<number> }[] = []
+  /** Pushes that were answered, of the projects `p`. */
+  pushed: { account: number; hash: string; askedMs: number; atMs: number }[] = []
   /** Claims that could not read a checkpoint. */
   readonly unreadable = new Set<number>()
   /** Claims that exist twice because a disk was copied. */
@@ -90,6 +92,7 @@ export class Watch {
     this.#over.clear()
     this.followed = []
     this.#silences = []
+    this.pushed = this.pushed.filter(({ atMs }) => atMs < copyMs)
     return gone.map(([, { name }]) => name)
   }
 

@@ -361,7 +361,9 @@ export class World implements FaultyWorld {
       if (agent === null) return `${machine.name} does not run`
       for (const claim of processes.running.keys()) return `the program of claim ${claim} runs on ${machine.name}`
     }
-    if (!this.coordinator.stored().hasNothingLeft()) return "jobs, tasks, attempts or staged bytes have not ended"
+    const builds = this.plan.nodes.some(({ images }) => images)
+    if (!this.coordinator.stored().hasNothingLeft({ builds }))
+      return "jobs, tasks, attempts or staged bytes have not ended"
     const holder = this.nodes.find((node) => node.heldClaims().length > 0)
     return holder ? `${holder.machine.name} holds claims: ${holder.heldClaims().join(", ")}` : null
   }
@@ -377,8 +379,11 @@ export class World implements FaultyWorld {
     const stored = this.coordinator.stored()
     for (const { claim, kind, n = 0, verdict } of items) {
       if (verdict !== "stored" && verdict !== "already") continue
-      if (kind === "build") continue
-      const isStored = kind === "result" ? stored.hasResult(claim) : stored.hasCheckpoint(claim, n)
+      const isStored = {
+        result: () => stored.hasResult(claim),
+        checkpoint: () => stored.hasCheckpoint(claim, n),
+        build: () => stored.hasBuilt(claim),
+      }[kind]()
       if (!isStored) this.watch.wrong(`6: a ${kind} of claim ${claim} was answered as ${verdict} and is not committed`)
     }
   }
