@@ -24,7 +24,7 @@ export function fleetPlan(seed: number, nodes: number, tasks: number): Plan {
       client_ref: name,
       fan_out: { chunks, total: chunks },
     }
-    return { atMs: chance.between(1_000, BUSY_MS * 0.9), client: 0, kind: "submit", name, body }
+    return { atMs: chance.between(1_000, BUSY_MS * 0.9), client: 0, kind: "submit", name, body, after: [] }
   })
   const faults = Array.from({ length: Math.ceil(nodes / 5) }, (_, index): Fault => {
     const atMs = chance.between(JOINING_MS, BUSY_MS)
