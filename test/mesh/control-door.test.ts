@@ -10,6 +10,7 @@ import {
   REVOKED_IN_FRAME,
   type Welcome,
 } from "../../protocol/wire/control.ts"
+import { send } from "../support/http-door.ts"
 import { openTestStore } from "../support/store.ts"
 import { HELLO, startTestCoordinator, startWorker, type TestCoordinator, verdictsOf } from "../support/scripted-node.ts"
 
@@ -217,6 +218,19 @@ test("a malformed frame ends its peer's stream and nobody else's", async () => {
   await bad.say({ type: "heartbeat", n: 1, attempts: [] })
   await expect.poll(() => bad.heard.some(({ type }) => type === "heartbeat_reply")).toBe(true)
   expect(good.streamEnded).toBe(false)
+})
+
+test("rulings, /metrics: what a node says that it fetched from others is counted from its first word on", async () => {
+  const node = await startWorker(rig)
+  const fetched = async (): Promise<string | undefined> => {
+    const { text } = await send(rig.coordinator.origin, "GET", "/metrics")
+    return /^computalot_content_bytes_total\{source="peer"\} (\d+)$/m.exec(text)?.[1]
+  }
+  for (const [at, peer_bytes] of [1_000, 5_000, 5_000].entries()) {
+    await node.say({ type: "heartbeat", n: 100 + at, attempts: [], peer_bytes })
+    await expect.poll(() => node.heard.some((one) => one.type === "heartbeat_reply" && one.n === 100 + at)).toBe(true)
+  }
+  expect(await fetched()).toBe("4000")
 })
 
 test("a first frame that is no hello is refused", async () => {
