@@ -57,6 +57,7 @@ export async function serveFollowed(
     stillAllowed: request.stillAllowed,
     pingMs: parts.ssePingMs,
     limitMs: parts.sseLimitMs,
+    beginsWithSnapshot: position === null,
   })
   try {
     const followed = new FollowedStream(parts, following, stream)

@@ -49,6 +49,7 @@ export async function serveJobStream(parts: JobStreamParts, seq: number, request
     stillAllowed: request.stillAllowed,
     pingMs: parts.ssePingMs,
     limitMs: parts.sseLimitMs,
+    beginsWithSnapshot: resumed === null,
   })
   try {
     await new JobStream(parts, seq, stream).run(resumed)

@@ -24,7 +24,7 @@ export interface EventStream {
   send(frame: string): boolean
   /**
    * Resolves true once little waits: whoever has a lot to send asks before each frame. False once the stream has ended; a
-   * reader that takes nothing for a whole ping interval while much waits is cut off by asking.
+   * reader that takes nothing for a ping interval, at least five seconds, while much waits is cut off by asking.
    */
   room(): Promise<boolean>
   /**
@@ -48,6 +48,8 @@ export interface EventStreamParts {
   /** Asked every ping interval: a revoked key or an expired session closes its streams (rulings, Streams). */
   stillAllowed: () => Promise<boolean>
   pingMs: number
+  /** A snapshot comes first, however long it takes to make: no ping before it. */
+  beginsWithSnapshot?: boolean
   /** Then a `timeout` frame asks the client to come back. */
   limitMs: number
 }
@@ -63,6 +65,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   let waitingBytes = 0
   let writing = false
   let ending = false
+  let hasBegun = parts.beginsWithSnapshot !== true
   let inPieces = false
   let limitReached = false
   let roomWanted: (() => void) | null = null
@@ -97,7 +100,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
           roomWanted = null
           resolve(!ending)
         }
-        const tooSlow = clock.after(parts.pingMs, () => {
+        const tooSlow = clock.after(Math.max(parts.pingMs, SLOWEST_READER_MS), () => {
           stop()
           response.destroy()
         })
@@ -140,6 +143,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   }
 
   function push(text: string): void {
+    hasBegun = true
     ping.cancel()
     ping = schedulePing()
     waiting.push(text)
@@ -159,7 +163,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
 
   function schedulePing(): Timer {
     return clock.after(parts.pingMs, () => {
-      if (inPieces) ping = schedulePing()
+      if (inPieces || !hasBegun) ping = schedulePing()
       else stream.send(eventFrame({ event: "ping", data: { at: timestampText(clock.now()) } }))
     })
   }
@@ -193,5 +197,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
 
 /** Queued behind the frame being written; one snapshot may be larger than this by itself (rulings, Streams). */
 const LARGEST_BACKLOG_BYTES = 1024 * 1024
+/** However often there are pings: a busy moment on either side is not a reader that takes nothing. */
+const SLOWEST_READER_MS = 5_000
 /** Whoever waits for room goes on when no more than this waits. */
 const LITTLE_BYTES = 64 * 1024
