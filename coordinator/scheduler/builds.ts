@@ -237,18 +237,25 @@ export function createBuilds(parts: BuildsParts): Builds {
     const final = kind === "project" || failures >= MOST_TRIES ? "project" : "node"
     const at = clock.now()
     const id = newDiagnosticId()
-    const recorded = await store.write(async (tx) => {
-      await dropStagedBlobs(tx, build.claim)
-      return await recordBuildFailed(tx, {
-        revision: build.revision,
-        node: build.node,
-        id,
-        at,
-        kind: final,
-        message,
-        logTail,
+    const recorded = await store
+      .write(async (tx) => {
+        await dropStagedBlobs(tx, build.claim)
+        return await recordBuildFailed(tx, {
+          revision: build.revision,
+          node: build.node,
+          id,
+          at,
+          kind: final,
+          message,
+          logTail,
+        })
       })
-    })
+      .catch((error: unknown) => {
+        // Nothing was stored: the row still waits for this build, and so do we.
+        running.set(build.claim, build)
+        tries.set(build.revision, failures - 1)
+        throw error
+      })
     log.warn("build failed", { revision: build.revision, node: build.node, kind: final, message })
     if (recorded && final === "project") {
       tries.delete(build.revision)
