@@ -26,7 +26,7 @@ interface World extends AsyncDisposable {
   /** Two accounts, each with the project `run`; the first has the project `other` too. */
   one: Client
   two: Client
-  go(name: string): void
+  go: (name: string) => void
 }
 
 async function startWorld(options: FleetOptions): Promise<World> {
