@@ -39,6 +39,7 @@ export class Watch {
   readonly #runs = new Map<number, { startedMs: number; endedMs: number }>()
   /** Attempts whose end is committed, and programs that run now, by claim. */
   readonly #over = new Set<number>()
+  readonly #completed = new Set<number>()
   readonly #running = new Set<number>()
   /** A revoked node's attempts are taken from it, whatever runs. */
   hasRevoked = false
@@ -155,7 +156,8 @@ export class Watch {
 
   checkpointStored(claim: number, n: number, atMs: number): void {
     const task = this.#tasks.get(claim)
-    if (task === undefined) return
+    // Of an attempt that completed nothing goes on: its answer may come after its end was committed.
+    if (task === undefined || this.#completed.has(claim)) return
     const before = this.#durable.get(claim)
     this.#durable.set(claim, { task, n: Math.max(n, before?.n ?? 0), atMs: before?.n === n ? before.atMs : atMs })
   }
@@ -201,7 +203,10 @@ export class Watch {
     if (kind === "attempt" && to === "returned" && this.#running.has(id) && !excused)
       this.wrong(`2: claim ${id} was given back as if it had not been started, and its program runs`)
     // A task that completed begins anew when its job is retried.
-    if (kind === "attempt" && to === "completed") this.#forgetDurable(id)
+    if (kind === "attempt" && to === "completed") {
+      this.#completed.add(id)
+      this.#forgetDurable(id)
+    }
     const isUncalled = this.mayRunAgain.size === 0 && RETRY_STEPS.has(step)
     if (!STEPS.has(step) || isUncalled) this.wrong(`3: ${kind} ${id} went from ${from} to ${to}`)
   }
