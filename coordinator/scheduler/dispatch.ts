@@ -302,12 +302,14 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     return places.filter(isIts).length - outcome.granted.filter(isIts).length
   }
 
-  /** The job got fewer tasks than there were places for it. */
+  /** The job got fewer tasks than there were places for it. Where it leaves the queue, others are to have those places. */
   function fellShort(job: number, why: Shortage, tasks: number): void {
     switch (why) {
       case "over":
+        wake()
         return queue.remove(job)
       case "nothing_waits":
+        wake()
         // Memory believed in tasks that do not wait.
         return queue.returned(job, tasks)
       case "elsewhere":
@@ -315,9 +317,11 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       case "budget":
         queue.block(job, tasks)
         // What held the money may have ended between the write and this line: nothing would unblock the job then.
-        if (!isRunning(job)) queue.unblock(job)
+        if (isRunning(job)) wake()
+        else queue.unblock(job)
         return
       case "spent":
+        wake()
         queue.block(job, tasks)
         return parts.budgetSpent(job)
       default:
