@@ -35,6 +35,9 @@ test("issue 4: a fleet of which a fifth is replaced at work loses no task", asyn
 const FOUND: [seed: number, wrong: string][] = [
   [1795344553072, "a project that nobody can prepare waited for a machine that gets nothing new"],
   [1795344802139, "a start forgot on which nodes a project cannot be prepared"],
+  [24, "a build waited for ever for a builder without power, whose stream stays open"],
+  [1795354740044, "a lost build that could not be stored on a full disk was forgotten"],
+  [1795354740136, "the place of a task that did not wait stayed empty until something else happened"],
 ]
 
 test.each(FOUND)("issue 4: seed %i stays whole (%s)", async (seed) => {
