@@ -10,6 +10,8 @@ import type { Machine, Program } from "./machine.ts"
 import { Pipe, type Network } from "./network.ts"
 import { SimStream } from "./sim-stream.ts"
 
+/** From such a loss on, gossip is a sample of itself: each word would reach each of a thousand nodes. */
+export const THINNED = 0.9
 const DIAL_TIMEOUT_MS = 5_000
 const OPEN_STREAM_TIMEOUT_MS = 10_000
 const LINGER_MS = 10_000
@@ -376,6 +378,7 @@ class Endpoint implements MeshNode {
 
   async publish(topic: string, data: Uint8Array): Promise<{ recipients: number }> {
     const { network, gossip } = this.mesh
+    if (network.weather.gossipLoss >= THINNED) return this.#publishThinly(topic, data)
     for (const other of this.#reachable()) {
       const times = network.chance.happens(network.weather.gossipTwice) ? 2 : 1
       gossip.sent += 1
@@ -390,6 +393,26 @@ class Endpoint implements MeshNode {
         }
         network.packet(this.program.machine, other.program.machine, arrive, { relayed: true })
       }
+    }
+    return { recipients: this.#connections.size }
+  }
+
+  /** As with a great loss, without a draw for each word that is lost: from one who hears it to the next. */
+  #publishThinly(topic: string, data: Uint8Array): { recipients: number } {
+    const { network, gossip } = this.mesh
+    const others = [...this.#reachable()]
+    const next = (): number =>
+      1 + Math.floor(Math.log(1 - network.chance.fraction()) / Math.log(network.weather.gossipLoss))
+    gossip.sent += others.length
+    gossip.lost += others.length
+    for (let at = next() - 1; at < others.length; at += next()) {
+      const other = others[at]
+      if (!other) break
+      gossip.lost -= 1
+      const arrive = (): void => {
+        if (other.program.isAlive) other.#judges.get(topic)?.({ topic, from: this.peerId, data })
+      }
+      network.packet(this.program.machine, other.program.machine, arrive, { relayed: true })
     }
     return { recipients: this.#connections.size }
   }

@@ -20,7 +20,10 @@ export function setDiskFaults(directory: string, wanted: DiskFaults | null): voi
 /** What a file below a simulated disk waits for before anything is done to it. */
 export function slowness(path: unknown): Promise<void> | null {
   if (faults.size === 0 || typeof path !== "string") return null
-  for (const [directory, { slow }] of faults) if (path.startsWith(`${directory}/`)) return slow()
+  for (let end = path.lastIndexOf("/"); end > 0; end = path.lastIndexOf("/", end - 1)) {
+    const found = faults.get(path.slice(0, end))
+    if (found) return found.slow()
+  }
   return null
 }
 
