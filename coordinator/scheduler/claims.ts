@@ -91,6 +91,8 @@ const REPORTS_AT_ONCE = 64
 const LOOK_INTERVAL_MS = 500
 /** Accepts come within milliseconds; one that takes this long will not come. */
 const OFFER_TIMEOUT_MS = 10_000
+/** A look that comes this much late: this process was stopped, not the nodes. */
+const PAUSE_MS = 2_000
 /** So many reports of numbers that were never the node's are an offence: after a restored backup it may have some. */
 const STRANGE_REPORTS = 256
 /** A running attempt is renewed for so long past its timeout: the node enforces that by itself (architecture §5.4). */
@@ -104,6 +106,9 @@ export function createClaims(parts: ClaimsParts): Claims {
   const unheard = new WeakMap<Member, number>()
   const stopped = new AbortController()
   let writing: Promise<unknown> = Promise.resolve()
+  let lastLookMs = clock.monotonicMs()
+  /** When this process went on after it had been stopped: what nodes answered meanwhile is still to be read. */
+  let resumedMs = Number.NEGATIVE_INFINITY
   const looking = every(clock, LOOK_INTERVAL_MS, takeStaleOffers)
 
   function held(member: Member, claim: number): HeldAttempt | undefined {
@@ -300,12 +305,14 @@ export function createClaims(parts: ClaimsParts): Claims {
    */
   function takeStaleOffers(): void {
     const nowMs = clock.monotonicMs()
+    if (nowMs - lastLookMs - LOOK_INTERVAL_MS > PAUSE_MS) resumedMs = nowMs
+    lastLookMs = nowMs
     for (const member of members.all()) {
       if (!member.session || !isInReach(members.contact(member))) {
         unheard.set(member, nowMs)
         continue
       }
-      const heardSinceMs = unheard.get(member) ?? Number.NEGATIVE_INFINITY
+      const heardSinceMs = Math.max(resumedMs, unheard.get(member) ?? resumedMs)
       const stale = [...member.attempts.values()].filter(
         ({ state, grantedAtMs }) =>
           state === "offered" && nowMs - Math.max(grantedAtMs, heardSinceMs) > OFFER_TIMEOUT_MS,
