@@ -37,6 +37,7 @@ const FOUND: [seed: number, wrong: string][] = [
   [1795344802139, "a start forgot on which nodes a project cannot be prepared"],
   [24, "a build waited for ever for a builder without power, whose stream stays open"],
   [1795354740044, "a lost build that could not be stored on a full disk was forgotten"],
+  [1795354740077, "a coordinator that had been stopped took back what nodes had accepted meanwhile, and blamed them"],
   [1795354740136, "the place of a task that did not wait stayed empty until something else happened"],
 ]
 
