@@ -48,11 +48,22 @@ export const CATALOGUE: readonly CatalogueEntry[] = [
   {
     group: "auth",
     route: "POST /api/v1/auth/register",
-    feature: "registration",
+    feature: "waitlist",
+    note: "Nobody registers by themselves: the answer says how else to get access. Fields that are sent (name, email) are ignored.",
     later: {
       purpose: "Self-service registration, which is switched off.",
       body: { name: "string, ignored", email: "string, ignored" },
       response: "403: {error, recommended_action, details}",
+    },
+  },
+  {
+    group: "auth",
+    route: "POST /api/v1/waitlist",
+    feature: "waitlist",
+    later: {
+      purpose: "Asks for access.",
+      body: { email: "optional string", wallet_address: "optional string", note: "optional string" },
+      response: '201: {status: "received"}',
     },
   },
   {

@@ -1,9 +1,9 @@
+import { RESULT_GUIDE } from "../../protocol/api/result-guide.ts"
 import { ALLOWED_EXECUTABLES, RUNNER_ENV } from "../../protocol/domain/runner.ts"
 import { JOB_STATUSES, TERMINAL_JOB_STATUSES } from "../../protocol/domain/statuses.ts"
 import { JOB_EXAMPLES, REQUIREMENTS_EXAMPLE, RESERVATION_EXAMPLE, RUNNER_EXAMPLE } from "./examples.ts"
 import { ifThere, missingMark, type DocumentFacts } from "./facts.ts"
 import { FEATURE_NAMES, FEATURES } from "./features.ts"
-import { RESULT_GUIDE } from "../../protocol/api/result-guide.ts"
 import { routesByGroup } from "./routes.ts"
 import {
   DEBUGGING,
@@ -170,6 +170,7 @@ function statusNote(facts: DocumentFacts): string {
 function auth(facts: DocumentFacts): Record<string, unknown> {
   const open = ["/health", "/live", "/ready", "/", "/docs", "/skill.md", "/llms.txt", "/llms-full.txt", "/openapi.json"]
   const feedback = facts.has("feedback") ? ", POST /api/v1/feedback" : ""
+  const waitlist = facts.has("waitlist") ? ", POST /api/v1/waitlist, POST /api/v1/auth/register (always 403)" : ""
   const wallets = facts.has("wallet_sessions") ? ", POST /api/v1/auth/wallet/challenge and /verify" : ""
   const metrics = facts.has("metrics")
     ? " GET /metrics is for local requests, administrators and the metrics token."
@@ -177,7 +178,7 @@ function auth(facts: DocumentFacts): Record<string, unknown> {
   return {
     type: "bearer",
     header: "Authorization: Bearer <token>",
-    note: `Without a token: ${open.join(", ")}, /api/v1/docs/*${feedback}${wallets}. Everything else needs one.${metrics}`,
+    note: `Without a token: ${open.join(", ")}, /api/v1/docs/*${feedback}${waitlist}${wallets}. Everything else needs one.${metrics}`,
     wallet_auth: ifThere(
       facts,
       "wallet_sessions",

@@ -73,11 +73,6 @@ export const FEATURES = {
   },
   feedback: { offered: true, otherwise: notYet("Feedback is"), routes: ["POST /api/v1/feedback"] },
   metrics: { offered: true, otherwise: notYet("Prometheus metrics are"), routes: ["GET /metrics"] },
-  registration: {
-    offered: false,
-    otherwise: "Keys are issued by administrators; nobody can register by themselves.",
-    routes: ["POST /api/v1/auth/register"],
-  },
   wallet_sessions: {
     offered: false,
     otherwise: notYet("Signing in with a wallet is"),
@@ -88,7 +83,11 @@ export const FEATURES = {
     otherwise: "This deployment takes no payments yet: ask an administrator for credit.",
     routes: ["POST /api/v1/account/quotes/topup", "POST /api/v1/account/quotes/:quote_id/pay/x402"],
   },
-  waitlist: { offered: false, otherwise: notYet("The waitlist is"), routes: ["POST /api/v1/waitlist"] },
+  waitlist: {
+    offered: true,
+    otherwise: notYet("The waitlist is"),
+    routes: ["POST /api/v1/waitlist", "POST /api/v1/auth/register"],
+  },
   object_storage: {
     offered: false,
     otherwise: notYet("Direct and multipart uploads to object storage are"),

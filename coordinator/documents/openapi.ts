@@ -122,7 +122,9 @@ function headerParameters(row: Endpoint): Json[] {
   return [
     ...(row.creates ? [header("Idempotency-Key", "A repetition gives the first answer again.", KEY_SCHEMA)] : []),
     ...(row.stream === "events" ? [header("Last-Event-ID", "The last id that was seen: goes on behind it.")] : []),
-    ...(row.stream === "text" ? [header("If-None-Match", "The ETag that is already there.")] : []),
+    ...(row.stream === "text" && row.replies?.[304]
+      ? [header("If-None-Match", "The ETag that is already there.")]
+      : []),
     ...(row.id === "artifacts-upload"
       ? [
           header("X-Artifact-Filename", "The file's name."),
@@ -146,7 +148,8 @@ function requestBody(row: Endpoint, facts: DocumentFacts, components: Components
     return {
       description: `The bytes themselves, at most ${row.rawBody.limitBytes}.`,
       required: true,
-      content: { [row.rawBody.contentType]: { schema } },
+      // Whatever kind the client names: nobody looks at it (E-008).
+      content: { "application/octet-stream": { schema } },
     }
   }
   if (row.body === undefined) return null

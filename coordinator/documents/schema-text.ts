@@ -26,7 +26,15 @@ export interface JsonSchema {
 export function jsonSchemaOf(schema: z.ZodType, io: "input" | "output"): JsonSchema {
   const known = WRITTEN[io].get(schema)
   if (known) return known
-  const { $schema: _, ...written } = z.toJSONSchema(schema, { io, unrepresentable: "any" }) as JsonSchema
+  const { $schema: _, ...written } = z.toJSONSchema(schema, {
+    io,
+    unrepresentable: "any",
+    // Of what is parsed further on, zod leaves the default out.
+    override: ({ zodSchema, jsonSchema }) => {
+      const { def } = zodSchema._zod
+      if (def.type === "default" && typeof def.defaultValue !== "object") jsonSchema.default = def.defaultValue
+    },
+  }) as JsonSchema
   const shown = asShown(written)
   WRITTEN[io].set(schema, shown)
   return shown

@@ -38,6 +38,8 @@ export interface HttpApp {
   add(route: Route): void
   /** Every row that is served. */
   rows(): readonly Endpoint[]
+  /** Is the core running? Rows are still missing before. */
+  isOpen(): boolean
   /** The core runs: `/api/v1` is served from now on. */
   open(core: HttpCore): void
   /** The core is about to stop: `/api/v1` answers 503, streams end. A second call does nothing. */
@@ -282,6 +284,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       router = null
     },
     rows: () => routes.map(({ row }) => row),
+    isOpen: () => running !== null,
     open(core) {
       assert(running === null && !stopping.signal.aborted, "the door is opened once")
       running = runCore(core, parts)

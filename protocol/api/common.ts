@@ -67,11 +67,8 @@ export function paging(defaultLimit: number, largestLimit: number) {
   return {
     limit: wholeNumberText(1)
       .transform((limit) => Math.min(limit, largestLimit))
-      .default(defaultLimit)
-      .meta({ shown: { type: "integer", minimum: 1, default: defaultLimit } }),
-    offset: wholeNumberText(0)
-      .default(0)
-      .meta({ shown: { type: "integer", minimum: 0, default: 0 } }),
+      .default(defaultLimit),
+    offset: wholeNumberText(0).default(0),
   }
 }
 

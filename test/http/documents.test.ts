@@ -76,18 +76,24 @@ test("a document that the client has already is 304; HEAD has no body; another m
   expect((await send(fleet.origin, "POST", "/llms.txt", { body: {} })).status).toBe(405)
 })
 
-test("documents are answered from memory: the median of 300 requests is far below making one anew", async () => {
-  const took: number[] = []
-  for (let n = 0; n < 300; n++) {
-    const from = performance.now()
-    await fetch(`${fleet.origin}/api/v1/docs`).then((reply) => reply.arrayBuffer())
-    took.push(performance.now() - from)
-  }
-  const median = took.toSorted((a, b) => a - b)[150] ?? 0
-  console.log(`GET /api/v1/docs: p50 ${median.toFixed(2)} ms`)
-  // The figure is 2 ms on an idle machine; this one is shared.
-  expect(median).toBeLessThan(25)
-})
+test(
+  "documents are answered from memory: the median is that of the shortest answer, not of making one",
+  { timeout: 240_000 },
+  async () => {
+    const took: Record<string, number[]> = { "/health": [], "/api/v1/docs": [] }
+    for (let n = 0; n < 101; n++) {
+      for (const [path, times] of Object.entries(took)) {
+        const from = performance.now()
+        await fetch(`${fleet.origin}${path}`).then((reply) => reply.arrayBuffer())
+        times.push(performance.now() - from)
+      }
+    }
+    const [shortest = 0, docs = 0] = Object.values(took).map((times) => times.toSorted((a, b) => a - b)[50])
+    console.log(`p50: /health ${shortest.toFixed(2)} ms, /api/v1/docs ${docs.toFixed(2)} ms`)
+    // 2 ms on an idle machine; on a busy one the shortest answer takes longer too. Making one anew takes 30 ms and more.
+    expect(docs).toBeLessThan(3 * shortest + 10)
+  },
+)
 
 describe("the JSON index", () => {
   test("D-011, D-012: it has its 31 keys, its name, status and version", () => {

@@ -11,12 +11,11 @@ export interface DocumentRouteParts {
 }
 
 /** The public documents (D-*): made once for an origin, answered from memory. */
-export function mountDocuments(app: Pick<HttpApp, "add" | "readiness">, parts: DocumentRouteParts): void {
+export function mountDocuments(app: Pick<HttpApp, "add" | "isOpen">, parts: DocumentRouteParts): void {
   for (const row of documentEndpoints) {
     mount(app, row, async (request) => {
       // Before, routes are missing that the documents are made from.
-      if ((await app.readiness()).checks.controller_core === "down")
-        throw unavailable("the coordinator is starting or stopping")
+      if (!app.isOpen()) throw unavailable("the coordinator is starting or stopping")
       await send(request, row, parts)
     })
   }
