@@ -22,6 +22,7 @@ payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
 result = {"saw": payload,
           "accuracy": payload.get("learning_rate", 0) * payload.get("batch_size", 0),
           "score": len(payload.get("model", "")) + payload.get("_replica", 0) / 10}
+print("saw", sorted(payload))
 json.dump(result, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
 const SEEDS_PY = `import json, os
