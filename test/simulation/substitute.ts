@@ -28,8 +28,8 @@ const STAND_INS: Record<string, string> = {
   "node:fs": "./disk/files.ts",
   "node:fs/promises": "./disk/files-at-once.ts",
   "better-sqlite3": "./disk/database.ts",
-  "node:crypto": "./known-signatures.ts",
-  "@libp2p/crypto/keys": "./no-libp2p-keys.ts",
+  "node:crypto": "./disk/known-signatures.ts",
+  "@libp2p/crypto/keys": "./disk/no-libp2p-keys.ts",
 }
 
 const isOurs = (url: string | undefined): boolean =>
