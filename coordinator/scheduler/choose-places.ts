@@ -189,14 +189,14 @@ export function choosePlaces<N extends PlaceableNode>(parts: ChooseParts, nodes:
   }
 
   /**
-   * As many slots as the job has tasks waiting; on the nodes where it waits already, or those would be handed work again before
-   * their slots become free.
+   * As many slots as the job has tasks waiting, and one: accounts that have equally much in use take turns. On the nodes where it
+   * waits already, or those would be handed work again before their slots become free.
    */
   function awaitSlots(soonest: readonly N[], { seq }: ReadyJob, wanted: Wanted): void {
     let tasks = queue.waiting(seq)
     const waitsOn = (node: N): boolean => parts.awaited.get(node.id) === seq
     for (const node of [...soonest.filter(waitsOn), ...soonest.filter((node) => !waitsOn(node))]) {
-      if (tasks <= 0) return
+      if (tasks < 0) return
       if (round.awaited.has(node) || !couldRun(node, wanted)) continue
       round.awaited.set(node, seq)
       tasks -= slots(node.capacity, wanted.requirements)

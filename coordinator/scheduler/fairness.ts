@@ -13,8 +13,8 @@ export const FAIRNESS_TEXT =
   "Fair time is the time that n tasks of run time d take on an equal part of the slots: n × d ÷ (slots ÷ accounts), and " +
   "at least d. The last of n tasks of an account ends no later than its fair time and two task run times after they were " +
   "submitted, with accounts of equal weight that want everything there is. Nothing that runs is stopped for it: one task " +
-  "run time is the wait for slots to become free, and one is for slots that do not divide evenly. Tasks of half a " +
-  "second or less are handed to machines a little ahead: they add at most half a second. With tasks of different run times d is " +
+  "run time is the wait for slots to become free, and one is for slots that do not divide evenly. Tasks far below a " +
+  "second are handed to machines a little ahead: they add at most half a second. With tasks of different run times d is " +
   "the longest of them that runs."
 
 export interface FairWork {
@@ -34,10 +34,10 @@ export function fairTimeMs({ tasks, runMs, slots, accounts }: FairWork): number 
 
 /** When the account's last task has ended at the latest, from its submission on (`FAIRNESS_TEXT`). */
 export function promisedEndMs(work: FairWork): number {
-  return fairTimeMs(work) + 2 * work.runMs + (work.runMs <= SHORT_TASK_MS ? HANDED_AHEAD_MS : 0)
+  return fairTimeMs(work) + 2 * work.runMs + (work.runMs < SHORT_TASK_MS ? HANDED_AHEAD_MS : 0)
 }
 
-/** Up to this what was handed ahead of slots takes longer than a task: moving it takes half a second (`take-back.ts`). */
+/** Below this what was handed ahead of slots takes longer than a task: moving it takes half a second (`take-back.ts`). */
 const SHORT_TASK_MS = 500
 const HANDED_AHEAD_MS = 500
 

@@ -62,7 +62,7 @@ describe("SC-003, GAP-64: two accounts, 10,000 and 10 tasks", () => {
   test("the small one's last task ends within its fair time and two task run times, on fleets of every size", () => {
     const workload = fc.record({
       fleet: fleets,
-      runMs: fc.constantFrom(750, 1_000, 2_000, 5_000, 30_000, 600_000),
+      runMs: fc.constantFrom(500, 1_000, 2_000, 5_000, 30_000, 600_000),
       spread,
       alone: fc.double({ min: 0, max: 12, noNaN: true }),
     })
@@ -81,7 +81,7 @@ describe("SC-003, GAP-64: two accounts, 10,000 and 10 tasks", () => {
 
   test("tasks so short that many are handed ahead of slots add no more than what is told", () => {
     const small = fc.record({ nodes: fc.integer({ min: 1, max: 4 }), coresEach: fc.integer({ min: 1, max: 4 }) })
-    const workload = fc.record({ fleet: small, runMs: fc.constantFrom(50, 100, 250, 500), spread })
+    const workload = fc.record({ fleet: small, runMs: fc.constantFrom(50, 100, 250), spread })
     fc.assert(
       fc.property(workload, (load) => {
         const slots = load.fleet.nodes * load.fleet.coresEach
