@@ -111,6 +111,8 @@ describe("the admin's view", () => {
     })
     expect(made.status).toBe(201)
     expect(made.get("token")).toMatch(/^fln_[a-z0-9]{32}$/)
+    // Seconds may be fractions, down to parts of a millisecond.
+    expect((await rig.call("POST", "/admin/nodes/tokens", { ttl_s: 3243911.236160184 })).status).toBe(201)
     for (const wrong of [{ max_uses: 0 }, { ttl_s: -1 }, { roles: [] }, { roles: ["king"] }]) {
       expect((await rig.call("POST", "/admin/nodes/tokens", wrong)).status).toBe(422)
     }

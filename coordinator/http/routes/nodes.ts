@@ -138,7 +138,7 @@ export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): vo
     const made = await createJoinToken(parts, {
       name: body.name ?? null,
       maxUses: body.max_uses ?? 1,
-      ttlMs: (body.ttl_s ?? defaultTokenTtlSeconds) * 1000,
+      ttlMs: Math.ceil((body.ttl_s ?? defaultTokenTtlSeconds) * 1000),
       roles: body.roles ?? ["worker"],
       account: body.account_id == null ? null : accountId(body.account_id),
     })
