@@ -202,7 +202,20 @@ function contentOf(row: Endpoint, schema: z.ZodType | undefined, components: Com
   if (schema !== undefined) return { content: { "application/json": { schema: components.use(schema, "output") } } }
   if (row.stream === undefined) return {}
   const kind = row.contentType ?? { events: "text/event-stream", bytes: "*/*", text: "text/plain" }[row.stream]
-  return { content: { [kind]: { schema: kind === "application/json" ? {} : { type: "string" } } } }
+  return { content: { [kind]: { schema: STREAMED[kind] ?? { type: "string" } } } }
+}
+
+const STREAMED: Readonly<Record<string, JsonSchema>> = {
+  "application/json": {},
+  // Of one event.
+  "text/event-stream": {
+    type: "object",
+    properties: {
+      event: { type: "string" },
+      id: { type: "string" },
+      data: { type: "string", description: "JSON" },
+    },
+  },
 }
 
 /** From what was created to the routes about it: `POST /jobs` leads to all below `/jobs/:id`, `/results/:job_id`, … */
