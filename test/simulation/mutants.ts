@@ -46,10 +46,10 @@ export const MUTANTS: readonly Mutant[] = [
     edits: [
       {
         file: REPORT,
-        from: `      ? { verdict: "already", reason: null }
-      : { verdict: "spent", reason: null }`,
-        to: `      ? { verdict: "already", reason: null }
-      : { verdict: "stored", reason: null }`,
+        from: `keepLateDigest(tx, claim, item.digest)
+    return { verdict: "spent", reason: null }`,
+        to: `keepLateDigest(tx, claim, item.digest)
+    return { verdict: "stored", reason: null }`,
       },
     ],
   },
@@ -220,8 +220,8 @@ export const MUTANTS: readonly Mutant[] = [
     edits: [
       {
         file: "coordinator/fleet/fleet.ts",
-        from: "member && isHeard(members, member) && boots",
-        to: "member?.session && boots",
+        from: "      isInReach(members.contact(member)) &&\n      boots",
+        to: "      boots",
       },
     ],
   },
