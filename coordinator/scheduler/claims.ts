@@ -362,6 +362,7 @@ export function createClaims(parts: ClaimsParts): Claims {
         if (attempt?.state !== "offered") continue
         attempt.state = "accepted"
         attempt.acceptedAt = at
+        if (attempt.claimable) parts.contact.renew(attempt)
       }
     },
     started,

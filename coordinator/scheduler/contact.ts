@@ -262,8 +262,12 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
       witnesses.delete(member)
       member.lastHeardMs = nowMs
       member.lastSeenAt = clock.now()
-      // Nothing was granted to it meanwhile.
-      if (!isInReach(before)) parts.wake()
+      // Nothing was granted to it meanwhile, nor is now before it could say what it holds: its own task might be given to it again.
+      if (isInReach(before)) return
+      const waitMs = member.attempts.size > 0 ? member.heartbeatMs : 0
+      member.restsUntilMs = Math.max(member.restsUntilMs, nowMs + waitMs)
+      if (waitMs === 0) parts.wake()
+      else clock.after(waitMs, parts.wake)
     },
     renew,
     /** It takes no room there any more, and may be granted again once the shortest wait is over, to the same machine too. */
