@@ -160,7 +160,7 @@ function actionsOf(chance: Chance, busyMs: number, gpus: number): Action[] {
     if (body["project"] === UNPREPARED) {
       // What is known of it from the first one must not be forgotten.
       const again = { ...body, client_ref: `${name}-again` }
-      const laterMs = atMs + chance.of(`${name} again`).between(500, 20_000)
+      const laterMs = Math.min(busyMs, atMs + chance.of(`${name} again`).between(500, 20_000))
       actions.push({ atMs: laterMs, client, kind: "submit", name: `${name}-again`, body: again, after: [] })
     }
     if (chance.happens(0.01)) {
