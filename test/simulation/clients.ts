@@ -186,7 +186,9 @@ export class Clients {
     const answer = await this.#insist(client, "POST", "/api/v1/projects/p/push", Buffer.from(text), `push-${askedMs}`)
     this.#machine.tell(`push ${text}: ${answer.status}`)
     // It is being prepared: that is said before a byte is read.
-    if (answer.status === 409 || era !== this.#era) return
+    if (answer.status === 409) return
+    // Asked of a coordinator that was restored since; what this one took counts.
+    if (answer.status !== 200 && era !== this.#era) return
     if (answer.status !== 200)
       return this.#watch.wrong(`a push was answered ${answer.status}: ${answer.body.toString()}`)
     const { content_hash } = JSON.parse(answer.body.toString()) as { content_hash: string }
