@@ -185,14 +185,14 @@ export class Clients {
     const era = this.#era
     const answer = await this.#insist(client, "POST", "/api/v1/projects/p/push", Buffer.from(text), `push-${askedMs}`)
     this.#machine.tell(`push ${text}: ${answer.status}`)
-    // It is being prepared: that is said before a byte is read.
-    if (answer.status === 409) return
+    const account = this.#deployment.clients[client]?.account ?? 0
+    // It is being prepared, that is said before a byte is read: perhaps for an earlier try, whose answer was lost.
+    if (answer.status === 409) return void this.#watch.unsurePushes.add(account)
     // Asked of a coordinator that was restored since; what this one took counts.
     if (answer.status !== 200 && era !== this.#era) return
     if (answer.status !== 200)
       return this.#watch.wrong(`a push was answered ${answer.status}: ${answer.body.toString()}`)
     const { content_hash } = JSON.parse(answer.body.toString()) as { content_hash: string }
-    const account = this.#deployment.clients[client]?.account ?? 0
     this.#watch.pushed.push({ account, hash: content_hash, askedMs, atMs: this.#machine.time.nowMs })
   }
 

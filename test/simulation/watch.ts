@@ -22,6 +22,8 @@ export class Watch {
   followed: { job: string; from: number; upto: number; seen: ReadonlySet<number> }[] = []
   /** Pushes that were answered, of the projects `p`. */
   pushed: { account: number; hash: string; askedMs: number; atMs: number }[] = []
+  /** Accounts with a push of which nobody knows whether it was taken. */
+  readonly unsurePushes = new Set<number>()
   /** Claims that could not read a checkpoint. */
   readonly unreadable = new Set<number>()
   /** Claims that exist twice because a disk was copied. */
