@@ -62,14 +62,14 @@ function behindParenthesis(source: string, from: number): number {
   return at
 }
 
-/** Ids of the contract that a title names: `J-009`, `GAP-69`, `A06`, and all of a range (`D-011…D-029`, `A38–A41`). */
+/** Ids of the contract that a title names: `J-009`, `GAP-69`, `A06`, and all of a range (`D-011…D-029`, `PR-001 … PR-009`, `A38–A41`). */
 export function idsNamedBy(title: string): string[] {
   const dashed = [
     ...title.matchAll(
-      /(?<![\w-])(?<prefix>[A-Z]{1,3})-(?<from>\d{2,3})(?:(?:…|–)(?:\k<prefix>-)?(?<to>\d{2,3}))?(?![\w-])/g,
+      /(?<![\w-])(?<prefix>[A-Z]{1,3})-(?<from>\d{2,3})(?: ?(?:…|–) ?(?:\k<prefix>-)?(?<to>\d{2,3}))?(?![\w-])/g,
     ),
   ]
-  const plain = [...title.matchAll(/(?<![\w-])(?<prefix>A)(?<from>\d\d)(?:(?:…|–)A?(?<to>\d\d))?(?![\w-])/g)]
+  const plain = [...title.matchAll(/(?<![\w-])(?<prefix>A)(?<from>\d\d)(?: ?(?:…|–) ?A?(?<to>\d\d))?(?![\w-])/g)]
   return [...rangesOf(dashed, "-"), ...rangesOf(plain, "")]
 }
 

@@ -13,7 +13,7 @@ const score: ResultSchema = {
 }
 const of = (value: JsonValue): { left: "value"; value: JsonValue } => ({ left: "value", value })
 
-test("Q-003: map_reduce demands every reduce field, structured_runner nothing; result_schema adds to it", () => {
+test("Q-003, MR-006: map_reduce demands every reduce field, structured_runner nothing; result_schema adds to it", () => {
   const least = {
     project: "p",
     runner_command: ["python"],
