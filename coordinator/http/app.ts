@@ -221,7 +221,8 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       idempotency: noIdempotency,
       response,
     }
-    await before?.(parsed as unknown as HttpRequest)
+    // What is said of a request before its body is read is not said of one that was answered already: its answer is.
+    if (before && !(await isAnswered(core, row, caller, request))) await before(parsed as unknown as HttpRequest)
     if (row.body !== undefined || row.rawBody !== undefined) body.checkDeclaredSize()
     const json = row.body === undefined ? null : await body.readJson(memory, { form: row.form === true })
     const full = {
@@ -248,6 +249,17 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       handle({ ...full, idempotency: taken.held } as unknown as HttpRequest),
     )
     return answer(row, request, response, reply)
+  }
+
+  async function isAnswered(
+    core: RunningCore | null,
+    row: Endpoint,
+    caller: Parameters<typeof asCaller>[0],
+    request: Request,
+  ): Promise<boolean> {
+    const key = request.headers["idempotency-key"]
+    if (core === null || row.creates === undefined || typeof key !== "string") return false
+    return await core.keys.isAnswered(asCaller(caller), key)
   }
 
   async function answer(row: Endpoint, request: Request, response: Response, result: unknown): Promise<void> {

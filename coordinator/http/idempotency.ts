@@ -72,6 +72,8 @@ export interface IdempotencyKeys {
     key: string,
     request: KeyedRequest,
   ): Promise<{ kind: "taken"; held: HeldKey } | { kind: "answered"; status: number; bodyJson: string }>
+  /** Is an answer stored under the key, to whatever request? */
+  isAnswered(caller: Caller, key: string): Promise<boolean>
   /** Forgets keys older than a day, a slice at a time. Returns how many. */
   sweep(): Promise<number>
 }
@@ -107,6 +109,10 @@ export function createIdempotencyKeys(parts: { store: Store; clock: Clock }): Id
         inFlight.delete(slot)
         throw error
       }
+    },
+    async isAnswered(caller, key) {
+      const stored = await parts.store.read((view) => findStoredAnswer(view, { scope: scopeOf(caller), key }))
+      return stored?.kind === "answered"
     },
     async sweep() {
       const before = parts.clock.now() - KEPT_MS

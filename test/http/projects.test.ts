@@ -577,7 +577,7 @@ describe("readiness", () => {
     expect((await push(name, CODE)).status).toBe(200)
   })
 
-  test("P-019: push is 409 while an init is under way, also one that came during the upload", async () => {
+  test("P-019, GAP-69: push is 409 while an init is under way, also one that came during the upload, but for a repetition", async () => {
     const late = await project()
     expect((await push(late, CODE)).status).toBe(200)
     workers("one")
@@ -590,7 +590,20 @@ describe("readiness", () => {
       json: { code: "project_busy", init_state: "initializing", ready_for_jobs: false },
     })
     aheadMs = 601_000
-    expect((await push(name, CODE)).status).toBe(200)
+    // A repetition is answered as it was, whatever is under way since; another push under its key is refused for that.
+    const keyed = (body: Buffer) =>
+      send(origin, "POST", `/api/v1/projects/${name}/push`, {
+        token: alice,
+        body,
+        headers: { "idempotency-key": `${name}-again` },
+      })
+    const code = await tarballOf(CODE)
+    const taken = await keyed(code)
+    expect(taken.status).toBe(200)
+    await call("POST", `/${name}/init`)
+    expect((await push(name, CODE)).status).toBe(409)
+    expect((await keyed(code)).json).toEqual(taken.json)
+    expect((await keyed(await tarballOf([...CODE, { name: "./y.py", content: "" }]))).status).toBe(422)
     aheadMs = 0
 
     const before = await activeOf(late)
