@@ -397,7 +397,9 @@ export function createReservations(parts: ReservationsParts): Reservations {
     if (closed.size === 0 && !job.dedicated) return true
     const its = closed.get(node)
     const mine = byJob.get(job.seq)
-    if (its?.only ? its.only !== mine : its && !isOwner(its, job)) return false
+    // Who has a seat there keeps it, or it and the one that the node is closed for would wait for each other.
+    const isSeated = mine?.seats.some((seat) => seat.node === node) === true
+    if (its?.only ? its.only !== mine && !isSeated : its && !isOwner(its, job)) return false
     return mine?.dedicated !== true || mine.nodes.has(node)
   }
 

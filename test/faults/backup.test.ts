@@ -153,9 +153,11 @@ test("restored, what ended after the backup runs again and is charged once, and 
   expect((await client.call("GET", `/api/v1/jobs/${unheard}`)).status).toBe(404)
   // The node that joined after the backup is a member still, and was told that its result is for nobody.
   await expect.poll(() => readFileSync(late.logFile, "utf8")).toMatch(/result came too late|claim is spent/)
-  const outbox = new DatabaseSync(join(late.dataDir, "outbox.sqlite"), { readOnly: true })
-  expect(outbox.prepare("SELECT count(*) AS waiting FROM results").get()).toEqual({ waiting: 0 })
-  outbox.close()
+  const waiting = (): unknown => {
+    using outbox = new DatabaseSync(join(late.dataDir, "outbox.sqlite"), { readOnly: true })
+    return outbox.prepare("SELECT count(*) AS waiting FROM results").get()
+  }
+  await expect.poll(waiting).toEqual({ waiting: 0 })
   const rows = (await fleet.admin("GET", "/api/v1/admin/nodes")).json["nodes"] as Json[]
   expect(rows.find(({ id }) => id === late.id)).toMatchObject({ contact: "connected", state: "active" })
   await fleet.expectAudit()
