@@ -49,7 +49,7 @@ test.each(FOUND)("issue 4: seed %i stays whole (%s)", async (seed) => {
 
 /** Three of those that `scripts/simulate --mutants` tries: of fencing, of money, of a crash. */
 const NOTICED: [fault: string, promise: RegExp][] = [
-  ["the fencing check is skipped", /[24]: /],
+  ["the fencing check is skipped", /[246]: /],
   ["a cancelled job's hold is not settled", /4: hold \w+ is still active/],
   ["an agent starts again what ran before its crash", /5: the program of claim \d+ was started on/],
 ]

@@ -95,6 +95,10 @@ export class Watch {
     this.#over.clear()
     this.followed = []
     this.#silences = []
+    // What was under way as the copy was made may be in it or not.
+    for (const { account, askedMs, atMs } of this.pushed) {
+      if (askedMs < copyMs && atMs >= copyMs) this.unsurePushes.add(account)
+    }
     this.pushed = this.pushed.filter(({ atMs }) => atMs < copyMs)
     return gone.map(([, { name }]) => name)
   }
