@@ -53,6 +53,8 @@ export interface ContactParts {
 const LOOK_INTERVAL_MS = 500
 /** Members whose word is taken for it that a node is gone. */
 const WITNESSES = 2
+/** Timers may fire a little before their time, and nobody else might look again. */
+const TIMER_EARLY_MS = 10
 /** A look that comes this much late: this process was stopped, not the nodes. */
 const PAUSE_MS = 2_000
 
@@ -267,7 +269,7 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
       const waitMs = member.attempts.size > 0 ? member.heartbeatMs : 0
       member.restsUntilMs = Math.max(member.restsUntilMs, nowMs + waitMs)
       if (waitMs === 0) parts.wake()
-      else clock.after(waitMs, parts.wake)
+      else clock.after(waitMs + TIMER_EARLY_MS, parts.wake)
     },
     renew,
     /** It takes no room there any more, and may be granted again once the shortest wait is over, to the same machine too. */
