@@ -265,8 +265,9 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
       member.lastHeardMs = nowMs
       member.lastSeenAt = clock.now()
       // Nothing was granted to it meanwhile, nor is now before it could say what it holds: its own task might be given to it again.
+      // A hello, with which its session begins, has said so.
       if (isInReach(before)) return
-      const waitMs = member.attempts.size > 0 ? member.heartbeatMs : 0
+      const waitMs = member.session !== null && member.attempts.size > 0 ? member.heartbeatMs : 0
       member.restsUntilMs = Math.max(member.restsUntilMs, nowMs + waitMs)
       if (waitMs === 0) parts.wake()
       else clock.after(waitMs + TIMER_EARLY_MS, parts.wake)
