@@ -113,24 +113,31 @@ test("the agent's heartbeat never waits for a task, a hash or an unpack", async 
   const small = await rig.revision([{ name: "x", content: "" }])
   const heavy = await rig.revision(large)
   await rig.start(["--cpus", "64", "--memory-mb", "65536"])
-  await using ticking = startTicking()
   const busy = "import time\nt=time.time()\nwhile time.time()-t<4: pass"
-  rig.grant(
-    taskSpec(small, ["python3", "-c", busy]),
-    Array.from({ length: 50 }, (_, index) => ({ claim: index + 1 })),
-  )
-  // Each starts with a copy of 40 MB and leaves a large result to be hashed and checked.
   const writes = `import os;open(os.environ["COMPUTALOT_TASK_RESULT"],"w").write('"'+"x"*30_000_000+'"')`
-  rig.grant(taskSpec(heavy, ["python3", "-c", writes]), [{ claim: 61 }, { claim: 62 }])
-  await expect.poll(() => rig.results().filter(({ claim }) => claim <= 50).length, { timeout: 50_000 }).toBe(50)
-  const beats = rig.heard.filter(({ message }) => message.type === "heartbeat").map(({ atMs }) => atMs)
-  // Beats are due every 250 ms; three missed would make the node suspect. What a program that only ticks misses beside it, the
-  // machine missed: the agent, which has work to do, may miss four times that, and never four beats of a second each, after
-  // which contact would be lost.
-  const missed = Math.max(0, longestGap(await ticking.end()) - 250)
-  expect(longestGap(beats)).toBeLessThan(Math.min(1_000 + 4 * missed, 4_000))
+
+  /** How long the agent's beats were apart while it was starved, and what a program that only ticks missed beside it. */
+  async function starve(first: number): Promise<{ beats: number[]; missed: number }> {
+    await using ticking = startTicking()
+    const heardBefore = rig.heard.length
+    const claims = Array.from({ length: 50 }, (_, index) => ({ claim: first + index }))
+    rig.grant(taskSpec(small, ["python3", "-c", busy]), claims)
+    // Each starts with a copy of 40 MB and leaves a large result to be hashed and checked.
+    rig.grant(taskSpec(heavy, ["python3", "-c", writes]), [{ claim: first + 60 }, { claim: first + 61 }])
+    const ended = (): number => rig.results().filter(({ claim }) => claim >= first && claim < first + 50).length
+    await expect.poll(ended, { timeout: 50_000 }).toBe(50)
+    const heard = rig.heard.slice(heardBefore).filter(({ message }) => message.type === "heartbeat")
+    return { beats: heard.map(({ atMs }) => atMs), missed: Math.max(0, longestGap(await ticking.end()) - 250) }
+  }
+
+  // Where the machine itself stands still for a beat it says little of the agent: it is asked again.
+  let { beats, missed } = await starve(1)
+  for (let more = 1; more <= 2 && missed > 250; more++) ({ beats, missed } = await starve(1 + 100 * more))
+  // Beats are due every 250 ms; three missed would make the node suspect. What a program that only ticks misses, the machine
+  // missed: the agent, which has work to do, may miss four times that, and never three beats of a second each.
+  expect(longestGap(beats)).toBeLessThan(Math.min(750 + 4 * missed, 3_000))
   expect(gaps(beats).toSorted((a, b) => a - b)[Math.floor(beats.length / 2)]).toBeLessThan(500)
-})
+}, 180_000)
 
 test("a second agent is kept out of the data directory", async () => {
   await rig.start()
