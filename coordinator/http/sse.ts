@@ -56,7 +56,8 @@ export interface EventStreamParts {
 
 /**
  * Opens an event stream: headers and a comment line go out at once, a `ping` after `pingMs` without any frame, `timeout` after
- * `limitMs`. A reader so slow that more than 1 MiB waits behind the frame being written is cut off; it resumes by id.
+ * `limitMs`. A reader so slow that more than 1 MiB waits behind the frame being written is cut off; it resumes by id. One frame
+ * of any size may wait, with little else: cut off by it, a client would come back to the same frame for ever.
  */
 export function openEventStream(parts: EventStreamParts): EventStream {
   const { response, clock } = parts
@@ -86,8 +87,9 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   const stream: EventStream = {
     send(frame) {
       if (ending) return false
+      const hadRoom = waitingBytes <= LITTLE_BYTES
       push(frame)
-      if (waitingBytes <= LARGEST_BACKLOG_BYTES) return true
+      if (hadRoom || waitingBytes <= LARGEST_BACKLOG_BYTES) return true
       stop()
       response.destroy()
       return false

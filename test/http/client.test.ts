@@ -101,6 +101,11 @@ beforeAll(async () => {
       const frame = eventFrame({ event: "job", data: "x".repeat(100_000) })
       const timer = setInterval(() => stream.send(frame) || clearInterval(timer), 1)
     }
+    if (params.how === "large") {
+      // The first fills what the socket takes at once: the second one waits behind it.
+      for (const size of [100_000, 3_000_000]) stream.send(eventFrame({ event: "job", data: "x".repeat(size) }))
+      stream.end()
+    }
     if (params.how !== "steps") return undefined
     const next = Number(from ?? 0) + 1
     for (let id = next; id <= Math.min(next + 1, 5); id++) {
@@ -208,6 +213,15 @@ test("a reader that takes nothing is cut off once 1 MiB waits for it", async () 
   })
   expect(process.memoryUsage().rss - before).toBeLessThan(100e6)
   socket.destroy()
+})
+
+test("a frame of more than 1 MiB reaches a reader that takes what comes: cut off by it, he would come back for it for ever", async () => {
+  const response = await fetch(`${door.server.origin}/api/v1/watch/large`, {
+    headers: { authorization: "Bearer flk_x" },
+  })
+  const sizes: number[] = []
+  for await (const { data } of readSse(response.body ?? ReadableStream.from<Uint8Array>([]))) sizes.push(data.length)
+  expect(sizes).toEqual([100_002, 3_000_002])
 })
 
 test("streams end when the coordinator stops", async () => {

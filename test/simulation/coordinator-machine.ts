@@ -153,6 +153,8 @@ export class CoordinatorMachine {
   restore(copy: string): void {
     rmSync(this.directory, { recursive: true, force: true })
     cpSync(copy, this.directory, { recursive: true })
+    // Its mark was in the data that are gone.
+    this.#isOlder = false
   }
 
   /** What it has stored, while its program runs. */

@@ -39,6 +39,7 @@ const FOUND: [seed: number, wrong: string][] = [
   [1795354740044, "a lost build that could not be stored on a full disk was forgotten"],
   [1795354740077, "a coordinator that had been stopped took back what nodes had accepted meanwhile, and blamed them"],
   [1795354740136, "the place of a task that did not wait stayed empty until something else happened"],
+  [1795359061042, "a stream was cut off by a large frame, and again whenever it came back for it"],
 ]
 
 test.each(FOUND)("issue 4: seed %i stays whole (%s)", async (seed) => {
