@@ -57,6 +57,7 @@ export class Program {
   readonly chance: Chance
   readonly clock: Clock
   readonly log: Log
+  readonly startedMs: number
   isAlive = true
   /** Called once when it is killed or has ended. */
   readonly ended = new AbortController()
@@ -66,6 +67,7 @@ export class Program {
     this.chance = machine.chance.of(`start ${start}`)
     const { time } = machine
     const startedMs = time.nowMs
+    this.startedMs = startedMs
     this.clock = {
       now: () => Math.floor(EPOCH_MS + time.nowMs + machine.wallOffsetMs),
       monotonicMs: () => (time.nowMs - startedMs) * machine.rate,

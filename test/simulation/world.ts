@@ -58,6 +58,8 @@ export class World implements FaultyWorld {
   /** What the coordinator's clock is behind, and how often it was refused to start on an older copy. */
   #behindMs = 0
   #refusals = 0
+  /** When data were last replaced by an older copy. */
+  #restoredMs = 0
 
   constructor(plan: Plan, deployment: Deployment, directory: string) {
     this.plan = plan
@@ -107,8 +109,10 @@ export class World implements FaultyWorld {
     })
     this.mesh.said = (bytes) => this.#said(bytes)
     this.mesh.heard = (peer) => this.watch.heard(peer, this.time.nowMs)
-    this.mesh.tap = ({ to, protocol, bytes }) => {
-      if (protocol === CONTROL_PROTOCOL.name) this.#hearVerdicts(to.isAlive, bytes)
+    this.mesh.tap = ({ from, to, protocol, bytes }) => {
+      // What the lost data's coordinator said before, and comes only now, binds nobody.
+      const holds = from.startedMs >= this.#restoredMs
+      if (protocol === CONTROL_PROTOCOL.name) this.#hearVerdicts(to.isAlive && holds, bytes)
     }
   }
 
@@ -174,6 +178,7 @@ export class World implements FaultyWorld {
 
   restored(copyMs: number): void {
     this.#era += 1
+    this.#restoredMs = this.time.nowMs
     this.clients.forget(this.watch.restored(copyMs))
   }
 
