@@ -39,19 +39,29 @@ export async function submitBatch(
     prepared.push(await prepareJob(parts, body, account).catch(refused))
   }
 
+  const admit = async (at: number): Promise<BatchOutcome> => {
+    const [element, job] = [elements[at], prepared[at]]
+    assert(element && job, "every element was prepared")
+    const { made, bodyText, also } = element
+    if (made !== null) return await readBack(parts, made, account).catch(refused)
+    if ("kind" in job) return job
+    return await admitJob(parts, job, { account, user, bodyText, also }).then(submitted, refused)
+  }
   const outcomes: BatchOutcome[] = []
-  for (let from = 0; from < elements.length; from += ADMITTED_AT_ONCE) {
-    const slice = elements.slice(from, from + ADMITTED_AT_ONCE)
-    const admitted = slice.map(({ made, bodyText, also }, at): Promise<BatchOutcome> => {
-      if (made !== null) return readBack(parts, made, account).catch(refused)
-      const job = prepared[from + at]
-      assert(job, "every element was prepared")
-      if ("kind" in job) return Promise.resolve(job)
-      return admitJob(parts, job, { account, user, bodyText, also }).then(submitted, refused)
-    })
-    outcomes.push(...(await Promise.all(admitted)))
+  while (outcomes.length < elements.length) {
+    const from = outcomes.length
+    const slice = Array.from({ length: sideBySide(prepared, from) }, (_, n) => admit(from + n))
+    outcomes.push(...(await Promise.all(slice)))
   }
   return outcomes
+}
+
+/** How many elements from `from` on may be admitted at once. What reserves capacity asks for that first: others would overtake it. */
+function sideBySide(prepared: readonly (PreparedJob | Refused)[], from: number): number {
+  const slice = prepared.slice(from, from + ADMITTED_AT_ONCE)
+  const reserving = slice.findIndex((job) => !("kind" in job) && job.submission.reservation.mode === "guaranteed")
+  if (reserving === -1) return slice.length
+  return Math.max(1, reserving)
 }
 
 /** Elements looked at before other requests get a turn. */

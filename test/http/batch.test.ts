@@ -36,7 +36,7 @@ beforeEach(async () => {
     prices: DEFAULT_PRICES,
     quoteTtlMs: 60_000,
     plan: () => {},
-    reserve: nothingReserved,
+    reserve: () => ({ keep() {}, [Symbol.dispose]() {} }),
   }
   mountBatch(door.app, {
     log,
@@ -179,6 +179,14 @@ test("BT-005, rulings: the account's money goes to the first ones; the others ge
   expect((await get("/account/balance")).get("open_quote_count")).toBe(3)
 })
 
+test("BT-005, V-001: who asks for guaranteed capacity is not overtaken by those behind him while it is looked for", async () => {
+  const costly = { ...LEAST_JOB, timeout_s: 200_000, requirements: { cpu: 64 } }
+  const guaranteed = { ...costly, reservation: { mode: "guaranteed", parallelism: 1, guaranteed_for_s: 60 } }
+  const reply = await post({ jobs: [...jobs(2), guaranteed, costly, ...jobs(1)] })
+  expect(rows(reply, "jobs").map(({ index }) => index)).toEqual([0, 1, 2, 4])
+  expect(rows(reply, "errors")).toMatchObject([{ index: 3, status: 402 }])
+})
+
 test("GAP-69: the same key and body give the first answer again; another body is refused", async () => {
   const sent = { jobs: [...jobs(2), { ...LEAST_JOB, project: "unknown" }] }
   const first = await post(sent, "k")
@@ -192,10 +200,6 @@ test("GAP-69: the same key and body give the first answer again; another body is
   expect((await post(sent, "k", TEST_TOKENS.bob)).get("submitted")).toBe(0)
 })
 
-const nothingReserved = (): never => {
-  throw new Error("no job of these reserves anything")
-}
-
 test("GAP-41, GAP-69: a batch that was interrupted goes on where it stopped, and makes no job twice", async () => {
   const sent = { jobs: jobs(60) }
   const parts = {
@@ -204,7 +208,7 @@ test("GAP-41, GAP-69: a batch that was interrupted goes on where it stopped, and
     prices: DEFAULT_PRICES,
     quoteTtlMs: 60_000,
     plan: () => {},
-    reserve: nothingReserved,
+    reserve: () => ({ keep() {}, [Symbol.dispose]() {} }),
   }
   // Forty were made, and then the coordinator fell over.
   interrupt = async (request) => {
