@@ -364,6 +364,7 @@ export class World implements FaultyWorld {
     if (this.clients.waiting > 0) return `${this.clients.waiting} requests are not answered`
     if (!this.coordinator.running) return "the coordinator does not run"
     for (const { agent, machine, processes } of this.nodes) {
+      if (machine.frozenUntilMs > this.time.nowMs) return `${machine.name} is frozen`
       if (agent === null) return `${machine.name} does not run`
       for (const claim of processes.running.keys()) return `the program of claim ${claim} runs on ${machine.name}`
     }
