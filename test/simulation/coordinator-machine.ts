@@ -36,6 +36,8 @@ export class CoordinatorMachine {
   isDiskFull = false
   #stored: Committed | null = null
   #copies = 0
+  /** Copies of the data as they are, the oldest first: those of a course of events that was given up are gone. */
+  readonly #line: string[] = []
   /** A node has proved that these data are an older copy: from then on they start only where that is wanted. */
   #isOlder = false
   /** Told of every COMMIT that was done. */
@@ -146,11 +148,18 @@ export class CoordinatorMachine {
     this.#copies += 1
     const copy = `${this.directory}-copy-${this.#copies}`
     cpSync(this.directory, copy, { recursive: true, filter: (path) => !path.endsWith("/lock") })
+    this.#line.push(copy)
     return copy
+  }
+
+  /** False once an earlier copy than this one was restored: what this one has did not happen then. */
+  mayRestore(copy: string): boolean {
+    return this.#line.includes(copy)
   }
 
   /** The directory as the copy has it: what came after is lost. The program must not run. */
   restore(copy: string): void {
+    this.#line.splice(this.#line.indexOf(copy) + 1)
     rmSync(this.directory, { recursive: true, force: true })
     cpSync(copy, this.directory, { recursive: true })
     // Its mark was in the data that are gone.

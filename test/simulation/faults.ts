@@ -146,6 +146,7 @@ function restore(world: FaultyWorld, { ageMs, downMs }: Extract<Fault, { kind: "
   const copy = coordinator.backUp()
   const copyMs = network.time.nowMs
   world.unlessMended(ageMs, () => {
+    if (!coordinator.mayRestore(copy)) return
     coordinator.kill({ hangsUp: false })
     coordinator.restore(copy)
     world.restored(copyMs)
@@ -170,6 +171,7 @@ function startOlderCopy(
     coordinator.kill({ hangsUp: true })
     coordinator.start()
     world.unlessMended(WELCOMING_MS, () => {
+      if (!coordinator.mayRestore(copy)) return
       coordinator.kill({ hangsUp: false })
       coordinator.restore(copy)
       world.restored(copyMs)
