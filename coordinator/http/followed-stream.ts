@@ -104,7 +104,6 @@ class FollowedStream implements Follower {
       await this.#stream.sendInPieces(head, this.#following.snapshot())
     }
     await this.#sendLate()
-    this.#late = null
     this.#endIfDone()
   }
 
@@ -125,10 +124,14 @@ class FollowedStream implements Follower {
     for (const { job, event } of news) if (event === null) await this.#send(job, null)
   }
 
+  /** From the very moment in which nothing is left, the feed's frames are passed on at once. */
   async #sendLate(): Promise<void> {
     for (;;) {
       const [first] = this.#late ?? []
-      if (!first || this.#stream.ended.aborted) return
+      if (!first || this.#stream.ended.aborted) {
+        this.#late = null
+        return
+      }
       this.#late?.delete(first[0])
       await this.#send(...first)
     }

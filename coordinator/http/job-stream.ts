@@ -125,12 +125,9 @@ class JobStream {
     const last = await logEnd(this.#parts.store, this.#seq)
     const job = await readJobBySeq(this.#parts.store, this.#seq)
     if (!job) return
-    const { head } = job
-    const indexes = Array.from({ length: Math.min(head.taskCount, SNAPSHOT_TASKS) }, (_, index) => index)
-    const tasks = await rowsWithin(taskRows(this.#parts, job, indexes), SNAPSHOT_CHARACTERS)
-    const data = { job: await jobOnWire(this.#parts, job), tasks, total: head.taskCount }
     this.#position = frameId(last, "snapshot")
-    this.#stream.send(eventFrame({ event: "snapshot", id: String(this.#position), data }))
+    const head = { event: "snapshot", id: String(this.#position) }
+    await this.#stream.sendInPieces(head, snapshotPieces(this.#parts, job))
   }
 
   /** Everything the log has behind the position; `over` once the job has ended and all of it was sent. */
@@ -191,6 +188,19 @@ class JobStream {
   }
 }
 
+/** `{job, tasks, total}` as JSON, row by row: of a client that reads nothing no more is kept than of any other. */
+async function* snapshotPieces(parts: JobStreamParts, job: ReadJob): AsyncGenerator<string> {
+  const { taskCount } = job.head
+  yield `{"job":${stringifyJson(await jobOnWire(parts, job))},"tasks":[`
+  const indexes = Array.from({ length: Math.min(taskCount, SNAPSHOT_TASKS) }, (_, index) => index)
+  let before = ""
+  for await (const text of textsWithin(taskRows(parts, job, indexes), SNAPSHOT_CHARACTERS)) {
+    yield `${before}${text}`
+    before = ","
+  }
+  yield `],"total":${taskCount}}`
+}
+
 /** The next frames behind `position`, each object read and written once for all of them; null once the job is gone. */
 async function readBatch(parts: JobStreamParts, seq: number, position: number): Promise<Batch | null> {
   const { events, head } = await readLog(parts.store, seq, eventOf(position) - 1, BATCH_EVENTS)
@@ -244,12 +254,16 @@ async function liveFrames(parts: JobStreamParts, seq: number, indexes: readonly 
 /** Rows as JSON text, in order, until their text would be longer than `characters`; always the first. */
 export async function rowsWithin(rows: AsyncIterable<unknown>, characters: number): Promise<JsonText[]> {
   const texts: JsonText[] = []
+  for await (const text of textsWithin(rows, characters)) texts.push(new JsonText(text))
+  return texts
+}
+
+async function* textsWithin(rows: AsyncIterable<unknown>, characters: number): AsyncGenerator<string> {
   let used = 0
   for await (const row of rows) {
     const text = stringifyJson(row)
+    if (used > 0 && used + text.length > characters) return
     used += text.length
-    if (used > characters && texts.length > 0) break
-    texts.push(new JsonText(text))
+    yield text
   }
-  return texts
 }

@@ -57,7 +57,8 @@ export interface EventStreamParts {
 /**
  * Opens an event stream: headers and a comment line go out at once, a `ping` after `pingMs` without any frame, `timeout` after
  * `limitMs`. A reader so slow that more than 1 MiB waits behind the frame being written is cut off; it resumes by id. One frame
- * of any size may wait, with little else: cut off by it, a client would come back to the same frame for ever.
+ * of any size may wait, with little else: cut off by it, a client would come back to the same frame for ever. What all streams
+ * hold together is bounded, too: beyond that those who hold most are cut off.
  */
 export function openEventStream(parts: EventStreamParts): EventStream {
   const { response, clock } = parts
@@ -90,8 +91,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
       const hadRoom = waitingBytes <= LITTLE_BYTES
       push(frame)
       if (hadRoom || waitingBytes <= LARGEST_BACKLOG_BYTES) return true
-      stop()
-      response.destroy()
+      cutOff()
       return false
     },
     room() {
@@ -102,10 +102,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
           roomWanted = null
           resolve(!ending)
         }
-        const tooSlow = clock.after(Math.max(parts.pingMs, SLOWEST_READER_MS), () => {
-          stop()
-          response.destroy()
-        })
+        const tooSlow = clock.after(Math.max(parts.pingMs, SLOWEST_READER_MS), cutOff)
         roomWanted = answer
       })
     },
@@ -124,10 +121,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
         return await stream.room()
       } finally {
         // Half a frame is none: whoever reads it drops it with the connection.
-        if (inPieces && !ending) {
-          stop()
-          response.destroy()
-        }
+        if (inPieces && !ending) cutOff()
       }
     },
     end() {
@@ -151,6 +145,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
     waiting.push(text)
     waitingBytes += Buffer.byteLength(text)
     writeOn()
+    if (text.length >= LARGE_TEXT) boundWhatIsHeld()
   }
 
   function writeOn(): void {
@@ -161,6 +156,11 @@ export function openEventStream(parts: EventStreamParts): EventStream {
       writing = !response.write(frame)
     }
     if (waitingBytes <= LITTLE_BYTES) roomWanted?.()
+  }
+
+  function cutOff(): void {
+    if (!ending) stop()
+    response.destroy()
   }
 
   function schedulePing(): Timer {
@@ -190,13 +190,40 @@ export function openEventStream(parts: EventStreamParts): EventStream {
     writing = false
     writeOn()
   })
-  response.on("close", () => ending || stop())
+  const holder: Holder = { heldBytes: () => waitingBytes + response.writableLength, cutOff }
+  holders.add(holder)
+  response.on("close", () => {
+    holders.delete(holder)
+    if (!ending) stop()
+  })
   response.write(": connected\n\n")
   if (parts.signal.aborted || response.req.method === "HEAD") stream.end()
   else parts.signal.addEventListener("abort", () => stream.end(), { once: true })
   return stream
 }
 
+interface Holder {
+  heldBytes(): number
+  cutOff(): void
+}
+
+/** Memory is the process's: so is its bound, and the list of those who hold some. */
+const holders = new Set<Holder>()
+
+function boundWhatIsHeld(): void {
+  const byBytes = [...holders].map((holder) => ({ holder, bytes: holder.heldBytes() }))
+  let total = byBytes.reduce((sum, { bytes }) => sum + bytes, 0)
+  for (const { holder, bytes } of byBytes.toSorted((left, right) => right.bytes - left.bytes)) {
+    if (total <= MOST_HELD_BYTES) return
+    holder.cutOff()
+    total -= bytes
+  }
+}
+
+/** Of all streams together: what readers that take nothing can make the process keep for them. */
+const MOST_HELD_BYTES = 128 * 1024 * 1024
+/** Shorter ones are bounded well enough by each stream's own backlog. */
+const LARGE_TEXT = 256 * 1024
 /** Queued behind the frame being written; one snapshot may be larger than this by itself (rulings, Streams). */
 const LARGEST_BACKLOG_BYTES = 1024 * 1024
 /** However often there are pings: a busy moment on either side is not a reader that takes nothing. */

@@ -106,6 +106,7 @@ beforeAll(async () => {
       for (const size of [100_000, 3_000_000]) stream.send(eventFrame({ event: "job", data: "x".repeat(size) }))
       stream.end()
     }
+    if (params.how === "huge") stream.send(eventFrame({ event: "job", data: "x".repeat(32 * 1024 * 1024) }))
     if (params.how !== "steps") return undefined
     const next = Number(from ?? 0) + 1
     for (let id = next; id <= Math.min(next + 1, 5); id++) {
@@ -222,6 +223,25 @@ test("a frame of more than 1 MiB reaches a reader that takes what comes: cut off
   const sizes: number[] = []
   for await (const { data } of readSse(response.body ?? ReadableStream.from<Uint8Array>([]))) sizes.push(data.length)
   expect(sizes).toEqual([100_002, 3_000_002])
+})
+
+test("what readers that take nothing hold together is bounded; the others go on", async () => {
+  const idle = await openSocket(door.server.port)
+  idle.write("GET /api/v1/watch/quiet HTTP/1.1\r\nhost: x\r\nauthorization: Bearer flk_x\r\n\r\n")
+  const sockets = await Promise.all(Array.from({ length: 8 }, () => openSocket(door.server.port)))
+  let cutOff = 0
+  const timers = sockets.map((socket) => {
+    socket.pause()
+    socket.write("GET /api/v1/watch/huge HTTP/1.1\r\nhost: x\r\nauthorization: Bearer flk_x\r\n\r\n")
+    socket.once("error", () => (cutOff += 1))
+    return setInterval(() => socket.write("\r\n"), 50)
+  })
+  // Each holds 32 MiB, and no more than 128 are held.
+  await expect.poll(() => cutOff).toBeGreaterThanOrEqual(4)
+  for (const timer of timers) clearInterval(timer)
+  expect(cutOff).toBeLessThan(8)
+  expect(idle.closed).toBe(false)
+  for (const socket of [idle, ...sockets]) socket.destroy()
 })
 
 test("streams end when the coordinator stops", async () => {
