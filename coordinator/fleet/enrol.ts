@@ -14,7 +14,7 @@ import {
   spendNodeToken,
   type NodeRow,
 } from "../store/fleet.ts"
-import type { Store } from "../store/store.ts"
+import type { Store, Tx } from "../store/store.ts"
 
 export interface EnrolmentParts {
   store: Store
@@ -32,6 +32,7 @@ export interface JoinToken {
   expiresAt: Instant
 }
 
+/** `also` runs in the write that makes it. A second call makes another. */
 export async function createJoinToken(
   parts: EnrolmentParts,
   wanted: {
@@ -41,6 +42,7 @@ export async function createJoinToken(
     roles: readonly NodeRole[]
     account: AccountId | null
   },
+  also: (tx: Tx, made: JoinToken) => Promise<void> = async () => {},
 ): Promise<JoinToken> {
   const at = parts.clock.now()
   const made = {
@@ -48,9 +50,10 @@ export async function createJoinToken(
     token: `fln_${randomText(parts.random, 32)}`,
     expiresAt: at + wanted.ttlMs,
   }
-  await parts.store.write((tx) =>
-    insertNodeToken(tx, { ...wanted, id: made.id, hash: sha256Hex(made.token), expiresAt: made.expiresAt, at }),
-  )
+  await parts.store.write(async (tx) => {
+    await insertNodeToken(tx, { ...wanted, id: made.id, hash: sha256Hex(made.token), expiresAt: made.expiresAt, at })
+    await also(tx, made)
+  })
   return made
 }
 

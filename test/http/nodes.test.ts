@@ -117,6 +117,16 @@ describe("the admin's view", () => {
       expect((await rig.call("POST", "/admin/nodes/tokens", wrong)).status).toBe(422)
     }
     expect((await rig.as("POST", "/admin/nodes/tokens", {})).status).toBe(403)
+    // Sent again under its key, the same one is named; its secret was kept nowhere.
+    const post = (body: object): Promise<PlainReply> =>
+      send(rig.coordinator.origin, "POST", "/api/v1/admin/nodes/tokens", {
+        token: rig.coordinator.adminToken,
+        body,
+        headers: { "idempotency-key": "rack-2" },
+      })
+    const [once, again] = [await post({}), await post({})]
+    expect(once.get("token")).toMatch(/^fln_/)
+    expect([again.status, again.json]).toEqual([201, { ...once.json, token: null }])
     expect((await rig.as("GET", "/admin/nodes")).status).toBe(403)
   })
 

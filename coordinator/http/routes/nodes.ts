@@ -29,7 +29,7 @@ import {
 } from "../../../protocol/domain/ids.ts"
 import type { Capacity } from "../../../protocol/domain/requirements.ts"
 import type { ObjectFiles } from "../../artifacts/object-files.ts"
-import { certify, createJoinToken, enrolNode, type EnrolmentParts } from "../../fleet/enrol.ts"
+import { certify, createJoinToken, enrolNode, type EnrolmentParts, type JoinToken } from "../../fleet/enrol.ts"
 import { freeOf } from "../../fleet/fit.ts"
 import { capacityOnWire } from "../../fleet/capacity.ts"
 import { isCloned, type Fleet } from "../../fleet/fleet.ts"
@@ -134,14 +134,20 @@ export function mountNodes(app: Pick<HttpApp, "add">, parts: NodeRouteParts): vo
     return inputs
   })
 
-  mount(app, adminCreateNodeToken, async ({ body }) => {
-    const made = await createJoinToken(parts, {
+  mount(app, adminCreateNodeToken, async ({ body, idempotency }) => {
+    const wanted = {
       name: body.name ?? null,
       maxUses: body.max_uses ?? 1,
       ttlMs: Math.ceil((body.ttl_s ?? defaultTokenTtlSeconds) * 1000),
-      roles: body.roles ?? ["worker"],
+      roles: body.roles ?? (["worker"] as const),
       account: body.account_id == null ? null : accountId(body.account_id),
+    }
+    // A repetition gives the same id without the secret, which is stored nowhere (rulings, Idempotency).
+    const again = ({ id, expiresAt }: JoinToken) => ({
+      status: 201,
+      body: { id, token: null, expires_at: timestampText(expiresAt) },
     })
+    const made = await createJoinToken(parts, wanted, idempotency.remember(again))
     return { id: made.id, token: made.token, expires_at: timestampText(made.expiresAt) }
   })
 
