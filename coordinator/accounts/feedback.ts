@@ -6,7 +6,7 @@ import type { Store } from "../store/store.ts"
 
 export type Feedback = rows.FeedbackRow
 
-/** Strangers write this: what they fill is bounded (at some 30 KB each), and the newest are worth most. */
+/** Strangers write this: what they fill is bounded (at some 46 KB each), and the newest are worth most. */
 const MOST_KEPT = 20_000
 
 /** Keeps what somebody sent; sent again it is kept again. */

@@ -10,13 +10,22 @@ import { openAccount, type User, type UserParts } from "./users.ts"
 
 export type WaitlistEntry = rows.WaitlistRow
 
-/** Notes who asks for access. Asking again changes nothing, and answers nothing about who else has asked. */
+/** Strangers fill this too, and nobody who waits may be forgotten for others. */
+const MOST_WAITING = 20_000
+
+/**
+ * Notes who asks for access. Asking again changes nothing, and answers nothing about who else has asked. 429 while more wait
+ * than an administrator could look through.
+ */
 export async function joinWaitlist(
   parts: { store: Store; clock: UserParts["clock"]; random: Random },
   who: Pick<WaitlistEntry, "email" | "walletAddress" | "note">,
 ): Promise<void> {
   const entry = { ...who, id: newWaitlistId(parts.random), createdAt: parts.clock.now() }
-  await parts.store.write((tx) => rows.insertWaiting(tx, entry))
+  await parts.store.write(async (tx) => {
+    if ((await rows.countWaiting(tx)) >= MOST_WAITING) throw tooManyWait()
+    await rows.insertWaiting(tx, entry)
+  })
 }
 
 /** Newest first, and how many there are. */
@@ -69,6 +78,12 @@ export async function approveEntry(
     assert(await rows.markApproved(tx, id, { user: user.id, key: key.id, at }), "an entry is approved once")
     return { entry: { ...waiting, approvedAt: at, user: user.id, key: key.id }, user, key, token }
   }
+}
+
+function tooManyWait(): ComputalotError {
+  return new ComputalotError("too_many_requests", "the waitlist is full", {
+    recommendedAction: "Ask an administrator of this deployment for a user and a key.",
+  })
 }
 
 function walletsLater(): ComputalotError {

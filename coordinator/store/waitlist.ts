@@ -51,6 +51,14 @@ export async function pageOfWaitlist(
   return { rows: rows.map(toRow), total: count?.total ?? 0 }
 }
 
+/** How many wait: approved ones do not. */
+export async function countWaiting(view: View): Promise<number> {
+  const count = await view.get<{ waiting: number }>(
+    "SELECT count(*) AS waiting FROM waitlist WHERE approved_at IS NULL",
+  )
+  return count?.waiting ?? 0
+}
+
 /** Notes what the entry got. False when it was approved before. */
 export async function markApproved(
   tx: Tx,

@@ -179,6 +179,25 @@ test("rulings, Waitlist: neither address, or a wrong one, is 422", async () => {
   expect((await admin("GET", "/api/v1/admin/waitlist")).get("total")).toBe(0)
 })
 
+test("the waitlist takes no more than can be looked through: 429, and nobody who waits is forgotten", async () => {
+  await http.store.write((tx) =>
+    tx.run(
+      `WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 20000)
+       INSERT INTO waitlist (id, email, created_at) SELECT 'waiting_' || n, n || '@example.org', 0 FROM n`,
+    ),
+  )
+  const refused = await waitlist({ email: "late@example.org" })
+  expect([refused.status, refused.get("code"), refused.get("recommended_action")]).toEqual([
+    429,
+    "too_many_requests",
+    expect.stringContaining("administrator"),
+  ])
+  const first = (await admin("GET", "/api/v1/admin/waitlist?limit=1&offset=19999")).get("waitlist", 0, "email")
+  expect(first).toBe("1@example.org")
+  await http.store.write((tx) => tx.run("UPDATE waitlist SET approved_at = 1 WHERE seq = 1"))
+  expect((await waitlist({ email: "late@example.org" })).status).toBe(201)
+})
+
 test("rulings, Waitlist: limited like feedback, and loopback is not exempt", async () => {
   expect(await times(60, () => waitlist({ email: "a@example.org" }))).toEqual([201])
   const refused = await waitlist({ email: "a@example.org" })
