@@ -10,12 +10,12 @@ export interface PublishableRoot {
   host: string
 }
 
-/** `failed`: what the program named cannot be published. `skipped`: it is larger than is taken. */
+/** `failed`: what the program named cannot be published; `cause`: by a fault of this machine. `skipped`: it is larger than is taken. */
 export class NotPublishable extends Error {
   override name = "NotPublishable"
   readonly status: "failed" | "skipped"
-  constructor(status: NotPublishable["status"], reason: string) {
-    super(reason)
+  constructor(status: NotPublishable["status"], reason: string, options?: ErrorOptions) {
+    super(reason, options)
     this.status = status
   }
 }
@@ -37,36 +37,37 @@ const MOST_LINKS = 8
  * Copies the file that a checkpoint names to `to`, as it is now: what the program does with it later changes nothing. Relative
  * paths are taken from the first root (rulings, Checkpoints). Only plain files below a root are read, by whatever way the
  * program leads there (GAP-47). `toldAt` is when its line was seen (wall clock, ms): what was written later is another
- * checkpoint's. Returns its path below its root. Throws `NotPublishable`, and leaves nothing behind.
+ * checkpoint's. Of more than `mostBytes` it is not taken. Returns its path below its root. Throws `NotPublishable`, and leaves
+ * nothing behind.
  */
 export async function copyPublishable(
   roots: readonly PublishableRoot[],
   path: string,
   to: string,
-  toldAt: number,
+  { toldAt, mostBytes = LARGEST_CHECKPOINT_BYTES }: { toldAt: number; mostBytes?: number },
 ): Promise<string> {
   await mkdir(dirname(to), { recursive: true })
   const { file, relative } = await openPublishable(roots, path)
   try {
-    if (!(await copyWhole(file, to, toldAt))) throw new StillChanging(path)
+    if (!(await copyWhole(file, to, toldAt, mostBytes))) throw new StillChanging(path)
     return relative
   } catch (error) {
     await rm(to, { force: true })
     if (error instanceof NotPublishable) throw error
     // The code alone: the rest of it names places on this machine.
     const code = (error as NodeJS.ErrnoException).code ?? "unknown"
-    throw new NotPublishable("failed", `${path} cannot be copied: ${code}`)
+    throw new NotPublishable("failed", `${path} cannot be copied: ${code}`, { cause: error })
   } finally {
     await file.close()
   }
 }
 
 /** False: it is not the file that was told of, or not all of it. */
-async function copyWhole(file: FileHandle, to: string, toldAt: number): Promise<boolean> {
+async function copyWhole(file: FileHandle, to: string, toldAt: number, mostBytes: number): Promise<boolean> {
   const before = await settled(file)
   if (!before.isFile()) throw new NotPublishable("failed", "the path leads to no plain file")
-  if (before.size > BigInt(LARGEST_CHECKPOINT_BYTES)) {
-    const sizes = `it has ${before.size} bytes; at most ${LARGEST_CHECKPOINT_BYTES} are taken`
+  if (before.size > BigInt(mostBytes)) {
+    const sizes = `it has ${before.size} bytes; at most ${mostBytes} are taken`
     throw new NotPublishable("skipped", sizes)
   }
   if (Number(before.mtimeMs) > toldAt) return false

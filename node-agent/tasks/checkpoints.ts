@@ -253,7 +253,7 @@ class Followed implements FollowedCheckpoints {
 
   async #copy(line: Line, path: string): Promise<{ file: StoredEnd["files"][number]; shown: string }> {
     const to = join(this.#attempt.dir, "checkpoints", String(line.n))
-    const relative = await copyPublishable(this.#attempt.roots, path, to, line.toldAt)
+    const relative = await copyPublishable(this.#attempt.roots, path, to, { toldAt: line.toldAt })
     // Where on this machine it lies is nobody's business.
     return { file: await this.#describe(to), shown: posix.isAbsolute(path) ? relative : path }
   }

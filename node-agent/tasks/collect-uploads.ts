@@ -1,4 +1,5 @@
 import { basename, join } from "node:path"
+import { LARGEST_CHECKPOINT_BYTES } from "../../protocol/domain/runner.ts"
 import type { GrantedTask, ResultItem } from "../../protocol/wire/control.ts"
 import type { Hasher } from "../cache/hasher.ts"
 import type { StoredEnd } from "../outbox/outbox.ts"
@@ -18,28 +19,33 @@ export interface CollectedUploads {
 /**
  * Copies each declared file to the attempt's folder. Only plain files of the artifact directory, the first of `roots`, are
  * taken, by whatever links the program leads there. Nothing is moved: what was interrupted is done again from the start.
- * Throws `ArtifactsTooLarge` where one is larger than is taken.
+ * Throws `ArtifactsTooLarge` where one is larger than is taken, or all together are larger than `mostBytes`: a few bytes of a
+ * sparse file, or of one that is named often, are many here. Throws `NotPublishable` where this machine cannot copy one.
  */
 export async function collectUploads(
   attemptDir: string,
   roots: readonly PublishableRoot[],
   uploads: NonNullable<GrantedTask["uploads"]>,
-  hasher: Hasher,
+  { hasher, mostBytes }: { hasher: Hasher; mostBytes: number },
 ): Promise<CollectedUploads> {
+  let leftBytes = mostBytes
   const found: CollectedUploads = { artifacts: [], files: [], warnings: [], taken: [] }
   const artifactRoots = roots.filter(({ host }) => host === roots[0]?.host)
   for (const [index, { name, path, filename, content_type: type }] of uploads.entries()) {
     const to = join(attemptDir, `upload-${index}`)
     try {
-      await copyPublishable(artifactRoots, path, to, Number.POSITIVE_INFINITY)
+      const mostOfOne = Math.min(leftBytes, LARGEST_CHECKPOINT_BYTES)
+      await copyPublishable(artifactRoots, path, to, { toldAt: Number.POSITIVE_INFINITY, mostBytes: mostOfOne })
     } catch (error) {
-      if (!(error instanceof NotPublishable)) throw error
+      // Of what is there, and this machine cannot copy, a warning would be no use to anybody: another machine may.
+      if (!(error instanceof NotPublishable) || error.cause !== undefined) throw error
       if (error.status === "skipped") throw new ArtifactsTooLarge(`the artifact ${name} is too large: ${error.message}`)
       found.warnings.push(`artifact ${name}: ${error.message}`.slice(0, LONGEST_WARNING))
       continue
     }
     const stored = await describe(to, hasher)
     const { digest, size } = stored
+    leftBytes -= size
     found.files.push(stored)
     found.taken.push(path)
     found.artifacts.push({

@@ -267,7 +267,10 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
     if (outcome.kind === null) {
       try {
         const roots = publishableRoots(dir, disk, spec.runtime.image !== null)
-        const declared = await collectUploads(dir, roots, task.uploads ?? [], parts.hasher)
+        const declared = await collectUploads(dir, roots, task.uploads ?? [], {
+          hasher: parts.hasher,
+          mostBytes: diskBytesOf(spec),
+        })
         const packed = await collectArtifacts(dir, host.artifacts, parts.hasher, declared.taken)
         artifacts = [...declared.artifacts, ...packed.artifacts]
         warnings = declared.warnings
