@@ -188,6 +188,17 @@ const attemptsOf = (job: string): { state: string; node: string }[] =>
     job,
   )
 
+/** Says why one waits, should it. */
+async function allStarted(job: Running): Promise<void> {
+  try {
+    await expect.poll(() => job.started()).toBe(job.names.length)
+  } catch (error) {
+    const { json } = await client.call("GET", `/api/v1/jobs/${job.id}`)
+    const waits = JSON.stringify([json["task_counts"], json["queue_reason"], attemptsOf(job.id)])
+    throw new Error(`${job.started()} of ${job.names.length} started: ${waits}`, { cause: error })
+  }
+}
+
 /** Brings a job to the moment, with the victim's part of it there; returns how to let it go on. */
 const REACH: Record<Moment, (victim: LinkedNode, label: string) => Promise<Running>> = {
   async "before its claim is acknowledged"(victim, label) {
@@ -201,7 +212,7 @@ const REACH: Record<Moment, (victim: LinkedNode, label: string) => Promise<Runni
   },
   async "just started"(_victim, label) {
     const job = await submit(label)
-    await expect.poll(() => job.started()).toBe(2)
+    await allStarted(job)
     return job
   },
   async "in the middle"(victim, label) {
