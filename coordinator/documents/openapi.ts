@@ -75,7 +75,8 @@ function operation(row: Endpoint, facts: DocumentFacts, components: Components):
     operationId: row.id,
     summary: row.summary,
     tags: [tagOf(row)],
-    ...(row.access === "public" && { security: [] }),
+    // A public route that may refuse a caller takes a token as well.
+    ...(row.access === "public" && { security: row.replies?.[401] ? [{}, { bearer: [] }] : [] }),
     ...(row.access === "node" && { security: [{ node: [] }] }),
     parameters: [...pathParameters(row), ...queryParameters(row), ...headerParameters(row)],
     ...(body && { requestBody: body }),
@@ -155,14 +156,13 @@ function requestBody(row: Endpoint, facts: DocumentFacts, components: Components
   if (row.body === undefined) return null
   const named = Object.entries(BODY_EXAMPLES[row.id] ?? {}).filter(([name]) => !isFeatureName(name) || facts.has(name))
   const examples = Object.fromEntries(named.map(([name, value]) => [name, { value }]))
+  const schema = components.use(row.body, "input", BODY_NOTES[row.id])
   return {
     // No body at all counts as {} (E-007).
     required: !row.body.safeParse({}).success,
     content: {
-      "application/json": {
-        schema: components.use(row.body, "input", BODY_NOTES[row.id]),
-        ...(named.length > 0 && { examples }),
-      },
+      "application/json": { schema, ...(named.length > 0 && { examples }) },
+      ...(row.form && { "application/x-www-form-urlencoded": { schema } }),
     },
   }
 }
