@@ -11,7 +11,6 @@ export interface JobRow {
   seq: number
   id: JobId
   account: AccountId
-  userId: number | null
   project: string
   revision: string
   contentHash: string
@@ -194,6 +193,7 @@ export interface JobFilter {
   type: JobType | null
   tag: string | null
   clientRef: string | null
+  /** What the client calls `user_id`: the number of an account (GAP-73). */
   userId: number | null
   ids: readonly JobId[] | null
   /** Leaves out what ended at or before then. */
@@ -247,7 +247,7 @@ function conditionsOf(filter: JobFilter): { where: string; parameters: SqlValue[
   if (filter.project !== null) add("project = ?", filter.project)
   if (filter.type !== null) add("type = ?", filter.type)
   if (filter.clientRef !== null) add("client_ref = ?", filter.clientRef)
-  if (filter.userId !== null) add("user_id = ?", filter.userId)
+  if (filter.userId !== null) add("jobs.account = ?", filter.userId)
   // Few, and none at most times: a list of them is made once, and the statement still reads indexes only.
   if (filter.expiredUpto !== undefined)
     add("jobs.seq NOT IN (SELECT seq FROM jobs WHERE completed_at <= ?)", filter.expiredUpto)
@@ -417,7 +417,6 @@ interface RawJob {
   seq: number
   id: string
   account: number
-  user_id: number | null
   project: string
   revision: string
   content_hash: string
@@ -459,7 +458,7 @@ interface RawJob {
 
 type RawHead = Omit<RawJob, "request" | "outcome" | "retrying">
 
-const HEAD_COLUMNS = `seq, id, account, user_id, project, revision, content_hash, type, status, priority, submission, tags,
+const HEAD_COLUMNS = `seq, id, account, project, revision, content_hash, type, status, priority, submission, tags,
   client_ref, task_count, planned_upto, queued, granted, running, completed, failed, cancelled, suspect, quality_sum,
   attempts, losses, runtime_ms_sum, runtime_ms_max, cpu_ms_sum, round, failed_before, hold, reserve_micro, billing, error,
   created_at, queued_at, started_at, completed_at`
@@ -473,7 +472,6 @@ function headFrom(row: RawHead): JobHead {
     seq: row.seq,
     id: jobId(row.id),
     account: accountId(row.account),
-    userId: row.user_id,
     project: row.project,
     revision: row.revision,
     contentHash: row.content_hash,

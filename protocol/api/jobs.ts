@@ -344,8 +344,8 @@ const jobFields = {
   type: z.enum(JOB_TYPES),
   project: z.string(),
   project_content_hash: z.string().nullable(),
-  /** Null for jobs that the bootstrap token submitted: it stands for no user. */
-  user_id: z.int().nullable(),
+  /** The number of the account (GAP-73). */
+  user_id: z.int(),
   client_ref: z.string().nullable(),
   tags: z.array(z.string()),
   meta: z.unknown(),
@@ -565,7 +565,7 @@ const jobResultFields = {
   tags: z.array(z.string()),
   meta: z.unknown(),
   variant: z.unknown().optional(),
-  user_id: z.int().nullable(),
+  user_id: z.int(),
   artifact_ids: z.array(z.string()),
   links,
   summary,

@@ -204,7 +204,7 @@ function commonFields(
     type: head.type,
     project: head.project,
     project_content_hash: head.contentHash,
-    user_id: head.userId,
+    user_id: head.account,
     client_ref: head.clientRef,
     tags: head.tags,
     meta: submission.meta,
