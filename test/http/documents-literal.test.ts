@@ -70,16 +70,12 @@ function expectAllWell({ stdout, statuses }: { stdout: string; statuses: string[
   expect(waitedFor.length + streamed.length).toBeGreaterThan(0)
 }
 
-test(
-  "D-030, RP-013: an agent that follows /skill.md gets from nothing to results",
-  { timeout: 3 * MINUTES },
-  async () => {
-    const ran = await runDocument("/skill.md")
-    expectAllWell(ran)
-    expect(printed(ran, /"hello": "ada"/)).toBe(true)
-    expect(printed(ran, /"hello": "grace"/)).toBe(true)
-  },
-)
+test("RP-013: an agent that follows /skill.md gets from nothing to results", { timeout: 3 * MINUTES }, async () => {
+  const ran = await runDocument("/skill.md")
+  expectAllWell(ran)
+  expect(printed(ran, /"hello": "ada"/)).toBe(true)
+  expect(printed(ran, /"hello": "grace"/)).toBe(true)
+})
 
 test("the quickstart of /llms.txt works as it stands", { timeout: 3 * MINUTES }, async () => {
   const ran = await runDocument("/llms.txt")
@@ -87,7 +83,7 @@ test("the quickstart of /llms.txt works as it stands", { timeout: 3 * MINUTES },
   expect(printed(ran, /"score": 0.95/)).toBe(true)
 })
 
-test("J-026: every shell line of /llms-full.txt works as it stands", { timeout: 8 * MINUTES }, async () => {
+test("J-026, C-04: every shell line of /llms-full.txt works as it stands", { timeout: 8 * MINUTES }, async () => {
   const ran = await runDocument("/llms-full.txt")
   expectAllWell(ran)
   expect(ran.statuses.flat().length).toBeGreaterThan(40)
@@ -120,7 +116,7 @@ describe("after /llms-full.txt made its project", () => {
     },
   )
 
-  test("the manifests that the manifest page prints are accepted", async () => {
+  test("M-003, GAP-20: the manifests that the manifest page prints are accepted", async () => {
     const text = await document("/docs/projects/project-manifest")
     const printed = [...text.matchAll(/<pre><code>(\{[\s\S]*?)<\/code><\/pre>/g)].map(
       ([, json]) =>

@@ -46,7 +46,7 @@ async function got(path: string, headers: Record<string, string> = {}) {
 const at = (...path: string[]): Json =>
   path.reduce<unknown>((of, name) => (of as Json | undefined)?.[name], index) as Json
 
-test("D-001, D-002, D-003, D-005…D-010: every document is there without a token, in its kind and in UTF-8", async () => {
+test("D-001, D-002, D-003, D-005…D-010, GAP-19, GAP-20: every document is there without a token, in its kind and in UTF-8", async () => {
   for (const [path, kind] of Object.entries(DOCUMENTS)) {
     const { headers, text } = await got(path)
     expect([path, headers["content-type"]]).toEqual([path, `${kind}; charset=utf-8`])
@@ -55,6 +55,12 @@ test("D-001, D-002, D-003, D-005…D-010: every document is there without a toke
   expect((await got("/llms-full.txt")).text.length).toBeGreaterThan((await got("/llms.txt")).text.length)
   const manifest = (await got("/docs/projects/project-manifest")).text
   for (const word of ["data_sources", "cache_mounts", "validation"]) expect(manifest).toContain(word)
+  const schema = (await got("/docs/projects/project-manifest/schema.json")).json
+  expect(schema).toMatchObject({
+    $schema: "https://json-schema.org/draft/2020-12/schema",
+    $defs: { ProjectManifest: { required: ["version", "runtime", "entrypoint"] } },
+  })
+  expect((await got("/")).text).toContain(`<form method="post" action="/api/v1/waitlist">`)
 })
 
 test("D-010: an unknown document is 404 JSON for whoever asks, never 401", async () => {
@@ -290,7 +296,7 @@ describe("documents that cannot drift", () => {
     }
   })
 
-  test("D-031: no document names another origin than this deployment's", async () => {
+  test("D-031, C-32: no document names another origin than this deployment's, or prints maps of another language", async () => {
     const elsewhere = /^https?:\/\/(?:[\w-]+\.)*example\.com\b|^https?:\/\/json-schema\.org\//
     for (const path of Object.keys(DOCUMENTS)) {
       const { text } = await got(path)
@@ -300,6 +306,7 @@ describe("documents that cannot drift", () => {
         path,
       ).toEqual([])
       expect(text).not.toMatch(/\{\{|^@[a-z]/m)
+      expect(text).not.toContain("%{")
     }
   })
 
@@ -379,7 +386,7 @@ test("pages are whole HTML that loads and runs nothing", async () => {
 })
 
 describe("another origin", () => {
-  test("D-015, D-031: COMPUTALOT_PUBLIC_URL stands in every document, the listening address in none", async () => {
+  test("D-015, D-031, C-01: COMPUTALOT_PUBLIC_URL stands in every document, the listening address in none", async () => {
     await using other = await startFleet({ nodes: [], coordinatorFlags: ["--public-url=https://compute.example.com"] })
     for (const path of ["/llms.txt", "/skill.md", "/api/v1/docs", "/openapi.json", "/docs"]) {
       const { text } = await send(other.origin, "GET", path, {

@@ -140,7 +140,7 @@ test("J-015, J-022: what a job may ask of its place is shown as it was resolved"
   for (const [body, path] of wrong) await expectRefused(body, path)
 })
 
-test("J-023, RS-015: meta, variant and client_ref are kept and come back, in job, list and results", async () => {
+test("J-023, RS-015, GAP-25: meta, variant and client_ref are kept and come back, in job, list and results", async () => {
   const labels = { meta: { env: { A: "1" }, deep: { list: [1, null] } }, variant: { arm: "b" }, client_ref: "run 7" }
   const job = await rig.queued(alice, labels)
   await rig.runWhole(job, () => ({}))
@@ -151,6 +151,10 @@ test("J-023, RS-015: meta, variant and client_ref are kept and come back, in job
   await expectRefused({ variant: [1] }, "variant")
   await expectRefused({ client_ref: "x".repeat(257) }, "client_ref")
   await expectRefused({ meta: { env: { A: 1 } } }, "meta.env.A")
+  // {"text":"…"}: 11 bytes around the text.
+  const text = "x".repeat(16 * 1024 - 11)
+  expect((await post({ meta: { text }, client_ref: "x".repeat(256) })).get("meta", "text")).toBe(text)
+  await expectRefused({ meta: { text: `${text}x` } }, "meta")
 })
 
 test("J-024: client_ref and tags are labels, no identifiers", async () => {

@@ -63,7 +63,7 @@ async function mixedJob() {
   return { job, running }
 }
 
-test("J-001, J-025: a submission answers with the job, its hold and what it did not understand", async () => {
+test("J-001, J-025, B-019: a submission answers with the job, its hold and what it did not understand", async () => {
   const body = { ...LEAST_JOB, payload: { x: [1, "ü"] }, prioritty: "high", client_ref: "mine" }
   const reply = await send(door.server.origin, "POST", "/api/v1/jobs", { token: TEST_TOKENS.alice, body })
   expect(reply.status).toBe(201)
@@ -75,7 +75,11 @@ test("J-001, J-025: a submission answers with the job, its hold and what it did 
     reservation: { mode: "best_effort" },
     checkpointing: null,
     queue_reason: null,
-    summary: { billing_estimate: { resource_class: "cpu_small" }, billing_admission: { admitted: true } },
+    summary: {
+      billing_estimate: { resource_class: "cpu_small" },
+      billing_admission: { admitted: true },
+      billing_hold: { status: "active" },
+    },
     warnings: [{ field: "prioritty", did_you_mean: "priority" }],
   })
   const shown = await get(`/jobs/${String(reply.get("id"))}`)

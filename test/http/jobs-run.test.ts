@@ -210,7 +210,7 @@ if payload["how"] == "list": write([1, "zwei", None])`,
     expect(statuses).toEqual(["completed", "partial", "failed", "failed"])
   })
 
-  test("Q-004, Q-006, Q-007: a result without its required field makes the job partial, and is kept", async () => {
+  test("Q-004, Q-006, Q-007, C-25: a result without its required field makes the job partial, and is kept", async () => {
     const schema = { required_fields: ["score"], field_ranges: { score: [0, 1] } }
     const id = await client.submit(
       job(`write(payload["gives"])`, {

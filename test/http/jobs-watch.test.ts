@@ -31,7 +31,7 @@ async function queued({ rig, alice }: StreamRig, count: number, body: object = {
   return jobs
 }
 
-test("ST-003, E-010: a hundred jobs are watched, counted without duplicates; one more is 422, and so is none", async () => {
+test("ST-003, E-010, C-26: a hundred jobs are watched, counted without duplicates; one more is 422, and so is none", async () => {
   const rig = await start()
   const jobs = await queued(rig, 101)
   const all = rig.follow(watchPath(jobs))

@@ -82,7 +82,7 @@ async function accepted(body: string): Promise<string> {
 }
 
 describe("appendix A", () => {
-  test("A06, A07, A08: balance, holds and ledger", async () => {
+  test("A06, A07, A08, A09: balance, holds, ledger and quotes", async () => {
     const balance = await sh(get("/api/v1/account/balance"))
     expect(balance.status).toBe(200)
     expect(balance.json).toMatchObject({ ledger_balance_usd: 5, held_usd: 0, available_usd: 5, active_hold_count: 0 })
@@ -90,6 +90,8 @@ describe("appendix A", () => {
     expect([holds.status, holds.json["holds"]]).toEqual([200, []])
     const ledger = await sh(get("/api/v1/account/ledger"))
     expect([ledger.status, ledger.json["count"]]).toEqual([200, 1])
+    const quotes = await sh(get("/api/v1/account/quotes"))
+    expect([quotes.status, quotes.json["quotes"]]).toEqual([200, []])
   })
 
   test("A12, A13, A14: the three documented projects are created", async () => {
@@ -141,6 +143,21 @@ curl -sS "$BASE_URL/api/v1/projects/my-project/push" -X POST ${BEARER} --data-bi
     const status = await sh(get("/api/v1/projects/my-ml-project/status"))
     expect(status.status).toBe(200)
     expect(status.json).toMatchObject({ project: "my-ml-project", can_accept_new_jobs: true, project_ready: true })
+  })
+
+  test("A16, A17, A18, A20: init, with and without a body, invalidate and the diagnostics", async () => {
+    const project = "$BASE_URL/api/v1/projects/my-ml-project"
+    const init = await sh(post("/api/v1/projects/my-ml-project/init", "{}"))
+    expect(init.status, init.stdout).toBe(200)
+    expect(init.json).toMatchObject({ ready_for_jobs: expect.any(Boolean) as boolean, init_status: {} })
+    const bare = await sh(`curl -sS -X POST ${BEARER} -H "Content-Type: application/json" ${project}/init`)
+    expect(bare.status, bare.stdout).toBe(200)
+    const stale = await sh(`curl -sS "${project}/invalidate" -X POST ${BEARER}`)
+    expect([stale.status, stale.json["ready_for_jobs"]], stale.stdout).toEqual([200, false])
+    const details = await sh(get("/api/v1/projects/my-ml-project/status/details"))
+    expect(details.status).toBe(200)
+    expect(details.json).toMatchObject({ project: "my-ml-project", can_accept_new_jobs: true })
+    expect(details.json["diagnostics"]).toEqual(expect.any(Array))
   })
 
   test("A21, A38–A41: the first job, its status, tasks, output and results", async () => {
@@ -207,7 +224,7 @@ echo $STATUS`,
     expect(tasks.json).toMatchObject({ count: 1, tasks: [{ status: "completed", attempt: 1, result_present: true }] })
   })
 
-  test("A22: the quickstart's job", async () => {
+  test("A22, C-34: the quickstart's job", async () => {
     const reply = await sh(
       `curl -sS -X POST ${BEARER} \\
   -H "Content-Type: application/json" \\
@@ -642,6 +659,17 @@ $BASE_URL/api/v1/projects/my-project/kv/dataset_ready \\
           : { local_paths: { dataset: expect.stringMatching(/\/dataset\.csv$/) as unknown } },
       )
     }
+  })
+
+  test("A58, A59: jobs by tag, results by project and client_ref", async () => {
+    const id = await accepted(
+      `{"type": "structured_runner", "runner_command": ["python3", "script.py"], "project": "my-proj", "tags": ["experiment_42"], "client_ref": "batch_123", "timeout_s": 120}`,
+    )
+    await client.ended(id)
+    const jobs = await sh(`curl -sS "$BASE_URL/api/v1/jobs?tag=experiment_42" ${BEARER}`)
+    expect([jobs.status, jobs.json["jobs"]]).toEqual([200, [expect.objectContaining({ id })]])
+    const results = await sh(`curl -sS "$BASE_URL/api/v1/results?project=my-proj&client_ref=batch_123" ${BEARER}`)
+    expect([results.status, results.json["results"]]).toEqual([200, [expect.objectContaining({ job_id: id })]])
   })
 
   test("the money of all of it adds up", async () => {

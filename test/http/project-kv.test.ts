@@ -234,7 +234,7 @@ describe("what jobs publish", () => {
       ),
     )
 
-  test("SS-002, SS-004, GAP-56: a path picks from the outcome, a value is literal; both are there when the job has ended", async () => {
+  test("J-020, SS-002, SS-004, GAP-56: a path picks from the outcome, a value is literal; both are there when the job has ended", async () => {
     const publish = {
       best_score: { path: "results.0.score" },
       wrapped: { path: "results.1.result.score" },

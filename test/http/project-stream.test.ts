@@ -70,7 +70,7 @@ test("ST-005: a snapshot of what runs, waits and ended, then each change of its 
   expect(all).toEqual([...new Set(all)].sort((a, b) => a - b))
 })
 
-test("ST-006, A-022, A-024: members see their account's jobs, administrators everybody's", async () => {
+test("ST-006, A-022, A-024, C-27: members see their account's jobs, administrators everybody's", async () => {
   const rig = await start()
   const [mine, theirs] = [await rig.rig.queued(rig.alice, {}), await rig.rig.queued(rig.bob, {})]
   const [alice, bob, admin, named] = [
@@ -79,8 +79,11 @@ test("ST-006, A-022, A-024: members see their account's jobs, administrators eve
     rig.follow(PATH, { token: TEST_TOKENS.bootstrap }),
     rig.follow(`${PATH}?account_id=${rig.bob}`, { token: TEST_TOKENS.bootstrap }),
   ]
+  // Another key of the same account.
+  const colleague = rig.follow(PATH, { token: TEST_TOKENS.viewer })
   if (!alice || !bob || !admin || !named) throw new Error("four streams")
-  await until(() => expect([alice, bob, admin, named].every(({ frames }) => frames.length === 1)).toBe(true))
+  await until(() => expect([alice, bob, admin, named, colleague].every(({ frames }) => frames.length === 1)).toBe(true))
+  expect(jobsIn(colleague.frames[0], "queued")).toEqual([mine.id])
   expect([alice, bob, admin, named].map(({ frames }) => jobsIn(frames[0], "queued"))).toEqual([
     [mine.id],
     [theirs.id],

@@ -480,7 +480,7 @@ describe("push", () => {
 })
 
 describe("readiness", () => {
-  test("PR-001 … PR-009: from published to ready, by build and init", async () => {
+  test("PR-004, PR-005, PR-006, PR-008, PR-009, PR-012: from published to ready, by build and init", async () => {
     const name = await project(CODE)
     const revision = await activeOf(name)
     expect(await statusOf(name)).toMatchObject({

@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, expect, test } from "vitest"
+import { ENDPOINTS } from "../support/endpoints.ts"
 import { startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
 import { send, type PlainReply } from "../support/http-door.ts"
 
@@ -77,6 +78,42 @@ test("A-005, C-05: health, documents, feedback, registration and the waitlist as
   for (const [path, body, status] of posts) {
     expect([path, (await send(fleet.origin, "POST", path, { body })).status]).toEqual([path, status])
   }
+})
+
+test("C-33, A-020, A-021, A-024, GAP-03: each route lets in the roles that it is for, and nobody else", async () => {
+  const tokens: Record<string, string> = { member: client.token }
+  const made = await fleet.admin("POST", "/api/v1/admin/users", { name: "roles", role: "admin" })
+  for (const role of ["viewer", "admin"]) {
+    const key = await fleet.admin("POST", `/api/v1/admin/users/${String(made.get("user", "id"))}/keys`, { role })
+    tokens[role] = String(key.get("token"))
+  }
+  const reach: Record<string, string[]> = {
+    viewer: ["viewer", "member", "admin"],
+    member: ["member", "admin"],
+    admin: ["admin"],
+  }
+  let asked = 0
+  for (const endpoint of ENDPOINTS) {
+    const letsIn = reach[endpoint.access]
+    if (letsIn === undefined) continue
+    const path = endpoint.path.replaceAll(/:[a-z_]+/g, "nothing")
+    const body = ["POST", "PUT"].includes(endpoint.method) ? { body: "{" } : {}
+    for (const role of ["viewer", "member", "admin"]) {
+      // Whoever may come in is told 404 or 422; the largest thing that this makes is an artifact of one byte.
+      const token = tokens[role] ?? ""
+      const { status } = await send(fleet.origin, endpoint.method, path, { token, ...body })
+      asked += 1
+      expect([endpoint.method, path, role, status === 403]).toEqual([
+        endpoint.method,
+        path,
+        role,
+        !letsIn.includes(role),
+      ])
+      expect([endpoint.method, path, role, status]).not.toContain(401)
+    }
+    expect([path, (await send(fleet.origin, endpoint.method, path, body)).status]).toEqual([path, 401])
+  }
+  expect(asked).toBeGreaterThan(120)
 })
 
 test("A-023: what only an owner may do to a project is 404 for anybody else, and changes nothing", async () => {
@@ -195,7 +232,7 @@ test("E-011: lists stand under their name and say how many rows there are", asyn
   }
 })
 
-test("A58, A59: what is found by tag, and by project and client_ref", async () => {
+test("J-024: what is found by tag, and by project and client_ref", async () => {
   expect((await call("GET", "/jobs?tag=experiment_42")).json).toMatchObject({ count: 1, jobs: [{ id: done }] })
   const found = await call("GET", "/results?project=shapes&client_ref=batch_123")
   expect(found.json).toMatchObject({ count: 1, results: [{ job_id: done }] })
@@ -239,6 +276,31 @@ test("GAP-70: the largest limits are taken, one above is 422 with its path", asy
     expect([refused.status, refused.get("details", 0, "path")]).toEqual([422, path])
     await call("PUT", `/jobs/${String(taken.get("id"))}/cancel`)
   }
+})
+
+test("AR-017, GAP-53: what artifacts answer in lists, about one and when they go", async () => {
+  const put = await client.call("POST", "/api/v1/artifacts", Buffer.from("abc"), { "x-artifact-filename": "a.txt" })
+  const id = String(put.get("id"))
+  const keys = [
+    "id",
+    "sha256",
+    "size",
+    "filename",
+    "content_type",
+    "source",
+    "job_id",
+    "task_id",
+    "created_at",
+    "expires_at",
+  ]
+  const meta = (await call("GET", `/artifacts/${id}/meta`)).json
+  expect(Object.keys(meta)).toEqual(expect.arrayContaining(keys))
+  const sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+  expect(meta).toMatchObject({ id, sha256, size: 3, filename: "a.txt", source: "local", job_id: null, task_id: null })
+  const listed = (await call("GET", "/artifacts?limit=1")).json
+  expect(listed).toMatchObject({ count: 1, limit: 1, offset: 0, artifacts: [{ id, sha256, size: 3 }] })
+  expect((await call("DELETE", `/artifacts/${id}`)).json).toEqual({ status: "deleted", id })
+  for (const path of [`/artifacts/${id}`, `/artifacts/${id}/meta`]) expect((await call("GET", path)).status).toBe(404)
 })
 
 test("AR-021: downloads cost nothing", async () => {

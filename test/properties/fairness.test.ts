@@ -59,7 +59,7 @@ const fleets = fc.record({ nodes: fc.integer({ min: 1, max: 6 }), coresEach: fc.
 const spread = fc.constantFrom(0, 0.3, 1)
 
 describe("SC-003, GAP-64: two accounts, 10,000 and 10 tasks", () => {
-  test("the small one's last task ends within its fair time and two task run times, on fleets of every size", () => {
+  test("GAP-64: the small one's last task ends within its fair time and two task run times, on fleets of every size", () => {
     const workload = fc.record({
       fleet: fleets,
       runMs: fc.constantFrom(500, 1_000, 2_000, 5_000, 30_000, 600_000),

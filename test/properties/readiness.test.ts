@@ -61,11 +61,18 @@ const facts: fc.Arbitrary<ReadinessFacts> = fc
     now: NOW,
   }))
 
-test("PR-004 … PR-014: whatever the rows say, the fields agree with one another", () => {
+const INIT_STATES = ["not_initialized", "published", "initializing", "ready", "refreshing", "attention_required"]
+const AVAILABILITIES = ["cold", "warming", "ready", "degraded", "mixed"]
+const PHASES = ["queued", "running", "failed", "refreshing", "refresh_pending", "ready", "idle"]
+
+test("PR-004, PR-005, PR-006, PR-007, PR-008, PR-010, PR-012, PR-013, PR-014: whatever the rows say, the fields agree with one another", () => {
   fc.assert(
     fc.property(facts, (given) => {
       const told = readinessOf(given)
       const { counts } = told
+      expect(INIT_STATES).toContain(told.initState)
+      expect(AVAILABILITIES).toContain(told.availabilityStatus)
+      expect(PHASES).toContain(told.progressPhase)
       expect(told.initState === "ready").toBe(counts.ready > 0)
       expect(told.readyForJobs).toBe(counts.ready > 0)
       expect(told.canAcceptNewJobs).toBe(given.revision !== null)

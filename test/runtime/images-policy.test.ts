@@ -91,7 +91,7 @@ test.each<[string, number, RegExp]>([
   ["FROM scratch\nFETCH x", 2, /no instruction/],
   ["RUN true\nFROM scratch", 1, /before the first FROM/],
   ["", 1, /no FROM/],
-])("%j is refused at its line", (text, line, reason) => {
+])("GAP-16: %j is refused at its line", (text, line, reason) => {
   const problems = problemsOf(text)
   expect(problems.find((problem) => problem.startsWith(`${line}: `))).toMatch(reason)
 })

@@ -67,47 +67,50 @@ describe.skipIf(!root)("the network of tasks", () => {
     .map((runtime) => runtime.title)
     .filter((title) => title !== "process")
 
-  test.each(titles)("%s: a task reaches the internet and nothing private, of the node or link-local", async (title) => {
-    const runtime = testedRuntimes().find((candidate) => candidate.title === title)
-    if (runtime === undefined) return
-    await using bench = await openBench(runtime)
-    if (!(await bench.driver.probe()).available) return console.warn(`${title} is not tested: it does not run here`)
-    forward(1)
-    const code = `import json, socket
+  test.each(titles)(
+    "GAP-72: %s: a task reaches the internet and nothing private, of the node or link-local",
+    async (title) => {
+      const runtime = testedRuntimes().find((candidate) => candidate.title === title)
+      if (runtime === undefined) return
+      await using bench = await openBench(runtime)
+      if (!(await bench.driver.probe()).available) return console.warn(`${title} is not tested: it does not run here`)
+      forward(1)
+      const code = `import json, socket
 def reach(host):
   try: socket.create_connection((host, 80), 3).close(); return True
   except OSError: return False
 print(json.dumps({h: reach(h) for h in ${JSON.stringify([PUBLIC, NODE, PRIVATE, LINK_LOCAL, "127.0.0.1", "100.115.0.1"])}}))
 print(open("/etc/resolv.conf").read())`
-    // The servers need a moment, and the first attempt that reaches one ends the waiting.
-    await expect
-      .poll(
-        () =>
-          execFileSync("nsenter", [
-            `--net=/run/netns/${MACHINE}`,
-            "sh",
-            "-c",
-            `exec 3<>/dev/null; python3 -c "import socket; socket.create_connection(('${PUBLIC}', 80), 2)" && echo yes || true`,
-          ]).toString(),
-        { timeout: 20_000 },
-      )
-      .toContain("yes")
-    const seen = await attempt(title, code)
-    expect(seen["stderr"]).toBe("")
-    const [reached] = String(seen["stdout"]).split("\n")
-    expect(JSON.parse(reached ?? "")).toEqual({
-      [PUBLIC]: true,
-      [NODE]: false,
-      [PRIVATE]: false,
-      [LINK_LOCAL]: false,
-      "127.0.0.1": false,
-      "100.115.0.1": false,
-    })
-    expect(String(seen["stdout"])).toContain("nameserver")
-    expect(readdirSync("/run/netns").filter((name) => name.startsWith("cl-"))).toEqual([])
-    const tables = execFileSync("nsenter", [`--net=/run/netns/${MACHINE}`, "nft", "list", "tables"]).toString()
-    expect(tables).not.toContain("computalot")
-  })
+      // The servers need a moment, and the first attempt that reaches one ends the waiting.
+      await expect
+        .poll(
+          () =>
+            execFileSync("nsenter", [
+              `--net=/run/netns/${MACHINE}`,
+              "sh",
+              "-c",
+              `exec 3<>/dev/null; python3 -c "import socket; socket.create_connection(('${PUBLIC}', 80), 2)" && echo yes || true`,
+            ]).toString(),
+          { timeout: 20_000 },
+        )
+        .toContain("yes")
+      const seen = await attempt(title, code)
+      expect(seen["stderr"]).toBe("")
+      const [reached] = String(seen["stdout"]).split("\n")
+      expect(JSON.parse(reached ?? "")).toEqual({
+        [PUBLIC]: true,
+        [NODE]: false,
+        [PRIVATE]: false,
+        [LINK_LOCAL]: false,
+        "127.0.0.1": false,
+        "100.115.0.1": false,
+      })
+      expect(String(seen["stdout"])).toContain("nameserver")
+      expect(readdirSync("/run/netns").filter((name) => name.startsWith("cl-"))).toEqual([])
+      const tables = execFileSync("nsenter", [`--net=/run/netns/${MACHINE}`, "nft", "list", "tables"]).toString()
+      expect(tables).not.toContain("computalot")
+    },
+  )
 
   test("a build reaches the internet and nothing private, and its network goes with it", async ({ skip }) => {
     if (missingTools("buildah", "skopeo", "runsc", "mmdebstrap") !== null) return skip("images cannot be built here")

@@ -158,7 +158,7 @@ describe.skipIf(skipped)("attempts in an image", () => {
     return { item: end.end.item, progress, dir: runner.attemptDir(claimNumber(claim)) }
   }
 
-  test("RP-002, RP-003: the program runs in the image with its payload, and result, artifacts and progress come back", async ({
+  test("RP-002, RP-003, C-06, M-012: the program runs in the image with its payload, and result, artifacts and progress come back", async ({
     skip,
   }) => {
     if (!works) skip()

@@ -100,74 +100,78 @@ const JOB = {
 for (const driver of DRIVERS) {
   const withImages = driver !== "process"
   const left = !usable.includes(driver) || (withImages && withoutImages !== null)
-  test.skipIf(left)(`a small job runs on a worker of the ${driver} runtime`, { timeout: 180_000 }, async () => {
-    const worker = await fleet.addNode({ runtime: driver, bases: join(home, "bases") })
-    // The next driver's worker has its job to itself.
-    onTestFinished(async () => void (await worker.end("SIGTERM")))
-    if ((await client.call("GET", "/api/v1/projects/path")).status === 404) await client.project("path", FILES)
-    const id = await client.submit(JOB)
-    expect(await endedSlowly(id)).toMatchObject({ status: "completed", task_counts: { completed: 3 } })
-    const rows = await client.tasks(id)
-    expect(rows.map(({ output }) => output)).toEqual(["number 1\n", "number 2\n", "number 3\n"])
-    const results = rows.map(({ result }) => result as Json)
-    expect(results.map(({ n, job_env: env }) => [n, env])).toEqual([
-      [1, "job"],
-      [4, "job"],
-      [9, "job"],
-    ])
-    if (withImages) {
-      for (const result of results)
-        expect(result).toMatchObject({ cwd: "/workspace", made: 3_000_000, from_image: "yes" })
-      expect(results.map(({ host }) => host)).not.toContain(hostname())
-      expectFromPeer(worker)
-    }
-    for (const { artifact_ids: artifacts } of rows) expect(artifacts).toHaveLength(1)
-    // CK-005, CK-006: what one attempt left, the next one reads.
-    const resuming = await client.submit({
-      project: "path",
-      requirements: JOB.requirements,
-      runner_command: ["python", "left.py"],
-      max_retries: 1,
-      checkpointing: { enabled: true, resume_from_latest: true },
-    })
-    expect(await endedSlowly(resuming)).toMatchObject({ status: "completed" })
-    expect(await client.tasks(resuming)).toMatchObject([
-      { attempt: 2, result: { epoch: 5, read: "trained so far" }, checkpoint: { path: "model.bin" } },
-    ])
-    // AW-002, AW-003, AW-006, SS-003: what a task is given, and what it hands on.
-    await client.call("PUT", "/api/v1/projects/path/kv/lr", { value: 0.5 })
-    const dataset = Buffer.from(Array.from({ length: 70_000 }, (_, n) => n % 251))
-    const uploaded = await client.call("POST", "/api/v1/artifacts", dataset, { "x-artifact-filename": "d.bin" })
-    const given = await client.submit({
-      project: "path",
-      requirements: JOB.requirements,
-      runner_command: ["python", "given.py"],
-      payload: {
-        _artifacts: { download: { dataset: String(uploaded.get("id")) }, upload: { model: "model.pt" } },
-        _shared: { resolve: { lr: { key: "lr" } } },
-      },
-    })
-    expect(await endedSlowly(given)).toMatchObject({ status: "completed" })
-    const [row] = await client.tasks(given)
-    expect(row).toMatchObject({ result: { same: true, size: 70_000, shared: 0.5, env: "0.5" } })
-    if (withImages) expect(row).toMatchObject({ result: { changed: false } })
-    const { model } = (row?.["artifacts"] ?? {}) as { model?: string }
-    const meta = await client.call("GET", `/api/v1/artifacts/${model}/meta`)
-    const reversed = createHash("sha256").update(dataset.toReversed()).digest("hex")
-    expect(meta.json).toMatchObject({ name: "model", filename: "model.pt", sha256: reversed })
-    const nodes = (await fleet.admin("GET", "/api/v1/admin/nodes")).json["nodes"] as Json[]
-    const isolation = { gvisor: "gvisor", bubblewrap: "namespaces", process: "none" }[driver]
-    expect(nodes.find(({ id: of }) => of === worker.id)).toMatchObject({
-      runtime: driver,
-      isolation,
-      tasks_ended: 6,
-      warm_revisions: 1,
-    })
-    const status = (await client.call("GET", "/api/v1/projects/path/status")).json
-    expect(status).toMatchObject({ ready_for_jobs: true, init_state: "ready" })
-    expect(await worker.end("SIGTERM")).toBe(0)
-    await fleet.expectAudit()
-  })
+  test.skipIf(left)(
+    `M-001, P-023: a small job runs on a worker of the ${driver} runtime`,
+    { timeout: 180_000 },
+    async () => {
+      const worker = await fleet.addNode({ runtime: driver, bases: join(home, "bases") })
+      // The next driver's worker has its job to itself.
+      onTestFinished(async () => void (await worker.end("SIGTERM")))
+      if ((await client.call("GET", "/api/v1/projects/path")).status === 404) await client.project("path", FILES)
+      const id = await client.submit(JOB)
+      expect(await endedSlowly(id)).toMatchObject({ status: "completed", task_counts: { completed: 3 } })
+      const rows = await client.tasks(id)
+      expect(rows.map(({ output }) => output)).toEqual(["number 1\n", "number 2\n", "number 3\n"])
+      const results = rows.map(({ result }) => result as Json)
+      expect(results.map(({ n, job_env: env }) => [n, env])).toEqual([
+        [1, "job"],
+        [4, "job"],
+        [9, "job"],
+      ])
+      if (withImages) {
+        for (const result of results)
+          expect(result).toMatchObject({ cwd: "/workspace", made: 3_000_000, from_image: "yes" })
+        expect(results.map(({ host }) => host)).not.toContain(hostname())
+        expectFromPeer(worker)
+      }
+      for (const { artifact_ids: artifacts } of rows) expect(artifacts).toHaveLength(1)
+      // CK-005, CK-006: what one attempt left, the next one reads.
+      const resuming = await client.submit({
+        project: "path",
+        requirements: JOB.requirements,
+        runner_command: ["python", "left.py"],
+        max_retries: 1,
+        checkpointing: { enabled: true, resume_from_latest: true },
+      })
+      expect(await endedSlowly(resuming)).toMatchObject({ status: "completed" })
+      expect(await client.tasks(resuming)).toMatchObject([
+        { attempt: 2, result: { epoch: 5, read: "trained so far" }, checkpoint: { path: "model.bin" } },
+      ])
+      // AW-002, AW-003, AW-006, SS-003: what a task is given, and what it hands on.
+      await client.call("PUT", "/api/v1/projects/path/kv/lr", { value: 0.5 })
+      const dataset = Buffer.from(Array.from({ length: 70_000 }, (_, n) => n % 251))
+      const uploaded = await client.call("POST", "/api/v1/artifacts", dataset, { "x-artifact-filename": "d.bin" })
+      const given = await client.submit({
+        project: "path",
+        requirements: JOB.requirements,
+        runner_command: ["python", "given.py"],
+        payload: {
+          _artifacts: { download: { dataset: String(uploaded.get("id")) }, upload: { model: "model.pt" } },
+          _shared: { resolve: { lr: { key: "lr" } } },
+        },
+      })
+      expect(await endedSlowly(given)).toMatchObject({ status: "completed" })
+      const [row] = await client.tasks(given)
+      expect(row).toMatchObject({ result: { same: true, size: 70_000, shared: 0.5, env: "0.5" } })
+      if (withImages) expect(row).toMatchObject({ result: { changed: false } })
+      const { model } = (row?.["artifacts"] ?? {}) as { model?: string }
+      const meta = await client.call("GET", `/api/v1/artifacts/${model}/meta`)
+      const reversed = createHash("sha256").update(dataset.toReversed()).digest("hex")
+      expect(meta.json).toMatchObject({ name: "model", filename: "model.pt", sha256: reversed })
+      const nodes = (await fleet.admin("GET", "/api/v1/admin/nodes")).json["nodes"] as Json[]
+      const isolation = { gvisor: "gvisor", bubblewrap: "namespaces", process: "none" }[driver]
+      expect(nodes.find(({ id: of }) => of === worker.id)).toMatchObject({
+        runtime: driver,
+        isolation,
+        tasks_ended: 6,
+        warm_revisions: 1,
+      })
+      const status = (await client.call("GET", "/api/v1/projects/path/status")).json
+      expect(status).toMatchObject({ ready_for_jobs: true, init_state: "ready" })
+      expect(await worker.end("SIGTERM")).toBe(0)
+      await fleet.expectAudit()
+    },
+  )
 }
 
 test.skipIf(withoutImages !== null)(

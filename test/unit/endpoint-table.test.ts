@@ -1,36 +1,9 @@
 import { expect, test } from "vitest"
 import { z } from "zod"
-import { accessEndpoints } from "../../protocol/api/access.ts"
-import { accountEndpoints } from "../../protocol/api/account.ts"
-import { adminEndpoints } from "../../protocol/api/admin.ts"
-import { artifactEndpoints } from "../../protocol/api/artifacts.ts"
-import { batchEndpoints } from "../../protocol/api/batch.ts"
 import { documentEndpoints } from "../../protocol/api/documents.ts"
-import type { Endpoint } from "../../protocol/api/endpoint.ts"
-import { feedbackEndpoints } from "../../protocol/api/feedback.ts"
-import { jobEndpoints } from "../../protocol/api/jobs-endpoints.ts"
-import { nodeEndpoints } from "../../protocol/api/nodes.ts"
 import { opsEndpoints } from "../../protocol/api/ops.ts"
-import { presetEndpoints } from "../../protocol/api/presets.ts"
 import { parseFields } from "../../protocol/api/parse.ts"
-import { projectKvEndpoints } from "../../protocol/api/project-kv.ts"
-import { projectEndpoints } from "../../protocol/api/projects.ts"
-
-const table: readonly Endpoint[] = [
-  ...opsEndpoints,
-  ...accountEndpoints,
-  ...adminEndpoints,
-  ...artifactEndpoints,
-  ...documentEndpoints,
-  ...projectEndpoints,
-  ...projectKvEndpoints,
-  ...jobEndpoints,
-  ...batchEndpoints,
-  ...presetEndpoints,
-  ...feedbackEndpoints,
-  ...accessEndpoints,
-  ...nodeEndpoints,
-]
+import { ENDPOINTS as table } from "../support/endpoints.ts"
 
 test("E-001: every row has an id and an address of its own, under /api/v1 but for operations and documents", () => {
   expect(new Set(table.map(({ id }) => id)).size).toBe(table.length)

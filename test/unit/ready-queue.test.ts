@@ -40,7 +40,7 @@ test("SC-004: a waiting job rises one level per ageing interval, so that low is 
   expect(order(queue, 4, 2 * AGEING_MS)).toContain(1)
 })
 
-test("accounts share fairly whatever their priorities and whoever came first", () => {
+test("GAP-64: accounts share fairly whatever their priorities and whoever came first", () => {
   const taken = order(
     queueOf(job(1, { priority: "low", tasks: 100 }), job(2, { account: 2, priority: "high", tasks: 100 })),
     40,

@@ -84,7 +84,7 @@ test("J-001, J-042: what is required is named when it is missing, all at once", 
   expect(problemPaths({ ...least, type: "map_reduce" })).toEqual(["split", "reduce"])
 })
 
-test("J-002 … J-019: each wrong field is refused by its path", () => {
+test("each wrong field of a submission is refused by its path", () => {
   const wrong: [string, unknown][] = [
     ["type", "x"],
     ["project", 5],
@@ -135,7 +135,7 @@ test("a refusal says what was wrong and what would be right", () => {
   )
 })
 
-test("the limits themselves are accepted", () => {
+test("GAP-70: the limits themselves are accepted", () => {
   const { submission } = parseSubmission({
     ...least,
     timeout_s: 604_800,
@@ -397,7 +397,7 @@ test("GAP-23: a field that shapes another type is refused", () => {
   }
 })
 
-test("unknown fields are accepted and named, with the one that was meant", () => {
+test("C-30: unknown fields are accepted and named, with the one that was meant", () => {
   const { warnings } = parseSubmission({
     ...least,
     timeout: 5,
@@ -557,7 +557,7 @@ test("a body that the door has parsed already gives the same submission and warn
   expect(parsed.warnings.map(({ field }) => field)).toEqual(["colour", "fan_out.bacth_size", "requirements.memroy_mb"])
 })
 
-test("no documented field is called unknown", () => {
+test("C-30: no documented field is called unknown", () => {
   // contract/endpoints.json, jobs-create.
   const documented =
     "type project recipe runner_command payload fan_out merge_strategy value_field weight_field parameters fixed_payload rank_by rank_order split reduce candidates shared_payload replicas replica_vary timeout_s runtime_hint_s max_retries priority reliability_mode requirements gpu_required reservation checkpointing depends_on tags callback_url result_schema state execution_policy placement_policy client_ref meta variant"
