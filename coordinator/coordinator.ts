@@ -597,6 +597,7 @@ export async function startCoordinator(parts: CoordinatorParts): Promise<Coordin
       quoteTtlMs: config.quoteTtlMs,
       plan: takeIn,
       reserve: (wanted: CapacityWanted) => dispatch.reserve(wanted),
+      workers: () => liveWorkers(members, policy, clock.now()).flatMap(({ facts }) => (facts ? [facts.capacity] : [])),
       reach,
     }
     mountBatch(app, { log, submitBatch: (request) => submitBatch(submission, request) })

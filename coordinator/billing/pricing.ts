@@ -41,6 +41,8 @@ export interface PricedWork {
   tasks: number
   maxRetries: number
   reliabilityMode: ReliabilityMode
+  /** Where it does not pay by its requirements: the rate of a task, and what stands for its class (GAP-65). */
+  machine?: { rate: Rate; like: Requirements }
 }
 
 export interface JobEstimate {
@@ -55,14 +57,14 @@ export interface JobEstimate {
 
 /** Pure: the price of exactly this job (B-016, GAP-09). Retries count only where the client demands every task. */
 export function estimateJob(work: PricedWork, prices: Prices): JobEstimate {
-  const rate = rateOf(work.requirements, prices)
+  const rate = work.machine?.rate ?? rateOf(work.requirements, prices)
   const taskReserve = costOf(rate, reserveMilliseconds(work))
   const attempts = work.reliabilityMode === "strict_complete" ? 1 + work.maxRetries : 1
   return {
     hold: taskReserve * BigInt(work.tasks) * BigInt(attempts),
     taskReserve,
     rate,
-    resourceClass: resourceClass(work.requirements),
+    resourceClass: resourceClass(work.machine?.like ?? work.requirements),
     runtimeClass: runtimeClass(reserveMilliseconds(work)),
   }
 }

@@ -29,7 +29,8 @@ const SUBMISSION_NOTES: Readonly<Record<string, string>> = {
   gpu_required: "the same as requirements.profile gpu with at least one GPU",
   reservation: "{mode, parallelism, guaranteed_for_s, max_wait_s}; guaranteed is admitted at once or refused with 409",
   execution_policy: "sandboxed for projects, sealed for recipes",
-  placement_policy: "shared unless said otherwise; dedicated keeps a node for the project",
+  placement_policy:
+    "shared unless said otherwise; dedicated keeps a node for the project, and the whole node is paid for",
   tags: "labels to search by: GET /api/v1/jobs?tag=sweep_72",
   client_ref: "your own label to search by; no identifier",
   meta: "kept and shown as it is; meta.env goes into the environment of the tasks",

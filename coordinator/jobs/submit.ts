@@ -3,7 +3,7 @@ import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import type { Random } from "../../protocol/base/random.ts"
 import type { SubmissionWarning } from "../../protocol/api/jobs.ts"
 import { invalidField } from "../../protocol/domain/errors.ts"
-import type { Requirements } from "../../protocol/domain/requirements.ts"
+import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
 import {
   newHoldId,
   newJobId,
@@ -13,11 +13,13 @@ import {
   type UserId,
 } from "../../protocol/domain/ids.ts"
 import { lesser, usd, type MicroUsd } from "../../protocol/domain/money.ts"
-import { estimateJob, type JobEstimate, type Prices } from "../billing/pricing.ts"
+import { estimateJob, type JobEstimate, type PricedWork, type Prices } from "../billing/pricing.ts"
+import { dedicatedRate, machineAs, machineRate } from "../billing/dedicated.ts"
 import { placeHold } from "../billing/holds.ts"
 import { quoteShortfall, type Quote } from "../billing/quotes.ts"
 import { insufficientFunds, type Shortfall } from "../billing/shortfall.ts"
 import { appendEvent } from "../events/event-log.ts"
+import { slots } from "../fleet/fit.ts"
 import { requireActiveRevision } from "../projects/revisions.ts"
 import { insertJob, jobBySeq, type JobRow } from "../store/jobs.ts"
 import { readAvailable } from "../store/ledger.ts"
@@ -45,6 +47,8 @@ export interface SubmitParts {
   reach?: Reach
   /** Holds capacity for a job that is about to be made. Refuses with `no_capacity` when so much is not free now. */
   reserve: (wanted: CapacityWanted) => HeldCapacity
+  /** What the connected machines lend that may run project work: one of them is the price of a dedicated job. None when left out. */
+  workers?: () => readonly Capacity[]
 }
 
 /** What a guaranteed reservation demands (V-002). */
@@ -106,7 +110,7 @@ export async function prepareJob(parts: SubmitParts, body: unknown, account: Acc
   await refuseLargePayloads(plan)
   const dependsOn = submission.dependsOn ?? []
   await checkInputs(parts, submission, plan, { account, dependsOn, at: parts.clock.now() })
-  const whole = estimateJob(pricedWork(submission, plan), parts.prices)
+  const whole = estimateJob({ ...pricedWork(submission, plan), ...wholeMachine(parts, submission, plan) }, parts.prices)
   const estimate = cappedAt(maxCost(submission), whole)
   if (estimate.hold < whole.hold) warnings.push(mayNotSuffice(whole))
   return { submission, warnings, plan, estimate }
@@ -226,7 +230,28 @@ async function refuseLargePayloads(plan: Plan): Promise<void> {
   }
 }
 
-function pricedWork(submission: Submission, plan: Plan): Parameters<typeof estimateJob>[0] {
+/**
+ * Whoever has a machine alone pays for all of it (GAP-65): for the smallest that would do at this moment, divided among the tasks
+ * that run side by side on it. Where no connected machine does, one as large as a single task is taken; the price of the submission
+ * stands (B-021), whatever machine it gets.
+ */
+function wholeMachine(
+  { workers, prices }: SubmitParts,
+  { placementPolicy, requirements }: Submission,
+  { count }: Plan,
+): Pick<PricedWork, "machine"> {
+  if (placementPolicy !== "dedicated") return {}
+  const [smallest] = (workers?.() ?? [])
+    .filter((capacity) => slots(capacity, requirements) > 0)
+    .map((capacity) => ({ capacity, whole: machineRate(capacity, prices).numerator }))
+    .toSorted((a, b) => (a.whole < b.whole ? -1 : a.whole > b.whole ? 1 : 0))
+  if (!smallest) return {}
+  const { capacity } = smallest
+  const tasks = Math.min(slots(capacity, requirements), count)
+  return { machine: { rate: dedicatedRate({ capacity, tasks }, prices), like: machineAs(capacity) } }
+}
+
+function pricedWork(submission: Submission, plan: Plan): PricedWork {
   const { requirements, timeoutSeconds, runtimeHintSeconds, maxRetries, reliabilityMode } = submission
   return { requirements, timeoutSeconds, runtimeHintSeconds, maxRetries, reliabilityMode, tasks: plan.count }
 }

@@ -321,6 +321,36 @@ describe("placement_policy dedicated", () => {
     expect(await one.ended(both)).toMatchObject({ status: "completed" })
   })
 
+  test("GAP-65: who has a machine alone pays for all of it, each task its share; what it gets costs what was said", async () => {
+    const { one, go } = world
+    // Two cores at $0.01 and 4 GiB at $0.001 an hour: $0.0008 in two minutes.
+    const estimateOf = async (more: Json): Promise<unknown[]> => {
+      const reply = await post(one, jobOf({ name: "p", until: "never" }, { placement_policy: "dedicated", ...more }))
+      expect(reply.status, reply.text).toBe(201)
+      await one.call("PUT", `/api/v1/jobs/${String(reply.get("id"))}/cancel`)
+      const { estimated_hold_usd: hold, resource_class: of } = reply.get("summary", "billing_estimate") as Json
+      return [hold, of, reply.get("summary", "billing_hold", "amount_usd")]
+    }
+    expect(await estimateOf({})).toEqual([0.0008, "cpu_medium", 0.0008])
+    const items = (count: number): Json => ({ fan_out: { items: Array.from({ length: count }, () => ({})) } })
+    expect(await estimateOf(items(2))).toEqual([0.0008, "cpu_medium", 0.0008])
+    expect(await estimateOf(items(6))).toEqual([0.0024, "cpu_medium", 0.0024])
+    expect(await estimateOf({ placement_policy: "shared" })).toEqual([0.000338, "cpu_small", 0.000338])
+    // No machine does: as if there were one of just this size.
+    expect(await estimateOf({ requirements: { cpu: 8, memory_mb: 1024 } })).toEqual([0.0027, "cpu_large", 0.0027])
+
+    const id = await one.submit(jobOf({ name: "paid", until: "paid-ends" }, { placement_policy: "dedicated" }))
+    await running(one, id)
+    await new Promise((resolve) => setTimeout(resolve, 2_000))
+    go("paid-ends")
+    expect(await one.ended(id)).toMatchObject({ status: "completed" })
+    const metrics = (await one.call("GET", `/api/v1/jobs/${id}/metrics`)).json
+    const seconds = Number((metrics["runtime_s"] as Json)["sum"])
+    expect(seconds).toBeGreaterThan(2)
+    const microUsd = Number(metrics["billed_usd"]) * 1e6
+    expect(Math.abs(microUsd - (seconds * 24_000) / 3_600)).toBeLessThanOrEqual(1.1)
+  })
+
   test(
     "SC-006: in a busy fleet a machine is made free after an ageing interval, and a crash does not end the wait",
     async () => {

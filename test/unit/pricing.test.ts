@@ -2,6 +2,7 @@ import { rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import fc from "fast-check"
 import { describe, expect, test } from "vitest"
+import { dedicatedRate, machineAs, machineRate } from "../../coordinator/billing/dedicated.ts"
 import {
   billedMilliseconds,
   costOf,
@@ -58,6 +59,26 @@ describe("an estimate", () => {
     expect(classes({ ...CPU, memoryMb: 65_536 }, 7200)).toEqual(["cpu_large", "long"])
     expect(classes(GPU)).toEqual(["gpu_16gb", "short"])
     expect(classes({ ...GPU, gpuMemoryMb: 81_921 })).toEqual(["gpu_large", "short"])
+  })
+
+  test("GAP-65: of a dedicated job each task pays its share of the whole machine, GPUs with the memory they have", () => {
+    const gpu = (memoryMb: number) => ({ uuid: `GPU-${memoryMb}`, model: "T", memoryMb })
+    const machine = { cpu: 8, memoryMb: 16_384, storageGb: 100, gpus: [] }
+    expect(machineRate(machine, DEFAULT_PRICES)).toEqual(rateOf({ ...CPU, cpu: 8, memoryMb: 16_384 }, DEFAULT_PRICES))
+    const rate = (tasks: number) => dedicatedRate({ capacity: machine, tasks }, DEFAULT_PRICES)
+    expect(rate(1)).toEqual(machineRate(machine, DEFAULT_PRICES))
+    expect(costOf(rate(1), 3_600_000)).toBe(96_000n)
+    expect(costOf(rate(8), 3_600_000)).toBe(12_000n)
+    // What fills it pays no less than it costs, however it is divided.
+    for (const tasks of [1, 3, 7, 8])
+      expect(rate(tasks).numerator * BigInt(tasks)).toBeGreaterThanOrEqual(rate(1).numerator)
+    const withGpus = { ...machine, gpus: [gpu(16_384), gpu(81_920)] }
+    expect(costOf(dedicatedRate({ capacity: withGpus, tasks: 1 }, DEFAULT_PRICES), 3_600_000)).toBe(1_496_000n)
+
+    const like = machineAs(withGpus)
+    expect(like).toMatchObject({ gpuCount: 2, gpuMemoryMb: 81_920, profile: "gpu" })
+    const whole = estimateJob({ ...WORK, machine: { rate: rate(1), like: machineAs(machine) } }, DEFAULT_PRICES)
+    expect([whole.hold, whole.resourceClass]).toEqual([96_000n, "cpu_large"])
   })
 
   test("GAP-09: every documented example fits into $5", () => {
