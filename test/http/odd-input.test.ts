@@ -1,5 +1,5 @@
 import { connect } from "node:net"
-import { readdirSync } from "node:fs"
+import { readdirSync, readlinkSync } from "node:fs"
 import { join } from "node:path"
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
 import { startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
@@ -179,6 +179,56 @@ describe("bodies", () => {
     expect(({} as { admin?: boolean }).admin).toBeUndefined()
   })
 
+  test("shared values under odd keys and of odd kinds are refused or kept to the letter", async () => {
+    const path = (key: string): string => `/api/v1/projects/odd/kv/${key}`
+    for (const key of ["%00", "a%20b", "%F0%9F%98%80", "a%2Fb", "x".repeat(129)]) {
+      await refused(await client.call("PUT", path(key), { value: 1 }), 422)
+    }
+    const kept = [
+      ["__proto__", '{"__proto__":{"a":1},"constructor":null}'],
+      ["exact", '[1e-7,-0.5,9007199254740991,"\\u0000 é 😀"]'],
+      ["deep", `${"[".repeat(150)}${"]".repeat(150)}`],
+    ] as const
+    for (const [key, text] of kept) {
+      const put = await send(fleet.origin, "PUT", path(key), { token: client.token, body: `{"value":${text}}` })
+      expect([key, put.status], put.text).toEqual([key, 200])
+      const found = await client.call("GET", path(key))
+      expect([key, JSON.stringify(found.json["value"])]).toEqual([key, JSON.stringify(JSON.parse(text))])
+    }
+    for (const text of ["9007199254740993", "1e400", '{"a":1,"a":2}', '"\\ud800"', "[".repeat(100_000)]) {
+      const put = await send(fleet.origin, "PUT", path("exact"), { token: client.token, body: `{"value":${text}}` })
+      expect([text.slice(0, 20), put.status]).toEqual([text.slice(0, 20), 422])
+    }
+    const [, before] = kept[1]
+    expect(JSON.stringify((await client.call("GET", path("exact"))).json["value"])).toBe(
+      JSON.stringify(JSON.parse(before)),
+    )
+    const listed = (await client.call("GET", "/api/v1/projects/odd/kv?prefix=__proto__")).json["entries"] as Json[]
+    expect(listed.map(({ key }) => key)).toEqual(["__proto__"])
+  })
+
+  test("headers of clients that say odd things are refused or kept, never guessed", async () => {
+    const port = Number(new URL(fleet.origin).port)
+    const body = JSON.stringify(job({ requirements: { cpu: 5 } }))
+    const raw = (headers: string): Promise<string> =>
+      sendRaw(
+        port,
+        `POST /api/v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ${client.token}\r\n${headers}Content-Length: ${body.length}\r\n\r\n${body}`,
+      )
+    const before = (await client.call("GET", "/api/v1/jobs")).get("total")
+    // Two headers of one name are one with a comma (RFC 9110): one key, one job.
+    const [first, again] = [
+      await raw("Idempotency-Key: a\r\nIdempotency-Key: b\r\n"),
+      await raw("Idempotency-Key: a, b\r\n"),
+    ]
+    expect(first).toMatch(/^HTTP\/1\.1 201 /)
+    expect(again?.split("\r\n\r\n")[1]).toBe(first?.split("\r\n\r\n")[1])
+    expect(await raw(`Idempotency-Key: ${"k".repeat(256)}\r\n`)).toMatch(/^HTTP\/1\.1 422 /)
+    expect(await raw("Transfer-Encoding: chunked\r\n")).toMatch(/^HTTP\/1\.1 400 /)
+    expect(await raw("X Space: a\r\n")).toMatch(/^HTTP\/1\.1 400 /)
+    expect((await client.call("GET", "/api/v1/jobs")).get("total")).toBe(Number(before) + 1)
+  })
+
   test("names of projects are checked letter by letter", async () => {
     for (const name of ["", "A", "prøve", "a b", "a/b", "..", "a\0", "x".repeat(65), " a", "__proto__ "]) {
       await refused(await client.call("POST", "/api/v1/projects", { name, remote_dir: "/root/x" }), 422)
@@ -200,9 +250,11 @@ describe("bodies", () => {
     }
   })
 
-  test("a client that dies in the middle of an upload or a stream leaves nothing behind", async () => {
+  test("a client that dies in the middle of an upload leaves nothing behind", async () => {
     const port = Number(new URL(fleet.origin).port)
     const before = (await client.call("GET", "/api/v1/artifacts")).get("count")
+    const jobs = (await client.call("GET", "/api/v1/jobs")).get("total")
+    const revision = (await client.call("GET", "/api/v1/projects/odd")).get("content_hash")
     const head = `Host: x\r\nAuthorization: Bearer ${client.token}\r\n`
     const sockets = [
       `POST /api/v1/artifacts HTTP/1.1\r\n${head}Content-Length: 1000000\r\n\r\n${"x".repeat(5000)}`,
@@ -215,15 +267,61 @@ describe("bodies", () => {
       socket.write(bytes)
       return socket
     })
-    await new Promise((resolve) => setTimeout(resolve, 300))
+    // The two artifacts and the push are under way.
+    await expect.poll(unfinished, { timeout: 20_000 }).toHaveLength(3)
     for (const socket of sockets) socket.resetAndDestroy()
-    const incoming = join(fleet.folder, "coordinator")
-    await expect
-      .poll(() =>
-        readdirSync(incoming, { recursive: true, encoding: "utf8" }).filter((path) => /incoming\/.+/.test(path)),
-      )
-      .toEqual([])
+    await expect.poll(unfinished, { timeout: 20_000 }).toEqual([])
     expect((await client.call("GET", "/api/v1/artifacts")).get("count")).toBe(before)
+    expect((await client.call("GET", "/api/v1/jobs")).get("total")).toBe(jobs)
+    expect((await client.call("GET", "/api/v1/projects/odd")).get("content_hash")).toBe(revision)
+    // A push that died locks nobody out.
+    expect((await client.push("odd", { "job.py": ECHO })).status).toBe(200)
+    expect((await client.call("GET", "/ready")).status).toBe(200)
+  })
+
+  const unfinished = (): string[] =>
+    readdirSync(join(fleet.folder, "coordinator"), { recursive: true, encoding: "utf8" }).filter((path) =>
+      /incoming\/.+/.test(path),
+    )
+
+  test("readers of streams that die leave no connection behind", async () => {
+    const port = Number(new URL(fleet.origin).port)
+    const id = await client.submit(job({ requirements: { cpu: 3000 } }))
+    const idle = connectionsOf(fleet.coordinator.process.pid ?? 0)
+    const paths = [`jobs/${id}/stream`, `jobs/watch?ids=${id}`, "projects/odd/stream"]
+    const sockets = await Promise.all(
+      Array.from({ length: 30 }, async (_, n) => {
+        const socket = connect(port, "127.0.0.1")
+        socket.on("error", () => undefined)
+        socket.write(`GET /api/v1/${paths[n % 3]} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${client.token}\r\n\r\n`)
+        let heard = ""
+        for await (const bytes of socket.iterator({ destroyOnReturn: false })) {
+          heard += String(bytes)
+          if (heard.includes("event: snapshot")) break
+        }
+        expect(heard).toContain("text/event-stream")
+        return socket
+      }),
+    )
+    const open = connectionsOf(fleet.coordinator.process.pid ?? 0)
+    expect(open).toBeGreaterThanOrEqual(idle + 30)
+    for (const [n, socket] of sockets.entries()) if (n % 2 === 0) socket.resetAndDestroy()
+    for (const socket of sockets) socket.destroy()
+    await expect
+      .poll(() => connectionsOf(fleet.coordinator.process.pid ?? 0), { timeout: 20_000 })
+      .toBeLessThanOrEqual(idle + 2)
+    await client.call("PUT", `/api/v1/jobs/${id}/cancel`)
     expect((await client.call("GET", "/ready")).status).toBe(200)
   })
 })
+
+/** Sockets that the program holds. */
+function connectionsOf(pid: number): number {
+  return readdirSync(`/proc/${pid}/fd`).filter((fd) => {
+    try {
+      return readlinkSync(`/proc/${pid}/fd/${fd}`).startsWith("socket:")
+    } catch {
+      return false
+    }
+  }).length
+}
