@@ -65,6 +65,11 @@ export const FEATURES = {
     otherwise: notYet("Artifacts inside jobs are"),
     probe: { payload: { _artifacts: { download: { dataset: "art_abc123" } } } },
   },
+  manifest_data: {
+    offered: false,
+    otherwise:
+      "The manifest's data_sources, cache_mounts, runtime.services and runtime.init are checked and kept in this deployment, and nothing is done with them yet.",
+  },
   watch: { offered: true, otherwise: notYet("Watching several jobs is"), routes: ["GET /api/v1/jobs/watch"] },
   project_stream: {
     offered: true,

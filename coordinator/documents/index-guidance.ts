@@ -116,8 +116,11 @@ export function heavyJobGuidance(facts: DocumentFacts): Record<string, unknown> 
         "artifacts_in_jobs",
         "payload._artifacts.download {name: artifact id} puts files beside the task before it starts; nodes keep them for the next one.",
       ),
-      "Data that never changes belongs into the manifest's data_sources: it is prepared before the program starts.",
-      "Models and datasets of Hugging Face: source huggingface, with delivery mount to read them without a copy.",
+      ifThere(
+        facts,
+        "manifest_data",
+        "Data that never changes belongs into the manifest's data_sources: it is prepared before the program starts. Models and datasets of Hugging Face: source huggingface, with delivery mount to read them without a copy.",
+      ),
       ifThere(
         facts,
         "artifacts_in_jobs",
@@ -151,8 +154,11 @@ export function heavyJobGuidance(facts: DocumentFacts): Record<string, unknown> 
     operational_defaults: [
       "Checkpoint long work and set checkpointing.resume_from_latest: a task that is tried again goes on from there, also on another machine.",
       "Leave room in timeout_s: it ends a task for good.",
-      "Caches that your program fills belong into cache_mounts; one of kind huggingface sets HF_HOME and TRANSFORMERS_CACHE.",
-      "hf-mount serves data_sources only; what the program downloads by itself goes its own way.",
+      ifThere(
+        facts,
+        "manifest_data",
+        "Caches that your program fills belong into cache_mounts; one of kind huggingface sets HF_HOME and TRANSFORMERS_CACHE. hf-mount serves data_sources only; what the program downloads by itself goes its own way.",
+      ),
       "storage_gb counts the data, caches, temporary files and checkpoints together.",
       "Before a burst, init prepares nodes, so that the first tasks do not wait.",
     ],

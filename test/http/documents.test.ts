@@ -55,6 +55,7 @@ test("D-001, D-002, D-003, D-005…D-010, GAP-19, GAP-20: every document is ther
   expect((await got("/llms-full.txt")).text.length).toBeGreaterThan((await got("/llms.txt")).text.length)
   const manifest = (await got("/docs/projects/project-manifest")).text
   for (const word of ["data_sources", "cache_mounts", "validation"]) expect(manifest).toContain(word)
+  expect(manifest).toContain("nothing is done with them yet")
   const schema = (await got("/docs/projects/project-manifest/schema.json")).json
   expect(schema).toMatchObject({
     $schema: "https://json-schema.org/draft/2020-12/schema",

@@ -250,7 +250,7 @@ test("GAP-73: user_id is the number of the account; another's finds nothing", as
   await call("PUT", `/jobs/${String(theirs.get("id"))}/cancel`)
   const rows = (await call("GET", "/jobs")).json["jobs"] as Json[]
   expect(rows.map(({ user_id }) => user_id)).toEqual(rows.map(() => client.account))
-  expect((await call("GET", `/results/${done}`)).get("user_id")).toBe(client.account)
+  expect((await call("GET", `/results/${String(theirs.get("id"))}`)).get("user_id")).toBe(client.account)
   expect((await call("GET", `/results?user_id=${client.account}`)).get("total")).toBe(3)
   expect((await call("GET", `/results?user_id=${other.account}`)).get("total")).toBe(0)
   const admin = await fleet.admin("GET", `/api/v1/results?user_id=${client.account}`)
