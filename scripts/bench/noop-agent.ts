@@ -20,9 +20,11 @@ const starts = createWriteStream(join(config.dataDir, "..", `${config.name ?? "n
 const runner: AttemptRunner = {
   attemptDir: (claim) => join(config.dataDir, "attempts", `c${claim}`),
   start({ task }, watch) {
-    const { bench_mark: mark = "", bench_sleep_ms: sleepMs = 0 } = orders(
-      "text" in task.payload ? task.payload.text : "{}",
-    )
+    const {
+      bench_mark: mark = "",
+      bench_sleep_ms: sleepMs = 0,
+      bench_output: output = "",
+    } = orders("text" in task.payload ? task.payload.text : "{}")
     starts.write(`${task.index} ${performance.timeOrigin + performance.now()} ${mark}\n`)
     watch.started()
     const result = '{"value":1,"ok":true}'
@@ -36,7 +38,7 @@ const runner: AttemptRunner = {
       runtime_ms: Math.max(sleepMs, 0.1),
       cpu_ms: null,
       peak_memory_bytes: null,
-      output: "",
+      output,
       error_tail: "",
       result: { text: result },
       result_problem: null,
@@ -54,9 +56,15 @@ const runner: AttemptRunner = {
   sweep: async () => {},
 }
 
-/** What a benchmark asks of a task through its payload: to be told apart, and to hold its slot for a while. */
-function orders(payload: string): { bench_mark?: string; bench_sleep_ms?: number } {
-  return JSON.parse(payload) as { bench_mark?: string; bench_sleep_ms?: number }
+/** What a benchmark asks of a task through its payload: to be told apart, to hold its slot for a while, and to print. */
+interface Orders {
+  bench_mark?: string
+  bench_sleep_ms?: number
+  bench_output?: string
+}
+
+function orders(payload: string): Orders {
+  return JSON.parse(payload) as Orders
 }
 
 try {
