@@ -44,24 +44,36 @@ function pathText(path: readonly PropertyKey[], root: string): string {
   return text
 }
 
-/** The value without the nulls of optional fields, at every level the schema describes; data below is left as it is. */
+/**
+ * The value without the nulls of optional fields, at every level the schema describes; data below is left as it is. Most values
+ * have none and come back themselves: a copy of each body costs more than all else that is checked of it.
+ */
 function withoutNulls(schema: z.core.$ZodType, value: unknown): unknown {
+  if (typeof value !== "object" || value === null) return value
   const inner = unwrapped(schema)
-  if (inner instanceof z.ZodArray && Array.isArray(value)) return value.map((item) => withoutNulls(inner.element, item))
-  if (!(inner instanceof z.ZodObject) || !isRecord(value)) return value
-  const kept: Record<string, unknown> = {}
-  for (const [name, item] of Object.entries(value)) {
-    const field: z.core.$ZodType | undefined = Object.hasOwn(inner.shape, name) ? inner.shape[name] : undefined
-    if (item === null && field !== undefined && mayBeLeftOut(field) && !mayBeNull(field)) continue
-    // Not an assignment: a field named __proto__ would change the object itself.
-    Object.defineProperty(kept, name, {
-      value: field === undefined ? item : withoutNulls(field, item),
-      enumerable: true,
-      configurable: true,
-      writable: true,
-    })
+  if (inner instanceof z.ZodArray && Array.isArray(value)) {
+    const items = value.map((item) => withoutNulls(inner.element, item))
+    return items.every((item, at) => item === value[at]) ? value : items
   }
-  return kept
+  if (!(inner instanceof z.ZodObject) || !isRecord(value)) return value
+  const shape: Readonly<Record<string, z.core.$ZodType>> = inner.shape
+  const dropped = new Set<string>()
+  const changed = new Map<string, unknown>()
+  for (const name of Object.keys(value)) {
+    const field = Object.hasOwn(shape, name) ? shape[name] : undefined
+    if (field === undefined) continue
+    const item = value[name]
+    if (item === null && mayBeLeftOut(field) && !mayBeNull(field)) dropped.add(name)
+    const kept = withoutNulls(field, item)
+    if (kept !== item) changed.set(name, kept)
+  }
+  if (dropped.size === 0 && changed.size === 0) return value
+  // Not by assignments: a field named __proto__ would change the object itself.
+  return Object.fromEntries(
+    Object.entries(value)
+      .filter(([name]) => !dropped.has(name))
+      .map(([name, item]) => [name, changed.has(name) ? changed.get(name) : item]),
+  )
 }
 
 function unwrapped(schema: z.core.$ZodType): z.core.$ZodType {

@@ -24,17 +24,24 @@ export function stringifyJson(value: unknown): string {
   return written(value) ?? "null"
 }
 
+/** A page of results has thousands of small values: each kind takes its shortest way. */
 function written(value: unknown): string | undefined {
+  if (typeof value === "number") return Number.isFinite(value) ? String(value) : "null"
+  if (typeof value === "boolean") return value ? "true" : "false"
   if (value instanceof JsonText) return value.text
   if (Array.isArray(value)) return `[${value.map(stringifyJson).join(",")}]`
   if (typeof value !== "object" || value === null || "toJSON" in value) return JSON.stringify(value)
-  const members: string[] = []
-  for (const [key, member] of Object.entries(value)) {
-    const text = written(member)
-    if (text !== undefined) members.push(`${JSON.stringify(key)}:${text}`)
+  let members = ""
+  for (const key of Object.keys(value)) {
+    const text = written((value as Record<string, unknown>)[key])
+    if (text === undefined) continue
+    members += `${members === "" ? "" : ","}${PLAIN_KEY.test(key) ? `"${key}"` : JSON.stringify(key)}:${text}`
   }
-  return `{${members.join(",")}}`
+  return `{${members}}`
 }
+
+/** It is written as it is. */
+const PLAIN_KEY = /^\w*$/
 
 /** The texts of a JSON list's elements, or null when `text` is valid JSON of another kind. */
 export function splitJsonArray(text: string): string[] | null {
