@@ -204,7 +204,9 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     const jsonLimit = row.access === "public" ? PUBLIC_JSON_LIMIT_BYTES : JSON_LIMIT_BYTES
     const body = requestBody(request, response, row.rawBody?.limitBytes ?? jsonLimit, awaitsContinue(request))
     response.on("close", () => {
-      gone.abort(new ClientGone("the client closed the connection"))
+      // Whoever had the whole answer is not gone early; most requests end here, and an abort costs as much as a small read.
+      const isWhole = response.writableFinished && row.stream === undefined
+      if (!isWhole) gone.abort(new ClientGone("the client closed the connection"))
       body.release()
     })
     const parsed = {

@@ -5,8 +5,7 @@ import { tailLog } from "../events/log-tail.ts"
 import type { JobWatch } from "../events/watch.ts"
 import type { Aggregates } from "../jobs/read/aggregates.ts"
 import { jobOnWire } from "../jobs/read/job-object.ts"
-import { readFollowedJob } from "../jobs/read/followed.ts"
-import type { ReadJob, ReadParts } from "../jobs/read/read-job.ts"
+import { readJobBySeq, type ReadJob, type ReadParts } from "../jobs/read/read-job.ts"
 import { withResults } from "../jobs/read/watched-job.ts"
 import { isEnded, jobStatus } from "../jobs/job-state.ts"
 import type { LogLine } from "../store/events.ts"
@@ -280,7 +279,7 @@ async function renderJob(
   asked: { plain: boolean; withResults: boolean },
   resultsOf: (read: ReadJob) => Promise<ReadonlyMap<string, string>>,
 ): Promise<Rendered | null> {
-  const read = await readFollowedJob(parts.store, job)
+  const read = await readJobBySeq(parts.store, job)
   if (!read) return null
   const [object, results] = await Promise.all([jobOnWire(parts, read), asked.withResults ? resultsOf(read) : null])
   const frame = (data: object): string =>

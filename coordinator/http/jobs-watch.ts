@@ -3,7 +3,8 @@ import { jobId, type JobId } from "../../protocol/domain/ids.ts"
 import { isTerminal, type JobStatus } from "../../protocol/domain/statuses.ts"
 import { stringifyJson } from "../../protocol/base/json-text.ts"
 import { isEnded, jobStatus } from "../jobs/job-state.ts"
-import { newsBehind, readFollowedJob, type JobPlace } from "../jobs/read/followed.ts"
+import { newsBehind, type JobPlace } from "../jobs/read/followed.ts"
+import { readJobBySeq } from "../jobs/read/read-job.ts"
 import { watchedJobOnWire } from "../jobs/read/watched-job.ts"
 import { serveFollowed, type FollowedStreamParts, type Following, type StreamRequest } from "./followed-stream.ts"
 import { eventOf, isJobId, lastEventBefore } from "./stream-position.ts"
@@ -47,7 +48,7 @@ function watchOf(parts: FollowedStreamParts, jobs: readonly JobPlace[]): Followi
     async *snapshot() {
       let before = '{"jobs":['
       for (const seq of seqs) {
-        const read = await readFollowedJob(parts.store, seq)
+        const read = await readJobBySeq(parts.store, seq)
         if (!read) continue
         setStatus(seq, jobStatus(read.head.status))
         yield `${before}${stringifyJson(await watchedJobOnWire(parts, read))}`

@@ -1,7 +1,8 @@
 import { stringifyJson } from "../../protocol/base/json-text.ts"
 import type { AccountId } from "../../protocol/domain/ids.ts"
 import { jobOnWire } from "../jobs/read/job-object.ts"
-import { projectJobs, readFollowedJob, readLines, type JobNews } from "../jobs/read/followed.ts"
+import { projectJobs, readLines, type JobNews } from "../jobs/read/followed.ts"
+import { readJobBySeq } from "../jobs/read/read-job.ts"
 import { serveFollowed, type FollowedStreamParts, type Following, type StreamRequest } from "./followed-stream.ts"
 import { lastEventBefore } from "./stream-position.ts"
 
@@ -46,7 +47,7 @@ function projectFollowing(parts: FollowedStreamParts, { name, account, accounts 
         yield `"${list}":[`
         let before = ""
         for (const seq of seqs) {
-          const read = await readFollowedJob(parts.store, seq)
+          const read = await readJobBySeq(parts.store, seq)
           if (!read) continue
           yield `${before}${stringifyJson(await jobOnWire(parts, read))}`
           before = ","

@@ -1,10 +1,11 @@
 import type { JsonObject } from "../../protocol/base/json-text.ts"
 import type { Instant } from "../../protocol/base/clock.ts"
-import type { AccountId } from "../../protocol/domain/ids.ts"
+import type { AccountId, RevisionId } from "../../protocol/domain/ids.ts"
 import { manifestSchema, type Manifest } from "../../protocol/domain/manifest.ts"
 import { dropBlobReferences } from "../store/blobs.ts"
 import {
   deleteRevision,
+  findProjectById,
   findRevision,
   isSuperseded,
   supersededRevisions,
@@ -35,6 +36,14 @@ export async function requireActiveRevision(view: View, account: AccountId, name
 /** The manifest that counts: the tarball's, else the project's where it is one; null without either. */
 export function effectiveManifest({ project, revision }: ProjectRevision): Manifest | null {
   return revision.manifest ?? parsed(project.manifest)
+}
+
+/** Where the commands of jobs on this revision run inside the sandbox; null where no manifest says so. */
+export async function workingDirectory(view: View, id: RevisionId): Promise<string | null> {
+  const revision = await findRevision(view, id)
+  const project = revision && (await findProjectById(view, revision.project))
+  const manifest = revision && project && effectiveManifest({ revision, project })
+  return manifest?.runtime.workdir ?? null
 }
 
 function parsed(manifest: JsonObject | null): Manifest | null {

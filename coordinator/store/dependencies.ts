@@ -43,7 +43,7 @@ export async function insertDependency(
 export async function openDependencies(view: View, job: number): Promise<Omit<Upstream, "account">[]> {
   const rows = await view.all<{ seq: number; id: string; status: StoredJobStatus }>(
     `SELECT jobs.seq, jobs.id, jobs.status FROM job_dependencies JOIN jobs ON jobs.seq = job_dependencies.upstream
-     WHERE job_dependencies.job = ? AND job_dependencies.ended IS NULL ORDER BY jobs.seq`,
+     WHERE job_dependencies.job = ? + 0 AND job_dependencies.ended IS NULL ORDER BY jobs.seq`,
     job,
   )
   return rows.map((row) => ({ ...row, id: jobId(row.id) }))

@@ -37,7 +37,7 @@ export async function insertEvent(tx: Tx, event: NewEvent): Promise<void> {
 /** A job's events above `after`, oldest first. */
 export async function jobEvents(view: View, job: number, after: number, limit: number): Promise<EventRow[]> {
   const rows = await view.all<RawEvent>(
-    "SELECT id, job, type, task_index, message, data, at FROM events WHERE job = ? AND id > ? ORDER BY id LIMIT ?",
+    "SELECT id, job, type, task_index, message, data, at FROM events WHERE job = ? + 0 AND id > ? + 0 ORDER BY id LIMIT ? + 0",
     job,
     after,
     limit,

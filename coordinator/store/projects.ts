@@ -439,7 +439,9 @@ export async function deleteDiagnostics(tx: Tx, project: number): Promise<void> 
 
 // ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-const SELECT_PROJECT = "SELECT p.*, r.content_hash FROM projects p LEFT JOIN revisions r ON r.id = p.active_revision"
+/** A subquery, not a join: every submission reads it (store.ts, View, on hidden parameters). */
+const SELECT_PROJECT =
+  "SELECT p.*, (SELECT r.content_hash FROM revisions r WHERE r.id = p.active_revision) AS content_hash FROM projects p"
 
 interface ProjectRow {
   id: number

@@ -22,8 +22,8 @@ export async function indexesInStates(
   offset: number,
 ): Promise<number[]> {
   const rows = await view.all<{ id: number }>(
-    `SELECT id FROM tasks WHERE id >= ? AND id < ? AND state IN (${states.map(() => "?").join(", ")})
-     ORDER BY id LIMIT ? OFFSET ?`,
+    `SELECT id FROM tasks WHERE id >= ? + 0 AND id < ? + 0 AND state IN (${states.map(() => "?").join(", ")})
+     ORDER BY id LIMIT ? + 0 OFFSET ? + 0`,
     taskKey(job, 0),
     taskKey(job + 1, 0),
     ...states,
@@ -51,7 +51,7 @@ export async function taskOutputs(view: View, job: number, fromIndex: number, li
     error: string | null
   }>(
     `SELECT t.id, t.state, t.claim, r.output, r.error FROM tasks t LEFT JOIN task_results r ON r.task = t.id
-     WHERE t.id >= ? AND t.id < ? ORDER BY t.id LIMIT ?`,
+     WHERE t.id >= ? + 0 AND t.id < ? + 0 ORDER BY t.id LIMIT ? + 0`,
     taskKey(job, fromIndex),
     taskKey(job + 1, 0),
     limit,
@@ -69,7 +69,7 @@ export async function taskOutputs(view: View, job: number, fromIndex: number, li
 export async function firstFailureKind(view: View, job: number): Promise<FailureKind | null> {
   const row = await view.get<{ failure_kind: FailureKind | null }>(
     `SELECT r.failure_kind FROM tasks t LEFT JOIN task_results r ON r.task = t.id
-     WHERE t.id >= ? AND t.id < ? AND t.state = 'failed' ORDER BY t.id LIMIT 1`,
+     WHERE t.id >= ? + 0 AND t.id < ? + 0 AND t.state = 'failed' ORDER BY t.id LIMIT 1`,
     taskKey(job, 0),
     taskKey(job + 1, 0),
   )
@@ -84,7 +84,8 @@ export async function shortestBudgetMs(view: View, job: number, taskCount: numbe
   const row =
     taskCount === 1
       ? await view.get<{ ms: number | null }>(
-          "SELECT a.budget_ms AS ms FROM tasks t JOIN attempts a ON a.claim = t.claim WHERE t.id = ? AND t.state <> 'queued'",
+          `SELECT a.budget_ms AS ms FROM tasks t JOIN attempts a ON a.claim = t.claim
+           WHERE t.id = ? + 0 AND t.state <> 'queued'`,
           taskKey(job, 0),
         )
       : await view.get<{ ms: number | null }>(
@@ -123,11 +124,18 @@ export async function countRetained(view: View, job: number): Promise<number> {
 
 /** Did any of the job's first thousand ended tasks leave a result, or print anything? Further ones are not looked at. */
 export async function leftBehind(view: View, job: number): Promise<{ results: boolean; outputs: boolean }> {
-  const row = await view.get<{ results: number | null; outputs: number | null }>(
-    `SELECT max(result IS NOT NULL OR result_digest IS NOT NULL) AS results, max(output <> '') AS outputs FROM (
-       SELECT result, result_digest, output FROM task_results WHERE task >= ? AND task < ? ORDER BY task LIMIT 1000)`,
-    taskKey(job, 0),
-    taskKey(job + 1, 0),
+  const range = [taskKey(job, 0), taskKey(job + 1, 0)]
+  // Each ends at the first one it finds.
+  const row = await view.get<{ results: number; outputs: number }>(
+    `SELECT
+       EXISTS (SELECT 1 FROM (
+         SELECT result, result_digest FROM task_results WHERE task >= ? + 0 AND task < ? + 0 ORDER BY task LIMIT 1000
+       ) AS first WHERE result IS NOT NULL OR result_digest IS NOT NULL) AS results,
+       EXISTS (SELECT 1 FROM (
+         SELECT output FROM task_results WHERE task >= ? + 0 AND task < ? + 0 ORDER BY task LIMIT 1000
+       ) AS first WHERE output <> '') AS outputs`,
+    ...range,
+    ...range,
   )
   return { results: row?.results === 1, outputs: row?.outputs === 1 }
 }
@@ -177,7 +185,7 @@ export async function artifactsOfTasks(view: View, tasks: readonly TaskId[], at:
 /** The ids of a job's artifacts that are still there, oldest first. */
 export async function artifactIdsOfJob(view: View, job: JobId, at: Instant, limit: number): Promise<ArtifactId[]> {
   const rows = await view.all<{ id: string }>(
-    "SELECT id FROM artifacts WHERE job = ? AND expires_at > ? ORDER BY seq LIMIT ?",
+    "SELECT id FROM artifacts WHERE job = ? || '' AND expires_at > ? + 0 ORDER BY seq LIMIT ? + 0",
     job,
     at,
     limit,

@@ -2,12 +2,9 @@ import type { Instant } from "../../../protocol/base/clock.ts"
 import { ComputalotError } from "../../../protocol/domain/errors.ts"
 import type { AccountId, JobId } from "../../../protocol/domain/ids.ts"
 import { eventTimes, logEndId, logLines, newsOfJob, type LogLine } from "../../store/events.ts"
-import { jobHeadBySeq } from "../../store/jobs.ts"
 import { activeJobs, endedJobs, jobPlaces, jobPlacesBySeq, type JobPlace } from "../../store/jobs-of-project.ts"
 import type { Store } from "../../store/store.ts"
 import { expiredUpto, type RetentionParts } from "../retention.ts"
-import type { Submission } from "../submission/submission.ts"
-import { blockedBy, type ReadJob } from "./read-job.ts"
 
 export type { JobPlace } from "../../store/jobs-of-project.ts"
 
@@ -32,16 +29,6 @@ export async function findJobPlaces(
 /** The id of the newest event of all, 0 without any. */
 export async function logPosition(store: Store): Promise<number> {
   return await store.read(logEndId)
-}
-
-/** A job for its object alone: where its commands run only its tasks' rows tell. Null when it is gone. */
-export async function readFollowedJob(store: Store, seq: number): Promise<ReadJob | null> {
-  return await store.read(async (view) => {
-    const head = await jobHeadBySeq(view, seq)
-    if (!head) return null
-    const submission = JSON.parse(head.submission) as Submission
-    return { head, submission, cwd: null, blockedBy: await blockedBy(view, head) }
-  })
 }
 
 export interface JobNews {

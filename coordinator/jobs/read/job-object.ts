@@ -81,11 +81,7 @@ export function newJobOnWire(row: JobRow, warnings: SubmissionWarning[]): JobOnW
     output: "",
     error: row.error,
     recommended_action: isOver ? actionFor(row, null) : null,
-    summary: summaryOnWire(
-      { head: row, submission, cwd: null, blockedBy: [] },
-      { hold, suspects: [], left: null },
-      null,
-    ),
+    summary: summaryOnWire({ head: row, submission, blockedBy: [] }, { hold, suspects: [], left: null }, null),
     feedback_summary: null,
     warnings,
   }
@@ -103,7 +99,7 @@ export function retriedJobOnWire(before: JobOnWire, row: JobRow, facts: SummaryF
     output: before.output,
     error: null,
     recommended_action: null,
-    summary: summaryOnWire({ head: row, submission, cwd: null, blockedBy: [] }, facts, null),
+    summary: summaryOnWire({ head: row, submission, blockedBy: [] }, facts, null),
     feedback_summary: null,
     ...(before.checkpoint_summary && { checkpoint_summary: before.checkpoint_summary }),
   }

@@ -64,7 +64,7 @@ export async function* jobListRows(
     })
     for (const { head, hasOutput, blockedBy: waitsFor } of found) {
       const submission = JSON.parse(head.submission) as Submission
-      const job = { head, submission, cwd: null, blockedBy: waitsFor }
+      const job = { head, submission, blockedBy: waitsFor }
       yield jobListRowOnWire(parts, job, live.get(head.seq) ?? [], hasOutput)
     }
   }

@@ -2,14 +2,12 @@ import type { z } from "zod"
 import type { jobObject } from "../../../protocol/api/jobs.ts"
 import type { Clock } from "../../../protocol/base/clock.ts"
 import { notFound } from "../../../protocol/domain/errors.ts"
-import { revisionId, type AccountId, type JobId } from "../../../protocol/domain/ids.ts"
+import type { AccountId, JobId } from "../../../protocol/domain/ids.ts"
 import type { TaskStatus } from "../../../protocol/domain/statuses.ts"
 import type { ObjectFiles } from "../../artifacts/object-files.ts"
 import type { Members } from "../../fleet/members.ts"
 import { openDependencies } from "../../store/dependencies.ts"
 import { jobHeadById, jobHeadBySeq, type JobHead } from "../../store/jobs.ts"
-import { effectiveManifest } from "../../projects/revisions.ts"
-import { findProjectById, findRevision } from "../../store/projects.ts"
 import type { Store, View } from "../../store/store.ts"
 import { isEnded } from "../job-state.ts"
 import type { Plans } from "../plans.ts"
@@ -36,11 +34,10 @@ export interface QueueReasons {
   contactLost(job: ReadJob): QueueReason
 }
 
-/** A job as its readers hold it: its row, its submission, and where its commands run inside the sandbox. */
+/** A job as its readers hold it: its row and its submission. */
 export interface ReadJob {
   head: JobHead
   submission: Submission
-  cwd: string | null
   /** What it waits for, while it waits. */
   blockedBy: JobId[]
 }
@@ -54,7 +51,7 @@ export async function readJob(
   id: JobId,
   account: AccountId | null,
 ): Promise<ReadJob> {
-  const found = await parts.store.read(async (view) => withSurroundings(view, await jobHeadById(view, id, account)))
+  const found = await parts.store.read(async (view) => withWaits(view, await jobHeadById(view, id, account)))
   const endedAt = found?.head.completedAt ?? null
   if (!found || (endedAt !== null && endedAt <= expiredUpto(parts))) throw notFound(`the job ${id}`)
   return { ...found, submission: JSON.parse(found.head.submission) as Submission }
@@ -62,16 +59,12 @@ export async function readJob(
 
 /** As `readJob`, for a job whose seq is known; null when it is gone. */
 export async function readJobBySeq(store: Store, seq: number): Promise<ReadJob | null> {
-  const found = await store.read(async (view) => withSurroundings(view, await jobHeadBySeq(view, seq)))
+  const found = await store.read(async (view) => withWaits(view, await jobHeadBySeq(view, seq)))
   return found && { ...found, submission: JSON.parse(found.head.submission) as Submission }
 }
 
-async function withSurroundings(view: View, head: JobHead | null): Promise<Omit<ReadJob, "submission"> | null> {
-  if (!head) return null
-  const revision = await findRevision(view, revisionId(head.revision))
-  const project = revision && (await findProjectById(view, revision.project))
-  const manifest = revision && project && effectiveManifest({ revision, project })
-  return { head, cwd: manifest?.runtime.workdir ?? null, blockedBy: await blockedBy(view, head) }
+async function withWaits(view: View, head: JobHead | null): Promise<Omit<ReadJob, "submission"> | null> {
+  return head && { head, blockedBy: await blockedBy(view, head) }
 }
 
 /** The jobs that a queued one waits for, oldest first. */

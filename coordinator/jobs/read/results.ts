@@ -24,11 +24,14 @@ const MOST_ARTIFACTS = 10_000
 export async function jobResults(parts: ReadParts & { aggregates: Aggregates }, job: ReadJob): Promise<JobResults> {
   const { head, submission } = job
   const at = parts.clock.now()
-  const aggregate = await parts.aggregates.of(head)
-  const facts = await parts.store.read(async (view) => ({
-    ...(await summaryFacts(view, head)),
-    artifacts: await artifactIdsOfJob(view, head.id, at, MOST_ARTIFACTS),
-  }))
+  // Asked together they are read in one turn.
+  const [aggregate, facts] = await Promise.all([
+    parts.aggregates.of(head),
+    parts.store.read(async (view) => ({
+      ...(await summaryFacts(view, head)),
+      artifacts: await artifactIdsOfJob(view, head.id, at, MOST_ARTIFACTS),
+    })),
+  ])
   const json = (name: string): JsonText => new JsonText(aggregate.get(name) ?? "null")
   return {
     job_id: head.id,

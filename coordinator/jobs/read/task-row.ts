@@ -25,6 +25,8 @@ export type TaskOnWire = z.output<typeof taskRow>
 interface TaskRowFacts {
   job: ReadJob
   index: number
+  /** Where its command ran inside the sandbox; what failed shows it. */
+  cwd: string | null
   /** Null: planning has not written it, or the job ended before. */
   row: TaskWithAttempt | null
   payloadText: string
@@ -176,7 +178,7 @@ function shownResult(facts: TaskRowFacts, status: TaskStatus, end: TaskResultRow
       exitCode: end.exitCode,
       signal: end.signal,
       command: facts.job.submission.command,
-      cwd: facts.job.cwd,
+      cwd: facts.cwd,
       combinedOutput: end.output,
       partialResultText: end.result,
     })

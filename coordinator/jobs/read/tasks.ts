@@ -1,11 +1,12 @@
 import { setImmediate as turn } from "node:timers/promises"
-import { taskId } from "../../../protocol/domain/ids.ts"
+import { revisionId, taskId } from "../../../protocol/domain/ids.ts"
 import type { TaskStatus } from "../../../protocol/domain/statuses.ts"
+import { workingDirectory } from "../../projects/revisions.ts"
 import type { JobHead } from "../../store/jobs.ts"
 import type { View } from "../../store/store.ts"
 import { artifactsOfTasks, countRetained, indexesInStates, indexesWithResults, keysOf } from "../../store/task-reads.ts"
 import { checkpointsOfTasks, progressOfTasks } from "../../store/checkpoints.ts"
-import { taskKey, tasksByKeys, type StoredTaskState, type TaskKey } from "../../store/tasks.ts"
+import { taskKey, tasksByKeys, type StoredTaskState, type TaskKey, type TaskWithAttempt } from "../../store/tasks.ts"
 import { isEnded } from "../job-state.ts"
 import { taskCounts, type QueueReason, type QueueReasons, type ReadJob, type ReadParts } from "./read-job.ts"
 import { liveAttempt, taskOnWire, type TaskOnWire } from "./task-row.ts"
@@ -70,8 +71,8 @@ export async function* taskRows(
     const ids = slice.map((index) => taskId(job.head.id, index))
     const keys = keysOf(job.head.seq, slice)
     const asked = job.submission.checkpointing?.enabled ? keys : []
-    const { rows, artifacts, checkpoints, progress } = await parts.store.read(async (view) => ({
-      rows: new Map((await tasksByKeys(view, keys)).map((row) => [row.index, row])),
+    const { rows, cwd, artifacts, checkpoints, progress } = await parts.store.read(async (view) => ({
+      ...(await rowsAndPlace(view, job.head, keys)),
       artifacts: Map.groupBy(await artifactsOfTasks(view, ids, at), ({ task }) => task),
       checkpoints: Map.groupBy(asked.length > 0 ? await checkpointsOfTasks(view, asked) : [], ({ task }) => task),
       progress: asked.length > 0 ? await progressOfTasks(view, asked) : new Map<TaskKey, string>(),
@@ -82,6 +83,7 @@ export async function* taskRows(
       yield taskOnWire({
         job,
         index,
+        cwd,
         row,
         payloadText: plan.payloadText(index),
         artifacts: artifacts.get(taskId(job.head.id, index)) ?? [],
@@ -92,6 +94,17 @@ export async function* taskRows(
       })
     }
   }
+}
+
+async function rowsAndPlace(
+  view: View,
+  head: JobHead,
+  keys: readonly TaskKey[],
+): Promise<{ rows: Map<number, TaskWithAttempt>; cwd: string | null }> {
+  const rows = await tasksByKeys(view, keys)
+  const hasFailed = rows.some(({ state, retriedFrom }) => state === "failed" || retriedFrom === "failed")
+  const cwd = hasFailed ? await workingDirectory(view, revisionId(head.revision)) : null
+  return { rows: new Map(rows.map((row) => [row.index, row])), cwd }
 }
 
 /** All waiting tasks of a job wait for the same: asked for once in a slice, and only where one waits. */
