@@ -1,4 +1,5 @@
 import type { Clock, Instant } from "../../protocol/base/clock.ts"
+import type { JobId } from "../../protocol/domain/ids.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { openDependencies } from "../store/dependencies.ts"
 import { advancePlanning, type JobRow } from "../store/jobs.ts"
@@ -39,16 +40,36 @@ export async function expandSlice(
 ): Promise<boolean> {
   if (!(await advancePlanning(tx, seq, from, upto, at))) return false
   await insertTasks(tx, seq, from, upto)
-  if (upto === taskCount) {
-    const blockedBy = (await openDependencies(tx, seq)).map(({ id }) => id)
-    const waits = upto === 1 ? "its task waits for a machine" : `its ${upto} tasks wait for machines`
-    await appendEvent(tx, {
-      job: seq,
-      type: "job.queued",
-      message: blockedBy.length === 0 ? waits : waitsFor(blockedBy),
-      data: { from: "planning", to: "queued", ...(blockedBy.length > 0 && { blocked_by: blockedBy }) },
+  if (upto === taskCount)
+    await tellQueued(
+      tx,
+      seq,
+      taskCount,
+      (await openDependencies(tx, seq)).map(({ id }) => id),
       at,
-    })
-  }
+    )
   return true
+}
+
+/** Writes all tasks of a job that was inserted as queued and waits for no other job. */
+export async function writeTasks(tx: Tx, seq: number, taskCount: number, at: Instant): Promise<void> {
+  await insertTasks(tx, seq, 0, taskCount)
+  await tellQueued(tx, seq, taskCount, [], at)
+}
+
+async function tellQueued(
+  tx: Tx,
+  seq: number,
+  taskCount: number,
+  blockedBy: readonly JobId[],
+  at: Instant,
+): Promise<void> {
+  const waits = taskCount === 1 ? "its task waits for a machine" : `its ${taskCount} tasks wait for machines`
+  await appendEvent(tx, {
+    job: seq,
+    type: "job.queued",
+    message: blockedBy.length === 0 ? waits : waitsFor(blockedBy),
+    data: { from: "planning", to: "queued", ...(blockedBy.length > 0 && { blocked_by: blockedBy }) },
+    at,
+  })
 }

@@ -27,7 +27,7 @@ import { insertReservation, type ReservationRow } from "../store/reservations.ts
 import type { Store, Tx } from "../store/store.ts"
 import { dependOn, requireUpstreams } from "./dependencies.ts"
 import { literalAddressProblem, PUBLIC_ONLY, type Reach } from "../webhooks/callback-url.ts"
-import { expandSlice, isOneSlice } from "./expand.ts"
+import { expandSlice, isOneSlice, writeTasks } from "./expand.ts"
 import { checkInputs } from "./inputs.ts"
 import { jobFacts, type JobBilling, type JobFacts } from "./job-facts.ts"
 import { firstOversizedTask, payloadTooLarge, planTasks, type Plan } from "./plan/plan.ts"
@@ -151,6 +151,8 @@ export async function admitJob(
       }
       return short(placed.shortfall, await quoteShortfall(tx, wanted, request.earlierQuote ?? null))
     }
+    // What waits for nothing and is written in one go needs no moment as planning: most jobs.
+    const isWhole = dependencies.length === 0 && isOneSlice(plan.count)
     const seq = await insertJob(tx, {
       id: ids.job,
       account: request.account,
@@ -169,6 +171,7 @@ export async function admitJob(
       reserveMicro: estimate.taskReserve,
       billing: JSON.stringify(billingOf(estimate, available)),
       createdAt: at,
+      queuedAt: isWhole ? at : null,
     })
     if (reserved) await insertReservation(tx, { ...reserved, job: seq })
     await appendEvent(tx, {
@@ -178,8 +181,9 @@ export async function admitJob(
       data: { to: "planning", tasks: plan.count },
       at,
     })
+    if (isWhole) await writeTasks(tx, seq, plan.count, at)
     const broken = await dependOn(tx, seq, dependencies, at)
-    if (!broken && isOneSlice(plan.count))
+    if (!broken && !isWhole && isOneSlice(plan.count))
       await expandSlice(tx, { seq, taskCount: plan.count, from: 0, upto: plan.count }, at)
     const job = await jobBySeq(tx, seq)
     if (!job) throw new Error("an inserted job is found")

@@ -74,14 +74,17 @@ export interface NewJob {
   reserveMicro: bigint
   billing: string
   createdAt: Instant
+  /** All its tasks are written beside it: it is queued since then. Null: they follow, and it is planning until they are there. */
+  queuedAt: Instant | null
 }
 
-/** Inserts the job as `planning` and gives its seq. */
+/** Inserts the job as `planning`, or as `queued`, and gives its seq. */
 export async function insertJob(tx: Tx, job: NewJob): Promise<number> {
+  const planned = job.queuedAt === null ? 0 : job.taskCount
   const row = await tx.get<{ seq: number }>(
     `INSERT INTO jobs (id, account, user_id, project, revision, content_hash, type, status, priority, request, submission,
-       tags, client_ref, task_count, hold, reserve_micro, billing, created_at)
-     VALUES (?, ?, ?, ?, ?, ?, ?, 'planning', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
+       tags, client_ref, task_count, hold, reserve_micro, billing, created_at, planned_upto, queued, queued_at)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq`,
     job.id,
     job.account,
     job.userId,
@@ -89,6 +92,7 @@ export async function insertJob(tx: Tx, job: NewJob): Promise<number> {
     job.revision,
     job.contentHash,
     job.type,
+    job.queuedAt === null ? "planning" : "queued",
     job.priority,
     job.request,
     job.submission,
@@ -99,6 +103,9 @@ export async function insertJob(tx: Tx, job: NewJob): Promise<number> {
     job.reserveMicro,
     job.billing,
     job.createdAt,
+    planned,
+    planned,
+    job.queuedAt,
   )
   assert(row, "an insert gives its seq")
   for (const tag of new Set(job.tags)) {
