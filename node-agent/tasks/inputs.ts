@@ -3,20 +3,15 @@ import { chmod, copyFile, link, mkdir, rm, writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import type { NodeInputs } from "../../protocol/api/nodes.ts"
 import { createBackoff } from "../../protocol/base/backoff.ts"
-import { sleep, type Clock } from "../../protocol/base/clock.ts"
+import { sleep } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import { joinJsonObject, splitJsonObject } from "../../protocol/base/json-text.ts"
-import type { Log } from "../../protocol/base/log.ts"
-import type { Random } from "../../protocol/base/random.ts"
 import { ComputalotError } from "../../protocol/domain/errors.ts"
 import { peerId, type ClaimNumber } from "../../protocol/domain/ids.ts"
 import { ARTIFACT_PREFIX, inputVariables, SHARED_PREFIX } from "../../protocol/domain/task-inputs.ts"
 import { fromWireRef } from "../../protocol/wire/content-source.ts"
-import type { Blobs } from "../cache/blobs.ts"
-import type { ContentHolder } from "../mesh/content-stream.ts"
-import type { FetchContent } from "../mesh/fetch-content.ts"
-import { TransferRefused } from "../mesh/transfers.ts"
 import { RuntimeRefusal } from "../runtime/driver.ts"
+import { askUntilAnswered, fetchPinned, untilConnected, type AttemptContentParts } from "./attempt-content.ts"
 import { plainName } from "./checkpoint-file.ts"
 
 /** Where the program finds a file: its name in the payload, and its path as the program sees it. */
@@ -40,39 +35,18 @@ export interface InputPlace {
  */
 export type FetchInputs = (claim: ClaimNumber, place: InputPlace, signal: AbortSignal) => Promise<InputFile[]>
 
-export interface InputsParts {
+export interface InputsParts extends AttemptContentParts {
   ask: (claim: ClaimNumber, signal: AbortSignal) => Promise<NodeInputs>
-  blobs: Blobs
-  fetch: FetchContent
-  origin: () => ContentHolder | null
-  connected: () => boolean
-  clock: Clock
-  random: Random
-  log: Log
 }
 
 /** Asked again each time: what was there may be gone meanwhile, and others may have it. */
 const TRIES = 4
-const LOOK_FOR_CONTACT_MS = 500
+const NOT_TOLD = "the files of an attempt will be asked for again"
 
 type GivenFile = NodeInputs["files"][number]
 
 export function createFetchInputs(parts: InputsParts): FetchInputs {
   const { blobs, clock, log } = parts
-
-  async function ask(claim: ClaimNumber, signal: AbortSignal): Promise<NodeInputs> {
-    const backoff = createBackoff(parts.random, 250, 5_000)
-    for (;;) {
-      try {
-        return await parts.ask(claim, signal)
-      } catch (error) {
-        signal.throwIfAborted()
-        if (error instanceof TransferRefused) throw error
-        log.warn("the files of an attempt will be asked for again", { claim, error: errorText(error) })
-      }
-      await sleep(clock, backoff.next(), signal)
-    }
-  }
 
   /** Its path in the cache, pinned for `holder`. */
   async function cached(
@@ -82,13 +56,8 @@ export function createFetchInputs(parts: InputsParts): FetchInputs {
     holder: string,
     signal: AbortSignal,
   ): Promise<string> {
-    const blob = fromWireRef(file)
-    blobs.pin(blob.digest, holder)
     const peers = holders.map(({ peer_id, addresses }) => ({ peer: peerId(peer_id), addresses }))
-    await parts.fetch.fetchBlob(blob, { holders: peers, origin: parts.origin(), grant: grant ?? "", signal })
-    const found = await blobs.open(blob.digest, holder)
-    if (found === null) throw new Error("it was damaged on this node's disk")
-    return found.path
+    return await fetchPinned(parts, fromWireRef(file), holder, { holders: peers, grant: grant ?? "", signal })
   }
 
   async function fetchAll(
@@ -115,7 +84,7 @@ export function createFetchInputs(parts: InputsParts): FetchInputs {
     const holder = `inputs-${claim}`
     const backoff = createBackoff(parts.random, 500, 5_000)
     for (let failures = 0; ;) {
-      const given = await ask(claim, signal)
+      const given = await askUntilAnswered(parts, parts.ask, claim, NOT_TOLD, signal)
       if (given.unavailable !== null) throw new RuntimeRefusal("artifact_unavailable", given.unavailable)
       try {
         return await fetchAll(given, holder, place, signal)
@@ -129,8 +98,8 @@ export function createFetchInputs(parts: InputsParts): FetchInputs {
       } finally {
         blobs.unpinAll(holder)
       }
-      do await sleep(clock, parts.connected() ? backoff.next() : LOOK_FOR_CONTACT_MS, signal)
-      while (!parts.connected())
+      if (parts.connected()) await sleep(clock, backoff.next(), signal)
+      await untilConnected(parts, signal)
     }
   }
 }

@@ -2,21 +2,14 @@ import { constants } from "node:fs"
 import { chmod, copyFile, mkdir } from "node:fs/promises"
 import { join } from "node:path"
 import type { NodeResume } from "../../protocol/api/nodes.ts"
-import { createBackoff } from "../../protocol/base/backoff.ts"
-import { sleep, type Clock } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import { joinJsonObject, splitJsonObject } from "../../protocol/base/json-text.ts"
-import type { Log } from "../../protocol/base/log.ts"
-import type { Random } from "../../protocol/base/random.ts"
 import { ComputalotError } from "../../protocol/domain/errors.ts"
 import type { ClaimNumber } from "../../protocol/domain/ids.ts"
 import { resumeText } from "../../protocol/domain/resume.ts"
 import { fromWireRef } from "../../protocol/wire/content-source.ts"
 import type { ToCoordinator } from "../../protocol/wire/control.ts"
-import type { Blobs } from "../cache/blobs.ts"
-import type { ContentHolder } from "../mesh/content-stream.ts"
-import type { FetchContent } from "../mesh/fetch-content.ts"
-import { TransferRefused } from "../mesh/transfers.ts"
+import { askUntilAnswered, fetchPinned, untilConnected, type AttemptContentParts } from "./attempt-content.ts"
 import { plainName } from "./checkpoint-file.ts"
 
 /** What an attempt finds of an earlier one: the member of its payload, as JSON text. */
@@ -38,38 +31,17 @@ export interface ResumePlace {
   inside: string
 }
 
-export interface ResumeParts {
+export interface ResumeParts extends AttemptContentParts {
   ask: (claim: ClaimNumber, signal: AbortSignal) => Promise<NodeResume>
-  blobs: Blobs
-  fetch: FetchContent
-  origin: () => ContentHolder | null
-  connected: () => boolean
   send: (message: ToCoordinator) => void
-  clock: Clock
-  random: Random
-  log: Log
 }
 
 type Point = NodeResume["points"][number]
 type Unreadable = Extract<ToCoordinator, { type: "fell_back" }>["unreadable"]
 
+const NOT_TOLD = "what an attempt goes on from will be asked for again"
+
 export function createResume(parts: ResumeParts): Resume {
-  const { clock, log } = parts
-
-  async function ask(claim: ClaimNumber, signal: AbortSignal): Promise<NodeResume> {
-    const backoff = createBackoff(parts.random, 250, 5_000)
-    for (;;) {
-      try {
-        return await parts.ask(claim, signal)
-      } catch (error) {
-        signal.throwIfAborted()
-        if (error instanceof TransferRefused) throw error
-        log.warn("what an attempt goes on from will be asked for again", { claim, error: errorText(error) })
-      }
-      await sleep(clock, backoff.next(), signal)
-    }
-  }
-
   /** The path of its file as the program sees it; null: it has none. */
   async function fetchFile(
     claim: ClaimNumber,
@@ -79,17 +51,13 @@ export function createResume(parts: ResumeParts): Resume {
     signal: AbortSignal,
   ): Promise<string | null> {
     if (point.file === null) return null
-    const blob = fromWireRef(point.file)
     const holder = `resume-${claim}`
-    parts.blobs.pin(blob.digest, holder)
     try {
-      await parts.fetch.fetchBlob(blob, { holders: [], origin: parts.origin(), grant, signal })
-      const found = await parts.blobs.open(blob.digest, holder)
-      if (found === null) throw new Error("it was damaged on this node's disk")
+      const cached = await fetchPinned(parts, fromWireRef(point.file), holder, { holders: [], grant, signal })
       const name = plainName(point.filename)
       await mkdir(place.host, { recursive: true })
       // A copy: the program may write to it, and others are given the original.
-      await copyFile(found.path, join(place.host, name), constants.COPYFILE_FICLONE)
+      await copyFile(cached, join(place.host, name), constants.COPYFILE_FICLONE)
       await chmod(join(place.host, name), 0o644)
       return join(place.inside, name)
     } finally {
@@ -105,15 +73,20 @@ export function createResume(parts: ResumeParts): Resume {
         return { path: await fetchFile(...wanted) }
       } catch (error) {
         signal.throwIfAborted()
-        log.warn("a checkpoint cannot be read", { claim: wanted[0], of: wanted[1].claim, error: errorText(error) })
+        parts.log.warn("a checkpoint cannot be read", {
+          claim: wanted[0],
+          of: wanted[1].claim,
+          error: errorText(error),
+        })
         if (parts.connected()) return { why: reasonOf(error) }
       }
-      while (!parts.connected()) await sleep(clock, LOOK_FOR_CONTACT_MS, signal)
+      await untilConnected(parts, signal)
     }
   }
 
   return async (claim, place, signal) => {
-    const { payload_key: key, progress, points, content_grant: grant } = await ask(claim, signal)
+    const left = await askUntilAnswered(parts, parts.ask, claim, NOT_TOLD, signal)
+    const { payload_key: key, progress, points, content_grant: grant } = left
     const unreadable: Unreadable = []
     let text = points.length === 0 ? resumeText({ progress, line: null, checkpoint: null }) : null
     for (const point of points) {
@@ -140,5 +113,3 @@ export function payloadWith(payload: Uint8Array | string, { key, text }: Resumed
   const given = typeof payload === "string" ? payload : Buffer.from(payload).toString("utf8")
   return joinJsonObject((splitJsonObject(given) ?? new Map<string, string>()).set(key, text))
 }
-
-const LOOK_FOR_CONTACT_MS = 500
