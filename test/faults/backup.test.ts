@@ -1,47 +1,37 @@
 import { execFile } from "node:child_process"
-import { cpSync, existsSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { cpSync, readFileSync, renameSync, statSync } from "node:fs"
 import { join } from "node:path"
 import { DatabaseSync } from "node:sqlite"
 import { promisify } from "node:util"
 import { afterAll, beforeAll, expect, test } from "vitest"
 import { auditMoney } from "../../coordinator/billing/audit.ts"
-import { startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
+import type { Client, Fleet, Json } from "../support/fleet.ts"
+import { startMarkedFleet, WORK_PY, type MarkedFleet } from "../support/marked-fleet.ts"
 import { openTestStore } from "../support/store.ts"
+import { storedRows } from "../support/stored-rows.ts"
 
 /** Backups of a deployment at work, and what becomes of its nodes when an older copy of its data goes on. */
 
-/** Each attempt leaves an x in MARKS/NAME, and waits for MARKS/GO when there is a GO. */
-const WORK_PY = `import json, os, time
-payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
-marks = os.environ["MARKS"]
-with open(os.path.join(marks, payload["name"]), "a") as file:
-    file.write("x")
-while "go" in payload and not os.path.exists(os.path.join(marks, payload["go"])):
-    time.sleep(0.05)
-json.dump({"name": payload["name"]}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
-`
-
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
-let marks: string
 const flags = ["--claim-lifetime-s=12", "--lost-after-s=1"]
 const dataDir = (): string => join(fleet.folder, "coordinator")
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
-  fleet = await startFleet({ nodes: [{ flags: ["--cpus=2"] }], coordinatorFlags: flags })
-  client = await fleet.member(100)
-  await client.project("work", { "work.py": WORK_PY }, { env: { MARKS: marks } })
+  world = await startMarkedFleet({
+    nodes: [{ flags: ["--cpus=2"] }],
+    coordinatorFlags: flags,
+    project: "work",
+    files: { "work.py": WORK_PY },
+    creditUsd: 100,
+  })
+  ;({ fleet, client } = world)
 })
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
+afterAll(() => world[Symbol.asyncDispose]())
 
 const submit = (payload: Json, more: Json = {}): Promise<string> =>
   client.submit({ project: "work", runner_command: ["python3", "work.py"], payload, ...more })
-const runs = (name: string): number =>
-  existsSync(join(marks, name)) ? readFileSync(join(marks, name), "utf8").length : 0
+const runs = (name: string): number => world.runs(name)
 
 /** The program with these flags, to its end. */
 async function coordinator(...args: string[]): Promise<{ line: Json; log: string }> {
@@ -57,12 +47,7 @@ async function failing(...args: string[]): Promise<{ code: number; stderr: strin
 }
 
 function numberNamed(dir: string, name: string): number {
-  const store = new DatabaseSync(join(dir, "computalot.db"), { readOnly: true })
-  try {
-    return Number(store.prepare("SELECT value FROM numbers WHERE name = ?").get(name)?.["value"])
-  } finally {
-    store.close()
-  }
+  return Number(storedRows<{ value: unknown }>(dir, "SELECT value FROM numbers WHERE name = ?", name)[0]?.value)
 }
 
 async function debitsOf(job: string): Promise<number> {
@@ -125,7 +110,7 @@ test("restored, what ended after the backup runs again and is charged once, and 
   await coordinator("--data-dir", dataDir(), "--backup", file)
 
   // After the backup one ends and its node forgets it, a node joins, and one is submitted that the copy never hears of.
-  writeFileSync(join(marks, "running-go"), "")
+  world.go("running-go")
   await client.ended(running)
   const late = await fleet.addNode({ flags: ["--cpus=1", "--gpus=1:1000"] })
   const unheard = await submit({ name: "unheard", go: "unheard-go" }, { gpu_required: true })
@@ -133,7 +118,7 @@ test("restored, what ended after the backup runs again and is charged once, and 
   const reached = { epoch: numberNamed(dataDir(), "epoch"), claim: numberNamed(dataDir(), "claim") }
   await fleet.endCoordinator("SIGKILL")
   // It ends while no coordinator runs: its result waits in the outbox.
-  writeFileSync(join(marks, "unheard-go"), "")
+  world.go("unheard-go")
 
   renameSync(dataDir(), join(fleet.folder, "lost"))
   const restored = await coordinator("--data-dir", dataDir(), "--restore", file)
@@ -143,7 +128,7 @@ test("restored, what ended after the backup runs again and is charged once, and 
   await fleet.startCoordinator()
 
   expect(numberNamed(dataDir(), "epoch")).toBeGreaterThan(reached.epoch)
-  writeFileSync(join(marks, "live-go"), "")
+  world.go("live-go")
   for (const job of [done, running, live]) {
     expect(await client.ended(job)).toMatchObject({ status: "completed" })
     expect(await debitsOf(job)).toBe(1)
@@ -192,7 +177,7 @@ test("an older copy that meets a node of the later one ends for good; the node f
   renameSync(dataDir(), copy)
   renameSync(join(fleet.folder, "later"), dataDir())
   await fleet.startCoordinator()
-  writeFileSync(join(marks, "through-go"), "")
+  world.go("through-go")
   expect(await client.ended(job)).toMatchObject({ status: "completed" })
   expect(runs("through")).toBe(1)
   await fleet.expectAudit()

@@ -1,8 +1,8 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { readdirSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest"
-import { startFleet, type Client, type Fleet, type FleetNode, type Json } from "../support/fleet.ts"
+import type { Client, Fleet, FleetNode, Json } from "../support/fleet.ts"
+import { startMarkedFleet, type MarkedFleet } from "../support/marked-fleet.ts"
 
 /** Programs die while tasks leave checkpoints: the work before the last durable one is not done again. */
 
@@ -34,28 +34,21 @@ while not os.path.exists(marks + "-go"):
 json.dump({"first": first, "read": read}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
 
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
 let marks: string
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
-  fleet = await startFleet({
+  world = await startMarkedFleet({
     nodes: [{ flags: ["--cpus=1", "--drain=checkpoint"] }, { flags: ["--cpus=1", "--drain=checkpoint"] }],
     coordinatorFlags: ["--claim-lifetime-s=12", "--lost-after-s=1"],
+    project: "steps",
+    files: { "steps.py": STEPS_PY },
   })
-  client = await fleet.member()
-  await client.project("steps", { "steps.py": STEPS_PY }, { env: { MARKS: marks } })
+  ;({ fleet, client, marks } = world)
 })
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
-afterEach(async () => {
-  const active = (await client.call("GET", "/api/v1/jobs?limit=500")).json["jobs"] as Json[] | undefined
-  for (const { id, status } of active ?? []) {
-    if (status === "running" || status === "queued") await client.call("PUT", `/api/v1/jobs/${String(id)}/cancel`)
-  }
-})
+afterAll(() => world[Symbol.asyncDispose]())
+afterEach(() => world.cancelActive())
 
 async function stepping(name: string, file: boolean, more: Json = {}): Promise<string> {
   return await client.submit({
@@ -76,7 +69,7 @@ const attempts = (name: string): number[][] => {
     .map((lines) => lines.split("\n").slice(0, -1).map(Number))
 }
 const steps = (name: string): number[] => attempts(name).at(-1) ?? []
-const go = (name: string): void => writeFileSync(join(marks, `${name}-go`), "")
+const go = (name: string): void => world.go(`${name}-go`)
 const taskOf = async (id: string): Promise<Json> => (await client.tasks(id))[0] ?? {}
 /** What the next attempt would go on from. */
 const stored = async (id: string): Promise<number> =>

@@ -1,13 +1,13 @@
 import { createHash } from "node:crypto"
 import { once } from "node:events"
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { readFileSync, writeFileSync } from "node:fs"
 import { createServer, type AddressInfo } from "node:net"
-import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { DatabaseSync } from "node:sqlite"
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest"
 import { commandOf, processesOf } from "../../scripts/lib/processes.ts"
-import { startFleet, type Client, type Fleet, type FleetNode, type Json } from "../support/fleet.ts"
+import type { Client, Fleet, FleetNode, Json } from "../support/fleet.ts"
+import { startMarkedFleet, WORK_PY, type MarkedFleet } from "../support/marked-fleet.ts"
+import { storedRows } from "../support/stored-rows.ts"
 import { startTcpProxy, type TcpProxy } from "../support/tcp-proxy.ts"
 
 /**
@@ -53,21 +53,9 @@ const chosen =
 const CLAIM_LIFETIME_S = 10
 /** Beyond the claim's life, so that what was cut off has lost its claims. */
 const AWAY_MS = (CLAIM_LIFETIME_S + 2) * 1_000
-const ARTIFACT_BYTES = 4 * 1024 * 1024
+const ARTIFACT_MIB = 4
+const ARTIFACT_BYTES = ARTIFACT_MIB * 2 ** 20
 const SLOW_BYTES_PER_S = 1024 * 1024
-
-/** Leaves an x in MARKS/NAME, waits for MARKS/GO, writes its artifact and tells its name. */
-const WAIT_PY = `import json, os, time
-payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
-marks = os.environ["MARKS"]
-with open(os.path.join(marks, payload["name"]), "a") as file:
-    file.write("x")
-while not os.path.exists(os.path.join(marks, payload["go"])):
-    time.sleep(0.05)
-with open(os.path.join(os.environ["COMPUTALOT_ARTIFACT_DIR"], "data.bin"), "wb") as file:
-    file.write(os.urandom(${ARTIFACT_BYTES}))
-json.dump({"name": payload["name"]}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
-`
 
 /** A node whose every link goes through proxies of its own. */
 interface LinkedNode {
@@ -82,36 +70,32 @@ interface LinkedNode {
 const linksOf = ({ mesh, http, content }: LinkedNode): TcpProxy[] => [mesh, http, content]
 const healAll = async (): Promise<unknown> => Promise.all(linked.flatMap(linksOf).map((link) => link.heal()))
 
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
-let marks: string
 const linked: LinkedNode[] = []
 
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
-  fleet = await startFleet({
+  world = await startMarkedFleet({
     nodes: [],
     coordinatorFlags: [`--claim-lifetime-s=${CLAIM_LIFETIME_S}`, "--lost-after-s=1", "--heartbeat-s=0.5"],
+    project: "wait",
+    files: { "wait.py": WORK_PY },
+    creditUsd: 100,
   })
+  ;({ fleet, client } = world)
   for (let n = 0; n < 2; n++) linked.push(await linkedNode())
-  client = await fleet.member(100)
-  await client.project("wait", { "wait.py": WAIT_PY }, { env: { MARKS: marks } })
 }, 180_000)
 
 afterAll(async () => {
   await healAll()
-  await fleet[Symbol.asyncDispose]()
+  await world[Symbol.asyncDispose]()
   await Promise.all(linked.flatMap(linksOf).map((link) => link[Symbol.asyncDispose]()))
-  rmSync(marks, { recursive: true, force: true })
 }, 120_000)
 
-// A cell that failed must not take the slots of the next one.
 afterEach(async () => {
   await healAll()
-  const active = (await client.call("GET", "/api/v1/jobs?limit=500")).json["jobs"] as Json[] | undefined
-  for (const { id, status } of active ?? []) {
-    if (status === "running" || status === "queued") await client.call("PUT", `/api/v1/jobs/${String(id)}/cancel`)
-  }
+  await world.cancelActive()
 }, 60_000)
 
 /** It enrols once over the real addresses; from then on it knows only those of its proxies. */
@@ -160,26 +144,19 @@ async function submit(label: string, tasks = 2): Promise<Running> {
     project: "wait",
     runner_command: ["python3", "wait.py"],
     fan_out: { by: "name" },
-    payload: { name: names, go },
+    payload: { name: names, go, size: ARTIFACT_MIB },
   })
   return {
     id,
     names,
-    go: () => writeFileSync(join(marks, go), ""),
-    started: () => names.filter((name) => existsSync(join(marks, name))).length,
+    go: () => world.go(go),
+    started: () => names.filter((name) => world.runs(name) > 0).length,
   }
 }
 
-/** Asks the coordinator's own database: what it has committed, at this moment. */
-function stored<Row>(sql: string, ...parameters: string[]): Row[] {
-  const database = new DatabaseSync(join(fleet.folder, "coordinator", "computalot.db"), { readOnly: true })
-  try {
-    database.exec("PRAGMA busy_timeout = 2000")
-    return database.prepare(sql).all(...parameters) as Row[]
-  } finally {
-    database.close()
-  }
-}
+/** Asks the coordinator's own database. */
+const stored = <Row>(sql: string, ...parameters: string[]): Row[] =>
+  storedRows(join(fleet.folder, "coordinator"), sql, ...parameters)
 
 const attemptsOf = (job: string): { state: string; node: string }[] =>
   stored(
@@ -432,6 +409,6 @@ const NOISE_BYTES = 2_600_000
 async function newRevision(label: string): Promise<void> {
   const lines = NOISE_BYTES / 65
   const noise = Array.from({ length: lines }, (_, n) => createHash("sha256").update(`${label}${n}`).digest("base64url"))
-  const pushed = await client.push("wait", { "wait.py": WAIT_PY, "noise.txt": noise.join("\n") })
+  const pushed = await client.push("wait", { "wait.py": WORK_PY, "noise.txt": noise.join("\n") })
   expect(pushed.status, pushed.text).toBe(200)
 }

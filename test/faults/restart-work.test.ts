@@ -1,50 +1,31 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { readdirSync } from "node:fs"
 import { request } from "node:http"
-import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { DatabaseSync } from "node:sqlite"
 import { afterAll, beforeAll, expect, test } from "vitest"
-import { PROJECT_FILES, startFleet, type Client, type Fleet, type FleetNode, type Json } from "../support/fleet.ts"
+import { PROJECT_FILES, type Client, type Fleet, type Json } from "../support/fleet.ts"
+import { startMarkedFleet, WORK_PY, type MarkedFleet } from "../support/marked-fleet.ts"
+import { storedRows } from "../support/stored-rows.ts"
 import { tarballOf } from "../support/tarball.ts"
 
 /** kill -9 of the coordinator while something is half done: after the next start nothing is lost and nothing is stuck. */
 
-/** Leaves an x in MARKS/NAME, waits for MARKS/GO when there is a GO, and leaves a file of so many MiB when there is a SIZE. */
-const WORK_PY = `import json, os, time
-payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
-marks = os.environ["MARKS"]
-with open(os.path.join(marks, payload["name"]), "a") as file:
-    file.write("x")
-while "go" in payload and not os.path.exists(os.path.join(marks, payload["go"])):
-    time.sleep(0.05)
-if "size" in payload:
-    with open(os.path.join(os.environ["COMPUTALOT_ARTIFACT_DIR"], "large.bin"), "wb") as file:
-        for n in range(payload["size"]):
-            file.write(os.urandom(2 ** 20))
-json.dump({"name": payload["name"]}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
-`
-
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
-let marks: string
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
-  fleet = await startFleet({
+  world = await startMarkedFleet({
     nodes: [{ flags: ["--cpus=2"] }, { flags: ["--cpus=2"] }],
     coordinatorFlags: ["--claim-lifetime-s=30", "--lost-after-s=1"],
+    project: "work",
+    files: { "work.py": WORK_PY },
   })
-  client = await fleet.member()
-  await client.project("work", { "work.py": WORK_PY }, { env: { MARKS: marks } })
+  ;({ fleet, client } = world)
 })
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
+afterAll(() => world[Symbol.asyncDispose]())
 
 const submit = (payload: Json, more: Json = {}): Promise<string> =>
   client.submit({ project: "work", runner_command: ["python3", "work.py"], payload, ...more })
-const runs = (name: string): number =>
-  existsSync(join(marks, name)) ? readFileSync(join(marks, name), "utf8").length : 0
+const runs = (name: string): number => world.runs(name)
 const incoming = (): string[] => readdirSync(join(fleet.folder, "coordinator", "incoming"))
 
 async function killAndStart(): Promise<void> {
@@ -52,20 +33,7 @@ async function killAndStart(): Promise<void> {
   await fleet.startCoordinator()
 }
 
-function rowsOf(sql: string): Json[] {
-  const store = new DatabaseSync(join(fleet.folder, "coordinator", "computalot.db"), { readOnly: true })
-  try {
-    return store.prepare(sql).all()
-  } finally {
-    store.close()
-  }
-}
-
-function node(index: number): FleetNode {
-  const found = fleet.nodes[index]
-  if (!found) throw new Error(`no node ${index}`)
-  return found
-}
+const rowsOf = (sql: string): Json[] => storedRows(join(fleet.folder, "coordinator"), sql)
 
 test("in the middle of an artifact's upload: it is sent again, the task runs once, and nothing half is left", async () => {
   const id = await submit({ name: "upload", size: 32 })
@@ -112,13 +80,13 @@ test("while a lost attempt may be granted again: its node comes back after the r
   const id = await submit({ name: names, go: "claimable-go" }, { fan_out: { by: "name" } })
   await expect.poll(() => names.map(runs)).toEqual([1, 1, 1, 1])
   // The agent alone: its attempts go on. The other node is full, so nobody takes them.
-  await node(0).end("SIGKILL")
+  await world.node(0).end("SIGKILL")
   const lost = (): number => Number(rowsOf("SELECT count(*) AS n FROM tasks WHERE state = 'lost'")[0]?.["n"])
   await expect.poll(lost, { timeout: 40_000 }).toBe(2)
   await killAndStart()
   expect(lost()).toBe(2)
-  await node(0).start()
-  writeFileSync(join(marks, "claimable-go"), "")
+  await world.node(0).start()
+  world.go("claimable-go")
   expect(await client.ended(id)).toMatchObject({ status: "completed", task_counts: { completed: 4 } })
   expect(names.map(runs)).toEqual([1, 1, 1, 1])
   await fleet.expectAudit()

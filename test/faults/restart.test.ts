@@ -1,50 +1,29 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { readFileSync } from "node:fs"
 import { connect, type Socket } from "node:net"
-import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { DatabaseSync } from "node:sqlite"
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest"
 import { commandOf, processesOf } from "../../scripts/lib/processes.ts"
-import { startFleet, type Client, type Fleet, type FleetNode, type Json } from "../support/fleet.ts"
+import type { Client, Fleet, Json } from "../support/fleet.ts"
+import { startMarkedFleet, WORK_PY, type MarkedFleet } from "../support/marked-fleet.ts"
+import { storedRows } from "../support/stored-rows.ts"
 
 /** Programs die in the middle of jobs; each task still stands once in the results and once in the money. */
 
-/** Each attempt leaves an x in MARKS/NAME, waits for MARKS/GO and tells its name. */
-const WAIT_PY = `import json, os, time
-payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
-marks = os.environ["MARKS"]
-with open(os.path.join(marks, payload["name"]), "a") as file:
-    file.write("x")
-while not os.path.exists(os.path.join(marks, payload["go"])):
-    time.sleep(0.05)
-json.dump({"name": payload["name"]}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
-`
-
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
-let marks: string
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
   // A node that stays away is given up soon after its claims have run out.
-  fleet = await startFleet({
+  world = await startMarkedFleet({
     nodes: [{ flags: ["--cpus=2"] }, { flags: ["--cpus=2"] }],
     coordinatorFlags: ["--claim-lifetime-s=12", "--lost-after-s=1"],
+    project: "wait",
+    files: { "wait.py": WORK_PY },
   })
-  client = await fleet.member()
-  await client.project("wait", { "wait.py": WAIT_PY }, { env: { MARKS: marks } })
+  ;({ fleet, client } = world)
 })
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
-
-// A test that failed must not take the slots of the next one.
-afterEach(async () => {
-  const active = (await client.call("GET", "/api/v1/jobs?limit=500")).json["jobs"] as Json[] | undefined
-  for (const { id, status } of active ?? []) {
-    if (status === "running" || status === "queued") await client.call("PUT", `/api/v1/jobs/${String(id)}/cancel`)
-  }
-})
+afterAll(() => world[Symbol.asyncDispose]())
+afterEach(() => world.cancelActive())
 
 /** A job of tasks that all wait; resolves once as many run as the fleet has room for. */
 async function waitingJob(label: string, tasks: number, running = Math.min(tasks, 4)): Promise<Waiting> {
@@ -56,12 +35,12 @@ async function waitingJob(label: string, tasks: number, running = Math.min(tasks
     fan_out: { by: "name" },
     payload: { name: names, go },
   })
-  await expect.poll(() => names.filter((name) => existsSync(join(marks, name))).length).toBe(running)
+  await expect.poll(() => names.filter((name) => world.runs(name) > 0).length).toBe(running)
   return {
     id,
     names,
-    runs: () => names.map((name) => readFileSync(join(marks, name), "utf8").length),
-    go: () => writeFileSync(join(marks, go), ""),
+    runs: () => names.map((name) => world.runs(name)),
+    go: () => world.go(go),
   }
 }
 
@@ -88,35 +67,25 @@ async function expectOnce({ id, names }: Waiting): Promise<void> {
 }
 
 function chargesOf(hold: string): number {
-  const store = new DatabaseSync(join(fleet.folder, "coordinator", "computalot.db"), { readOnly: true })
-  try {
-    const charges = store.prepare("SELECT count(*) AS charges FROM charges WHERE hold = ?").get(hold)
-    return Number(charges?.["charges"])
-  } finally {
-    store.close()
-  }
-}
-
-function node(index: number): FleetNode {
-  const found = fleet.nodes[index]
-  if (!found) throw new Error(`no node ${index}`)
-  return found
+  const dataDir = join(fleet.folder, "coordinator")
+  const [row] = storedRows<{ charges: number }>(dataDir, "SELECT count(*) AS charges FROM charges WHERE hold = ?", hold)
+  return Number(row?.charges)
 }
 
 test("kill -9 of a node that comes back: its tasks went on and are adopted", async () => {
   const job = await waitingJob("adopted", 5)
-  await node(0).end("SIGKILL")
-  await node(0).start()
+  await world.node(0).end("SIGKILL")
+  await world.node(0).start()
   job.go()
   await expectOnce(job)
   expect(job.runs()).toEqual([1, 1, 1, 1, 1])
-  expect(readFileSync(node(0).logFile, "utf8")).toContain("attempt adopted")
+  expect(readFileSync(world.node(0).logFile, "utf8")).toContain("attempt adopted")
 })
 
 test("kill -9 of a node with its tasks: they run once more when it is back", async () => {
   const job = await waitingJob("again", 4)
-  await node(0).loseAll()
-  await node(0).start()
+  await world.node(0).loseAll()
+  await world.node(0).start()
   await expect.poll(() => job.runs().toSorted((a, b) => a - b)).toEqual([1, 1, 2, 2])
   job.go()
   await expectOnce(job)
@@ -144,8 +113,8 @@ test("results that ended while no coordinator ran are reported to the next one",
 
 test("kill -9 of the coordinator and of every node at once", async () => {
   const job = await waitingJob("both", 6)
-  await Promise.all([fleet.endCoordinator("SIGKILL"), node(0).end("SIGKILL"), node(1).end("SIGKILL")])
-  const starting = [node(0).start(), node(1).start()]
+  await Promise.all([fleet.endCoordinator("SIGKILL"), world.node(0).end("SIGKILL"), world.node(1).end("SIGKILL")])
+  const starting = [world.node(0).start(), world.node(1).start()]
   await fleet.startCoordinator()
   await Promise.all(starting)
   job.go()
@@ -156,7 +125,8 @@ test("kill -9 of the coordinator and of every node at once", async () => {
 test("a node that stays away: its tasks run elsewhere once its claims have run out", async () => {
   const job = await waitingJob("elsewhere", 2)
   const nodes = (await fleet.admin("GET", "/api/v1/admin/nodes")).json["nodes"] as { id: string; running: Json[] }[]
-  const busy = fleet.nodes.find(({ id }) => nodes.some((row) => row.id === id && row.running.length > 0)) ?? node(0)
+  const busy =
+    fleet.nodes.find(({ id }) => nodes.some((row) => row.id === id && row.running.length > 0)) ?? world.node(0)
   const mine = nodes.find(({ id }) => id === busy.id)?.running.length ?? 0
   await busy.loseAll()
   await expect.poll(() => job.runs().reduce((sum, runs) => sum + runs, 0), { timeout: 45_000 }).toBe(2 + mine)
@@ -176,7 +146,7 @@ test("SIGTERM: the task that runs is finished, its result arrives, and the agent
     payload: { name: "drain-0", go: "drain-go" },
     gpu_required: true,
   })
-  await expect.poll(() => existsSync(join(marks, "drain-0"))).toBe(true)
+  await expect.poll(() => world.runs("drain-0")).toBe(1)
   const ended = added.end("SIGTERM")
   const state = async (): Promise<unknown> => {
     const rows = (await fleet.admin("GET", "/api/v1/admin/nodes")).json["nodes"] as Json[]
@@ -184,10 +154,10 @@ test("SIGTERM: the task that runs is finished, its result arrives, and the agent
   }
   await expect.poll(() => readFileSync(added.logFile, "utf8")).toContain("draining")
   expect(await state()).toBeDefined()
-  writeFileSync(join(marks, "drain-go"), "")
+  world.go("drain-go")
   expect(await ended).toBe(0)
   expect(await client.ended(id)).toMatchObject({ status: "completed" })
-  expect(readFileSync(join(marks, "drain-0"), "utf8")).toBe("x")
+  expect(world.runs("drain-0")).toBe(1)
 })
 
 test("a revoked node ends its tasks and itself, non-zero, with one line", async () => {
@@ -198,7 +168,7 @@ test("a revoked node ends its tasks and itself, non-zero, with one line", async 
     payload: { name: "revoked-0", go: "never" },
     gpu_required: true,
   })
-  await expect.poll(() => existsSync(join(marks, "revoked-0"))).toBe(true)
+  await expect.poll(() => world.runs("revoked-0")).toBe(1)
   const reply = await fleet.admin("PUT", `/api/v1/admin/nodes/${added.id}`, { state: "revoked", reason: "not ours" })
   expect(reply.status, reply.text).toBe(200)
   expect(await added.program.ended).toBe(1)

@@ -1,8 +1,8 @@
 import { join } from "node:path"
-import { DatabaseSync } from "node:sqlite"
 import { afterAll, beforeAll, expect, test } from "vitest"
 import { startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
 import { startReceiver, type Receiver } from "../support/receiver.ts"
+import { storedRows } from "../support/stored-rows.ts"
 
 /** The coordinator dies between a job's end and its call, and between two attempts; no call is lost. */
 
@@ -30,15 +30,8 @@ const submit = (path: string): Promise<string> =>
 
 /** Attempts made of each call that is still in the outbox. */
 function outbox(): number[] {
-  const store = new DatabaseSync(join(fleet.folder, "coordinator", "computalot.db"), { readOnly: true })
-  try {
-    return store
-      .prepare("SELECT attempts FROM webhook_calls")
-      .all()
-      .map(({ attempts }) => Number(attempts))
-  } finally {
-    store.close()
-  }
+  const dataDir = join(fleet.folder, "coordinator")
+  return storedRows<{ attempts: number }>(dataDir, "SELECT attempts FROM webhook_calls").map(({ attempts }) => attempts)
 }
 
 async function restart(): Promise<void> {

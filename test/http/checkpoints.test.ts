@@ -1,22 +1,13 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
-import { startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
+import type { Client, Fleet, Json } from "../support/fleet.ts"
+import { runPy, startMarkedFleet, type MarkedFleet } from "../support/marked-fleet.ts"
 
 /** What a task leaves for its next attempt, from the request to the next attempt's payload, with the process runtime. */
 
 /** Does what its payload says. Files in MARKS, which the test can see, count attempts and let a task wait. */
-const RUN_PY = `import json, os, sys, time
-payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
-marks = os.environ["MARKS"]
-artifacts = os.environ["COMPUTALOT_ARTIFACT_DIR"]
-def write(value):
-    with open(os.environ["COMPUTALOT_TASK_RESULT"], "w") as file:
-        json.dump(value, file)
-def wait_for(name):
-    while not os.path.exists(os.path.join(marks, name)):
-        time.sleep(0.02)
+const RUN_PY = runPy(`artifacts = os.environ["COMPUTALOT_ARTIFACT_DIR"]
 def attempts():
     with open(os.path.join(marks, payload["name"]), "a") as file:
         file.write("x")
@@ -29,9 +20,7 @@ def keep(name, text):
         file.write(text)
     os.rename(path + ".part", path)
     return path
-resume = payload.get("_resume")
-exec(payload["do"])
-`
+resume = payload.get("_resume")`)
 
 /** The documents' own loop (CK-004), with the training left out and a crash in the middle of the first attempt. */
 const TRAIN_PY = `import json, os
@@ -52,19 +41,14 @@ json.dump({"started_at": start_epoch}, open(os.environ["COMPUTALOT_TASK_RESULT"]
 
 const ON = { enabled: true, resume_from_latest: true }
 
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
-let marks: string
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
-  fleet = await startFleet()
-  client = await fleet.member()
-  await client.project("run", { "run.py": RUN_PY, "train.py": TRAIN_PY }, { env: { MARKS: marks } })
+  world = await startMarkedFleet({ project: "run", files: { "run.py": RUN_PY, "train.py": TRAIN_PY } })
+  ;({ fleet, client } = world)
 })
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
+afterAll(() => world[Symbol.asyncDispose]())
 
 let names = 0
 const job = (program: string, more: Json = {}): Json => ({
@@ -74,7 +58,6 @@ const job = (program: string, more: Json = {}): Json => ({
   checkpointing: ON,
   ...more,
 })
-const go = (name: string): void => writeFileSync(join(marks, name), "")
 const taskOf = async (id: string): Promise<Json> => {
   const [task] = await client.tasks(id)
   if (!task) throw new Error("the job has a task")
@@ -114,7 +97,7 @@ write({"resume": resume, "read": open(resume["checkpoint"]["path"]).read()})`,
       ),
     )
     await expect.poll(async () => (await taskOf(id))["checkpoint"]).toMatchObject({ epoch: 1, path: "a.bin" })
-    go("first")
+    world.go("first")
     await expect.poll(async () => (await taskOf(id))["checkpoint"]).toMatchObject({ epoch: 2 })
     const running = await taskOf(id)
     expect(running["checkpoint"]).toEqual({
@@ -134,7 +117,7 @@ write({"resume": resume, "read": open(resume["checkpoint"]["path"]).read()})`,
       tasks_with_durable_checkpoint: 1,
       latest: { task_id: running["task_id"], checkpoint: { epoch: 2, artifact_id: artifact } },
     })
-    go("second")
+    world.go("second")
     expect(await client.ended(id)).toMatchObject({ status: "completed" })
     const ended = await taskOf(id)
     const { resume, read } = ended["result"] as { resume: Json; read: string }
@@ -233,7 +216,7 @@ write({"resume": resume})`,
       )
       const name = `job-${names}`
       await expect.poll(async () => (await taskOf(id))["checkpoint"]).toMatchObject({ epoch: 1 })
-      go(`${name}-go`)
+      world.go(`${name}-go`)
       expect(await client.ended(id), path).toMatchObject({ status: "completed" })
       const task = await taskOf(id)
       expect(task["checkpoint"], path).toMatchObject({ path, publish_status: "failed", artifact_id: null })
@@ -264,7 +247,7 @@ write({"read": open(resume["checkpoint"]["path"]).read()})`,
     await expect.poll(async () => (await taskOf(id))["checkpoint"]).toMatchObject({ publish_status: "published" })
     const { artifact_id: artifact } = (await taskOf(id))["checkpoint"] as Json
     expect((await client.call("GET", `/api/v1/artifacts/${String(artifact)}`)).text).toBe("linked")
-    go("linked")
+    world.go("linked")
     expect(await client.ended(id)).toMatchObject({ status: "completed" })
     expect(await taskOf(id)).toMatchObject({ result: { read: "scratch" }, checkpoint: { path: "s.bin" } })
   })
@@ -306,7 +289,7 @@ for step in range(200, 203):
   const step = async (): Promise<unknown> => ((await taskOf(id))["checkpoint"] as Json | null)?.["step"]
   await expect.poll(step).toBe(199)
   expect((await checkpointEvents(id)).length).toBeLessThan(10)
-  go("many")
+  world.go("many")
   expect(await client.ended(id)).toMatchObject({ status: "completed" })
   expect(await step()).toBe(202)
   const rows = (await client.call("GET", `/api/v1/artifacts?job_id=${id}`)).json["artifacts"] as Json[]
@@ -338,13 +321,13 @@ write({"step": (resume or {}).get("step"), "read": open(resume["checkpoint"]["pa
       const { artifact_id: artifact } = (await taskOf(id))["checkpoint"] as Json
       const meta = (await client.call("GET", `/api/v1/artifacts/${String(artifact)}/meta`)).json
       stored[step] = String(meta["sha256"])
-      if (step === 1) go(`${name}-1`)
+      if (step === 1) world.go(`${name}-1`)
     }
     for (const step of steps) {
       const digest = stored[step] ?? ""
       spoil(join(fleet.folder, "coordinator", "blobs", digest.slice(0, 2), digest))
     }
-    go(`${name}-2`)
+    world.go(`${name}-2`)
     expect(await client.ended(id)).toMatchObject({ status: "completed" })
     const told = (await checkpointEvents(id)).filter(({ data }) => (data as Json)["unreadable"] === true)
     return [(await taskOf(id))["result"] as Json, told]

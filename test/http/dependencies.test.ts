@@ -1,8 +1,6 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
-import { join } from "node:path"
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
-import { startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
+import type { Client, Fleet, Json } from "../support/fleet.ts"
+import { startMarkedFleet, type MarkedFleet } from "../support/marked-fleet.ts"
 
 /** Jobs that depend on jobs, from outside: a coordinator and a node as programs, and nothing but requests. */
 
@@ -16,19 +14,14 @@ if payload.get("fail"): sys.exit(3)
 json.dump({"ok": True}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
 
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
-let marks: string
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
-  fleet = await startFleet()
-  client = await fleet.member()
-  await client.project("run", { "run.py": RUN_PY }, { env: { MARKS: marks } })
+  world = await startMarkedFleet({ project: "run", files: { "run.py": RUN_PY } })
+  ;({ fleet, client } = world)
 })
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
+afterAll(() => world[Symbol.asyncDispose]())
 
 const submit = (payload: Json, dependsOn: string[] = [], more: Json = {}): Promise<string> =>
   client.submit({
@@ -40,7 +33,6 @@ const submit = (payload: Json, dependsOn: string[] = [], more: Json = {}): Promi
   })
 const post = (body: Json, headers?: Record<string, string>) =>
   client.call("POST", "/api/v1/jobs", { type: "structured_runner", timeout_s: 60, ...body }, headers)
-const go = (mark: string): void => writeFileSync(join(marks, mark), "")
 const job = async (id: string): Promise<Json> => (await client.call("GET", `/api/v1/jobs/${id}`)).json as Json
 const held = async (): Promise<number> => Number((await client.balance())["held_usd"])
 const jobEvents = async (id: string): Promise<unknown[]> => {
@@ -66,7 +58,7 @@ describe("order", () => {
     ])
     const { jobs } = (await client.call("GET", "/api/v1/jobs?status=queued")).json as { jobs: Json[] }
     expect(jobs).toMatchObject([{ id: second, depends_on: [first], queue_reason: { blocked_by: [first] } }])
-    go("first")
+    world.go("first")
     const [a, b] = [await client.ended(first), await client.ended(second)]
     expect([a["status"], b["status"], b["queue_reason"]]).toEqual(["completed", "completed", null])
     expect(time(b, "started_at")).toBeGreaterThanOrEqual(time(a, "completed_at"))
@@ -105,7 +97,7 @@ describe("a dependency that does not complete", () => {
     const third = await submit({}, [second])
     const apart = await submit({})
     expect(await held()).toBeGreaterThan(before)
-    go("partial")
+    world.go("partial")
     expect(await client.ended(first)).toMatchObject({ status: "partial" })
     const cancelled = await client.ended(second)
     expect(cancelled).toMatchObject({
@@ -133,7 +125,7 @@ describe("a dependency that does not complete", () => {
     const failing = await submit({ wait: "failing", fail: true }, [], { reliability_mode: "strict_complete" })
     const stopped = await submit({ wait: "never" })
     const [afterFailed, afterCancelled] = [await submit({}, [failing]), await submit({}, [stopped])]
-    go("failing")
+    world.go("failing")
     expect(await client.ended(afterFailed)).toMatchObject({
       status: "cancelled",
       error: `dependency ${failing} ended failed`,
@@ -220,7 +212,7 @@ describe("projects", () => {
       queued_before: 0,
       cancelled_jobs: 0,
     })
-    go("p28")
+    world.go("p28")
     expect(await client.ended(running)).toMatchObject({ status: "completed" })
   })
 
@@ -230,7 +222,7 @@ describe("projects", () => {
     const next = await submit({}, [first], { project: "passing" })
     const refused = await client.call("DELETE", "/api/v1/projects/passing")
     expect([refused.status, refused.get("details")]).toEqual([409, { active_jobs: 1 }])
-    go("deleting")
+    world.go("deleting")
     expect(await client.ended(next)).toMatchObject({ status: "completed" })
     expect((await client.call("DELETE", "/api/v1/projects/passing")).json).toMatchObject({ status: "deleted" })
     expect(await job(next)).toMatchObject({ status: "completed", depends_on: [first] })
@@ -249,7 +241,7 @@ describe("crashes", () => {
     const behind = await submit({}, [cancelled])
     for (const id of [good, bad]) await client.until(id, ({ status }) => status === "running")
     await fleet.endCoordinator("SIGKILL")
-    go("crash")
+    world.go("crash")
     await fleet.startCoordinator()
     for (const id of released) expect(await client.ended(id)).toMatchObject({ status: "completed" })
     expect(await client.ended(cancelled)).toMatchObject({ error: `dependency ${bad} ended failed` })

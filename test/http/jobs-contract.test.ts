@@ -7,58 +7,31 @@ import { jobEndpoints } from "../../protocol/api/jobs-endpoints.ts"
 import { nodeEndpoints } from "../../protocol/api/nodes.ts"
 import { projectEndpoints } from "../../protocol/api/projects.ts"
 import type { AccountId } from "../../protocol/domain/ids.ts"
-import { mountJobs } from "../../coordinator/http/routes/jobs.ts"
-import type { QueueReason } from "../../coordinator/jobs/read/read-job.ts"
-import { fundedAccount } from "../support/accounts.ts"
-import { send, startHttpDoor, type HttpDoor, type PlainReply } from "../support/http-door.ts"
-import { TEST_TOKENS, testIdentities } from "../support/identities.ts"
-import { failedItem, LEAST_JOB, startJobRig, type JobRig } from "../support/job-rig.ts"
+import { send, type PlainReply } from "../support/http-door.ts"
+import { TEST_TOKENS } from "../support/identities.ts"
+import { failedItem, LEAST_JOB, type JobRig } from "../support/job-rig.ts"
+import { items, startJobsDoor, type JobsDoor } from "../support/jobs-door.ts"
 
 /** Rows of the contract about submissions, lists and results that no other test names, through the real server. */
 
+let jobs: JobsDoor
 let rig: JobRig
-let door: HttpDoor
 let alice: AccountId
 let bob: AccountId
 
-const waits = (): QueueReason => ({
-  code: "capacity_busy",
-  message: "because",
-  eligible_slots: 0,
-  busy_slots: 0,
-  suggestion: "wait",
-})
-
 beforeEach(async () => {
-  rig = await startJobRig({ resultSpillBytes: 100_000 })
-  alice = await fundedAccount(rig.store, 50_000_000n)
-  bob = await fundedAccount(rig.store, 50_000_000n)
-  await rig.project(alice)
+  jobs = await startJobsDoor({ resultSpillBytes: 100_000 })
+  ;({ rig, alice, bob } = jobs)
   await rig.project(alice, "other")
-  await rig.project(bob)
-  door = await startHttpDoor()
-  mountJobs(door.app, {
-    ...rig,
-    queueReasons: { job: waits, contactLost: waits },
-    cancel: (id, account, why) => rig.cancel({ id, seq: 1 }, account, why),
-    ssePingMs: 1_000,
-    sseLimitMs: 60_000,
-  })
-  door.app.open({ store: rig.store, ...testIdentities })
 })
-afterEach(async () => {
-  await door[Symbol.asyncDispose]()
-  await rig[Symbol.asyncDispose]()
-})
+afterEach(() => jobs[Symbol.asyncDispose]())
 
 type Row = Record<string, unknown>
-const get = (path: string, token: string = TEST_TOKENS.alice): Promise<PlainReply> =>
-  send(door.server.origin, "GET", `/api/v1${path}`, { token })
+const get = (path: string, token?: string): Promise<PlainReply> => jobs.get(path, token)
 const post = (body: object, token: string = TEST_TOKENS.alice): Promise<PlainReply> =>
-  send(door.server.origin, "POST", "/api/v1/jobs", { token, body: { ...LEAST_JOB, ...body } })
+  send(jobs.origin, "POST", "/api/v1/jobs", { token, body: { ...LEAST_JOB, ...body } })
 const rowsOf = (reply: PlainReply, name: string): Row[] => reply.get(name) as Row[]
 const idsOf = (reply: PlainReply): unknown[] => rowsOf(reply, "results").map(({ job_id }) => job_id)
-const items = (count: number): object => ({ fan_out: { items: Array.from({ length: count }, (_, n) => ({ n })) } })
 
 async function expectRefused(body: object, path: string): Promise<void> {
   const reply = await post(body)

@@ -1,57 +1,34 @@
 import { execFileSync } from "node:child_process"
 import { createHash, randomBytes } from "node:crypto"
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
-import { startFleet, type Client, type Fleet, type FleetNode, type Json } from "../support/fleet.ts"
+import type { Client, Fleet, FleetNode, Json } from "../support/fleet.ts"
+import { doing, runPy, startMarkedFleet, type MarkedFleet } from "../support/marked-fleet.ts"
 
 /** What tasks are given and hand on, from the request to the program and back, with the process runtime. */
 
-const RUN_PY = `import hashlib, json, os, sys, time
-payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
+const RUN_PY = runPy(`import hashlib
 artifacts = os.environ["COMPUTALOT_ARTIFACT_DIR"]
-marks = os.environ["MARKS"]
-def write(value):
-    with open(os.environ["COMPUTALOT_TASK_RESULT"], "w") as file:
-        json.dump(value, file)
-def wait_for(name):
-    while not os.path.exists(os.path.join(marks, name)):
-        time.sleep(0.02)
 def keep(path, text):
     os.makedirs(os.path.dirname(os.path.join(artifacts, path)), exist_ok=True)
     with open(os.path.join(artifacts, path), "w") as file:
         file.write(text)
 def given(prefix):
-    return {name: value for name, value in os.environ.items() if name.startswith(prefix)}
-exec(payload["do"])
-`
+    return {name: value for name, value in os.environ.items() if name.startswith(prefix)}`)
 
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
 let marks: string
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
-  fleet = await startFleet()
-  client = await fleet.member(100)
-  await client.project("run", { "run.py": RUN_PY }, { env: { MARKS: marks } })
+  world = await startMarkedFleet({ project: "run", files: { "run.py": RUN_PY }, creditUsd: 100 })
+  ;({ fleet, client, marks } = world)
 }, 120_000)
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
+afterAll(() => world[Symbol.asyncDispose]())
 
-const job = (program: string, more: Json = {}): Json => {
-  const { payload, ...fields } = more
-  return {
-    project: "run",
-    runner_command: ["python3", "run.py"],
-    payload: { do: program, ...(payload as Json) },
-    ...fields,
-  }
-}
 const run = async (program: string, more: Json = {}): Promise<Json> => {
-  const id = await client.submit(job(program, more))
+  const id = await client.submit(doing(program, more))
   await client.ended(id)
   const [task] = await client.tasks(id)
   if (!task) throw new Error("the job has a task")
@@ -114,7 +91,7 @@ describe("shared values", () => {
   test("SS-001: each attempt gets what stands there at its grant", async () => {
     await put("round", 1)
     const id = await client.submit(
-      job(
+      doing(
         `
 value = payload["_shared"]["values"]["round"]
 if value == 1:
@@ -127,7 +104,7 @@ write({"round": value})`,
     )
     await expect.poll(() => exists("round-one"), { timeout: 30_000 }).toBe(true)
     await put("round", 2)
-    writeFileSync(join(marks, "round-two"), "")
+    world.go("round-two")
     expect(await client.ended(id)).toMatchObject({ status: "completed" })
     expect(await client.tasks(id)).toMatchObject([{ attempt: 2, result: { round: 2 } }])
   })
@@ -147,7 +124,7 @@ write({"round": value})`,
 
   test("rulings, Shared state: an unresolved alias fails the task, is not tried again and costs nothing", async () => {
     const id = await client.submit(
-      job("write(1)", { payload: { _shared: { resolve: { x: { key: "never_set" } } } }, max_retries: 3 }),
+      doing("write(1)", { payload: { _shared: { resolve: { x: { key: "never_set" } } } }, max_retries: 3 }),
     )
     const ended = await client.ended(id)
     expect(ended).toMatchObject({ status: "failed", task_counts: { failed: 1 } })
@@ -226,7 +203,7 @@ write({"paths": paths, "digests": digests, "modes": modes, "env": given("COMPUTA
     const id = await upload(bytes, "once.bin")
     const first = fleet.nodes[0]
     if (!first) throw new Error("there is a node")
-    const request = job(LOOK, {
+    const request = doing(LOOK, {
       payload: { which: [1, 2, 3], _artifacts: { download: { d: id } } },
       fan_out: { by: "which" },
     })
@@ -252,7 +229,7 @@ write({"paths": paths, "digests": digests, "modes": modes, "env": given("COMPUTA
     const theirs = await upload("theirs", "theirs.bin", stranger)
     const before = (await client.call("GET", "/api/v1/jobs?limit=1")).json["total"]
     for (const id of [theirs, "art_unknown"]) {
-      const body = { type: "structured_runner", ...job(LOOK, { payload: { _artifacts: { download: { d: id } } } }) }
+      const body = { type: "structured_runner", ...doing(LOOK, { payload: { _artifacts: { download: { d: id } } } }) }
       const reply = await client.call("POST", "/api/v1/jobs", body)
       expect([reply.status, reply.json["code"]]).toEqual([404, "not_found"])
       expect(reply.text).toContain(id)
@@ -262,13 +239,13 @@ write({"paths": paths, "digests": digests, "modes": modes, "env": given("COMPUTA
 
   test("rulings: an artifact that is gone by then fails the task as artifact_unavailable, without a retry or a bill", async () => {
     const [going, staying] = [await upload("going", "going.bin"), await upload("staying", "staying.bin")]
-    const blocker = await client.submit(job(`wait_for("unblock")`, { requirements: { cpu: 4, memory_mb: 128 } }))
+    const blocker = await client.submit(doing(`wait_for("unblock")`, { requirements: { cpu: 4, memory_mb: 128 } }))
     await client.until(blocker, ({ status }) => status === "running")
     const id = await client.submit(
-      job(LOOK, { payload: { _artifacts: { download: { staying, going } } }, max_retries: 2 }),
+      doing(LOOK, { payload: { _artifacts: { download: { staying, going } } }, max_retries: 2 }),
     )
     expect((await client.call("DELETE", `/api/v1/artifacts/${going}`)).status).toBe(200)
-    writeFileSync(join(marks, "unblock"), "")
+    world.go("unblock")
     expect(await client.ended(id)).toMatchObject({ status: "failed" })
     const [task] = await client.tasks(id)
     expect(task).toMatchObject({ failure_kind: "artifact_unavailable", attempt: 1, max_attempts: 3 })
@@ -325,7 +302,7 @@ write({"ok": True})`
 
   test("GAP-54, rulings: a declared file that is not there, or leads out, is a warning, and the job completes", async () => {
     const id = await client.submit(
-      job(
+      doing(
         `
 keep("there.txt", "x")
 os.symlink("/etc/passwd", os.path.join(artifacts, "out"))
@@ -352,7 +329,7 @@ write({"ok": True})`,
 
   test("AW-002, GAP-54: an upload to elsewhere is not available yet, and a path outside is 422", async () => {
     const ask = async (entry: unknown): Promise<Json> => {
-      const body = job(MAKE, { payload: { _artifacts: { upload: { m: entry } } } })
+      const body = doing(MAKE, { payload: { _artifacts: { upload: { m: entry } } } })
       const reply = await client.call("POST", "/api/v1/jobs", { type: "structured_runner", ...body })
       expect(reply.status).toBe(422)
       return reply.json
@@ -372,7 +349,7 @@ write({"ok": True})`,
       const failed = await run(`keep("model.pt", "x")\nsys.exit(3)`, upload)
       expect(failed).toMatchObject({ failure_kind: "exit_code", artifacts: {}, artifact_ids: [] })
       const id = await client.submit(
-        job(
+        doing(
           `
 keep("model.pt", "kept")
 open(os.path.join(marks, "kept"), "w").close()
@@ -385,7 +362,7 @@ write({"ok": True})`,
       const node = fleet.nodes[0]
       await node?.end("SIGKILL")
       await node?.start()
-      writeFileSync(join(marks, "go-on"), "")
+      world.go("go-on")
       expect(await client.ended(id)).toMatchObject({ status: "completed" })
       const [task] = await client.tasks(id)
       const named = task?.["artifacts"] as Record<string, string>

@@ -1,52 +1,25 @@
 import { afterEach, beforeEach, expect, test } from "vitest"
 import type { AccountId } from "../../protocol/domain/ids.ts"
-import { mountJobs } from "../../coordinator/http/routes/jobs.ts"
-import type { QueueReason } from "../../coordinator/jobs/read/read-job.ts"
 import { fundedAccount } from "../support/accounts.ts"
-import { send, startHttpDoor, type HttpDoor, type PlainReply } from "../support/http-door.ts"
-import { TEST_TOKENS, testIdentities } from "../support/identities.ts"
-import { failedItem, LEAST_JOB, startJobRig, type JobRig } from "../support/job-rig.ts"
+import { send, type PlainReply } from "../support/http-door.ts"
+import { TEST_TOKENS } from "../support/identities.ts"
+import { failedItem, LEAST_JOB, type JobRig } from "../support/job-rig.ts"
+import { items, startJobsDoor, type JobsDoor } from "../support/jobs-door.ts"
 
+let jobs: JobsDoor
 let rig: JobRig
-let door: HttpDoor
 let alice: AccountId
 let bob: AccountId
 
-const reason = (code: QueueReason["code"]): QueueReason => ({
-  code,
-  message: "because",
-  eligible_slots: 0,
-  busy_slots: 0,
-  suggestion: "wait",
-})
-
 beforeEach(async () => {
-  rig = await startJobRig({ resultSpillBytes: 200 })
-  alice = await fundedAccount(rig.store, 50_000_000n)
-  bob = await fundedAccount(rig.store, 50_000_000n)
-  await rig.project(alice)
-  await rig.project(bob)
-  door = await startHttpDoor()
-  mountJobs(door.app, {
-    ...rig,
-    queueReasons: { job: () => reason("capacity_busy"), contactLost: () => reason("node_contact_lost") },
-    submit: (request) => rig.submit(request),
-    cancel: (id, account, why) => rig.cancel({ id, seq: 1 }, account, why),
-    ssePingMs: 1_000,
-    sseLimitMs: 60_000,
-  })
-  door.app.open({ store: rig.store, ...testIdentities })
+  jobs = await startJobsDoor({ resultSpillBytes: 200 })
+  ;({ rig, alice, bob } = jobs)
 })
-afterEach(async () => {
-  await door[Symbol.asyncDispose]()
-  await rig[Symbol.asyncDispose]()
-})
+afterEach(() => jobs[Symbol.asyncDispose]())
 
 type Row = Record<string, unknown>
-const get = (path: string, token: string = TEST_TOKENS.alice): Promise<PlainReply> =>
-  send(door.server.origin, "GET", `/api/v1${path}`, { token })
+const get = (path: string, token?: string): Promise<PlainReply> => jobs.get(path, token)
 const rowsOf = (reply: PlainReply, name: string): Row[] => reply.get(name) as Row[]
-const items = (count: number): object => ({ fan_out: { items: Array.from({ length: count }, (_, n) => ({ n })) } })
 
 /** A job with a completed, a failed, a running and a waiting task. */
 async function mixedJob() {
@@ -65,7 +38,7 @@ async function mixedJob() {
 
 test("J-001, J-025, B-019: a submission answers with the job, its hold and what it did not understand", async () => {
   const body = { ...LEAST_JOB, payload: { x: [1, "ü"] }, prioritty: "high", client_ref: "mine" }
-  const reply = await send(door.server.origin, "POST", "/api/v1/jobs", { token: TEST_TOKENS.alice, body })
+  const reply = await send(jobs.origin, "POST", "/api/v1/jobs", { token: TEST_TOKENS.alice, body })
   expect(reply.status).toBe(201)
   expect(reply.get("id")).toMatch(/^job_\d{8}_\d{6}_[a-z0-9]+$/)
   expect(reply.json).toMatchObject({
@@ -89,8 +62,8 @@ test("J-001, J-025, B-019: a submission answers with the job, its hold and what 
 
 test("GAP-69: the same key and body give the first answer again, and one job", async () => {
   const sent = { token: TEST_TOKENS.alice, body: LEAST_JOB, headers: { "idempotency-key": "k" } }
-  const first = await send(door.server.origin, "POST", "/api/v1/jobs", sent)
-  const again = await send(door.server.origin, "POST", "/api/v1/jobs", sent)
+  const first = await send(jobs.origin, "POST", "/api/v1/jobs", sent)
+  const again = await send(jobs.origin, "POST", "/api/v1/jobs", sent)
   expect([again.status, again.text]).toEqual([201, first.text])
   expect((await get("/jobs")).get("total")).toBe(1)
 })
@@ -99,7 +72,7 @@ test("E-004: an account that is short is told by a quote, and nothing is created
   await fundedAccount(rig.store, 1n)
   const carol = TEST_TOKENS.carol
   await rig.project(3 as AccountId)
-  const reply = await send(door.server.origin, "POST", "/api/v1/jobs", { token: carol, body: LEAST_JOB })
+  const reply = await send(jobs.origin, "POST", "/api/v1/jobs", { token: carol, body: LEAST_JOB })
   expect(reply.status).toBe(402)
   expect(reply.get("quote", "id")).toEqual(expect.any(String))
   expect((await get("/jobs", carol)).get("total")).toBe(0)
@@ -107,7 +80,7 @@ test("E-004: an account that is short is told by a quote, and nothing is created
 
 test("A-020, J-041, GAP-04: viewers do not submit, ids of others are not found, administrators see all", async () => {
   const viewer = { token: TEST_TOKENS.viewer, body: LEAST_JOB }
-  expect((await send(door.server.origin, "POST", "/api/v1/jobs", viewer)).status).toBe(403)
+  expect((await send(jobs.origin, "POST", "/api/v1/jobs", viewer)).status).toBe(403)
   const job = await rig.queued(alice, {})
   const paths = ["", "/output", "/tasks", "/events", "/metrics", "/stream"].map((path) => `/jobs/${job.id}${path}`)
   for (const path of [...paths, `/results/${job.id}`]) {
@@ -118,7 +91,7 @@ test("A-020, J-041, GAP-04: viewers do not submit, ids of others are not found, 
     expect((await get(path, TEST_TOKENS.viewer)).status).toBe(200)
   }
   const cancel = { token: TEST_TOKENS.bob, body: {} }
-  expect((await send(door.server.origin, "PUT", `/api/v1/jobs/${job.id}/cancel`, cancel)).status).toBe(404)
+  expect((await send(jobs.origin, "PUT", `/api/v1/jobs/${job.id}/cancel`, cancel)).status).toBe(404)
   expect((await get("/jobs", TEST_TOKENS.bob)).get("total")).toBe(0)
   expect((await get("/jobs", TEST_TOKENS.bootstrap)).get("total")).toBe(1)
   expect((await get(`/jobs?account_id=${bob}`, TEST_TOKENS.bootstrap)).get("total")).toBe(0)
@@ -315,7 +288,7 @@ test("RS-001, RS-007, RS-008: results while the job runs hold what has ended, an
   const links = reply.get("links") as Record<string, string>
   for (const [name, link] of Object.entries(links)) {
     if (name === "stream") continue
-    expect((await send(door.server.origin, "GET", link, { token: TEST_TOKENS.alice })).status, name).toBe(200)
+    expect((await send(jobs.origin, "GET", link, { token: TEST_TOKENS.alice })).status, name).toBe(200)
   }
 })
 
@@ -390,7 +363,7 @@ test("RS-009, RS-010, RS-012, RS-013: the list of what has ended, filtered, grou
 test("GAP-31, C-28: cancel answers with the job, again with the same, and keeps finished results", async () => {
   const { job } = await mixedJob()
   const cancel = () =>
-    send(door.server.origin, "PUT", `/api/v1/jobs/${job.id}/cancel`, {
+    send(jobs.origin, "PUT", `/api/v1/jobs/${job.id}/cancel`, {
       token: TEST_TOKENS.alice,
       body: { reason: "no longer needed" },
     })

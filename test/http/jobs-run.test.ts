@@ -1,59 +1,36 @@
 import { execFileSync } from "node:child_process"
 import { createHash } from "node:crypto"
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
-import { hostname, tmpdir } from "node:os"
+import { existsSync, readFileSync, writeFileSync } from "node:fs"
+import { hostname } from "node:os"
 import { join } from "node:path"
 import { afterAll, beforeAll, describe, expect, test } from "vitest"
 import { present } from "../../protocol/base/assert.ts"
 import { readSse } from "../../protocol/client/sse.ts"
-import { startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
+import type { Client, Fleet, Json } from "../support/fleet.ts"
+import { doing, runPy, startMarkedFleet, type MarkedFleet } from "../support/marked-fleet.ts"
 
 /** Whole jobs, from the request to the last row of the ledger, on one node of four cores with the process runtime. */
 
 /** Does what its payload says. Files in MARKS, which the test can see, tell attempts apart and let a task wait. */
-const RUN_PY = `import json, os, signal, subprocess, sys, time
-payload = json.load(open(os.environ["COMPUTALOT_TASK_PAYLOAD"]))
-marks = os.environ.get("MARKS", "")
-def write(value):
-    with open(os.environ["COMPUTALOT_TASK_RESULT"], "w") as file:
-        json.dump(value, file)
-def wait_for(name):
-    while not os.path.exists(os.path.join(marks, name)):
-        time.sleep(0.02)
+const RUN_PY = runPy(`import signal, subprocess
 def attempts(name):
     with open(os.path.join(marks, name), "a") as file:
         file.write("x")
-    return os.path.getsize(os.path.join(marks, name))
-exec(payload["do"])
-`
+    return os.path.getsize(os.path.join(marks, name))`)
 
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
 let marks: string
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
-  fleet = await startFleet()
-  client = await fleet.member()
-  await client.project("run", { "run.py": RUN_PY }, { env: { MARKS: marks } })
+  world = await startMarkedFleet({ project: "run", files: { "run.py": RUN_PY } })
+  ;({ fleet, client, marks } = world)
 })
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
+afterAll(() => world[Symbol.asyncDispose]())
 
-const job = (program: string, more: Json = {}): Json => {
-  const { payload, ...fields } = more
-  return {
-    project: "run",
-    runner_command: ["python3", "run.py"],
-    payload: { do: program, ...(payload as Json) },
-    ...fields,
-  }
-}
 const run = async (program: string, more: Json = {}): Promise<Json> =>
-  client.ended(await client.submit(job(program, more)))
+  client.ended(await client.submit(doing(program, more)))
 const marked = (name: string): string => readFileSync(join(marks, name), "utf8")
-const go = (name: string): void => writeFileSync(join(marks, name), "")
 const summaryOf = (of: Json): Json => of["summary"] as Json
 const micros = (usd: unknown): number => Math.round(Number(usd) * 1e6)
 
@@ -66,7 +43,7 @@ if payload["how"] == "slow":
     time.sleep(60)
 os.kill(os.getpid(), signal.SIGKILL)`
     const id = await client.submit(
-      job(program, { fan_out: { by: "how" }, payload: { how: ["slow", "killed"] }, timeout_s: 1 }),
+      doing(program, { fan_out: { by: "how" }, payload: { how: ["slow", "killed"] }, timeout_s: 1 }),
     )
     expect(await client.ended(id)).toMatchObject({ status: "failed", task_counts: { failed: 2 } })
     const [slow, killed] = await client.tasks(id)
@@ -89,8 +66,8 @@ tries = attempts(payload["name"])
 if tries < 3: sys.exit(1)
 write({"tries": tries})`
     const [enough, tooFew] = await Promise.all([
-      client.submit(job(program, { payload: { name: "enough" }, max_retries: 2 })),
-      client.submit(job(program, { payload: { name: "too-few" }, max_retries: 1 })),
+      client.submit(doing(program, { payload: { name: "enough" }, max_retries: 2 })),
+      client.submit(doing(program, { payload: { name: "too-few" }, max_retries: 1 })),
     ])
     expect(await client.ended(enough)).toMatchObject({ status: "completed" })
     expect(await client.tasks(enough)).toMatchObject([
@@ -112,7 +89,7 @@ write({"tries": tries})`
 
   test("J-032, J-037, L-011: what a failed attempt printed stays until the next one prints", async () => {
     const id = await client.submit(
-      job(
+      doing(
         `
 if attempts("kept") == 1:
     print("first A", flush=True)
@@ -131,10 +108,10 @@ wait_for("kept-end")`,
     expect(await client.tasks(id)).toMatchObject([
       { output: "first A\n", error: expect.stringContaining("exit_code_4") as unknown },
     ])
-    go("kept-print")
+    world.go("kept-print")
     await expect.poll(async () => (await output())["output"]).toBe("then B\n")
     expect(await client.tasks(id)).toMatchObject([{ live_feedback: { output_tail: "then B\n" } }])
-    go("kept-end")
+    world.go("kept-end")
     expect(await client.ended(id)).toMatchObject({ status: "completed", output: "then B\n" })
   })
 
@@ -153,7 +130,7 @@ raise ValueError("the very last line")`)
 
   test("J-036, J-046, RP-006: how a failed task ended stands in its record", async () => {
     const id = await client.submit(
-      job(`print("before"); write({"half": 1}); sys.exit(payload["code"])`, {
+      doing(`print("before"); write({"half": 1}); sys.exit(payload["code"])`, {
         fan_out: { by: "code" },
         payload: { code: [3, 1, 137, 0] },
       }),
@@ -181,7 +158,7 @@ raise ValueError("the very last line")`)
 
   test("GAP-45: no result, an unreadable one and one that is no object", async () => {
     const id = await client.submit(
-      job(
+      doing(
         `
 if payload["how"] == "unreadable": open(os.environ["COMPUTALOT_TASK_RESULT"], "w").write("{nothing")
 if payload["how"] == "list": write([1, "zwei", None])`,
@@ -199,7 +176,7 @@ if payload["how"] == "list": write([1, "zwei", None])`,
   test("L-002, L-003, L-010: how three tasks end decides how their job ends", async () => {
     const program = `sys.exit(payload["code"])`
     const mix = (codes: number[], more: Json = {}): Promise<string> =>
-      client.submit(job(`write({})\n${program}`, { fan_out: { by: "code" }, payload: { code: codes }, ...more }))
+      client.submit(doing(`write({})\n${program}`, { fan_out: { by: "code" }, payload: { code: codes }, ...more }))
     const ids = await Promise.all([
       mix([0, 0, 0]),
       mix([0, 2, 0]),
@@ -213,7 +190,7 @@ if payload["how"] == "list": write([1, "zwei", None])`,
   test("Q-004, Q-006, Q-007, C-25: a result without its required field makes the job partial, and is kept", async () => {
     const schema = { required_fields: ["score"], field_ranges: { score: [0, 1] } }
     const id = await client.submit(
-      job(`write(payload["gives"])`, {
+      doing(`write(payload["gives"])`, {
         fan_out: { by: "gives" },
         payload: { gives: [{ score: 0.5 }, { other: 1 }] },
         result_schema: schema,
@@ -238,8 +215,8 @@ describe("fan-out and its merging", () => {
     const program = `write([m.upper() for m in payload["models"]])`
     const more = { payload: { models, config: { n: 1 } }, merge_strategy: "keyed" }
     const [packed, alias] = await Promise.all([
-      client.submit(job(program, { ...more, fan_out: { by: "models", batch_size: 2 } })),
-      client.submit(job(program, { ...more, fan_out: { by: "models", batch_per_task: 2 } })),
+      client.submit(doing(program, { ...more, fan_out: { by: "models", batch_size: 2 } })),
+      client.submit(doing(program, { ...more, fan_out: { by: "models", batch_per_task: 2 } })),
     ])
     for (const id of [packed, alias]) {
       expect(await client.ended(id)).toMatchObject({ status: "completed" })
@@ -257,7 +234,7 @@ describe("fan-out and its merging", () => {
 
   test("SR-008, SR-015, SR-016: a weighted average over chunks, with its alias and its coverage", async () => {
     const id = await client.submit(
-      job(`write({"edge": payload["start"] / 7, "n": payload["count"]})`, {
+      doing(`write({"edge": payload["start"] / 7, "n": payload["count"]})`, {
         fan_out: { chunks: 3, total: 10 },
         merge_strategy: "weighted_avg",
         value_field: "edge",
@@ -282,14 +259,14 @@ describe("fan-out and its merging", () => {
     })
     const refused = await client.call("POST", "/api/v1/jobs", {
       type: "structured_runner",
-      ...job("pass", { fan_out: { chunks: 3, total: 10 }, merge_strategy: "weighted_avg", value_field: "edge" }),
+      ...doing("pass", { fan_out: { chunks: 3, total: 10 }, merge_strategy: "weighted_avg", value_field: "edge" }),
     })
     expect(refused.status).toBe(422)
   })
 
   test("SR-007: items are laid over the payload", async () => {
     const id = await client.submit(
-      job(`write(payload)`, { payload: { kept: 1, over: 1 }, fan_out: { items: [{ over: 2 }, { more: 3 }] } }),
+      doing(`write(payload)`, { payload: { kept: 1, over: 1 }, fan_out: { items: [{ over: 2 }, { more: 3 }] } }),
     )
     await client.ended(id)
     expect((await client.results(id))["aggregate_result"]).toMatchObject([
@@ -313,7 +290,7 @@ write({"a": at, "b": at, "c": at, "d": at, "e": at, "w": payload["seed_count"], 
       h: "collect",
     }
     const id = await client.submit(
-      job(program, {
+      doing(program, {
         type: "map_reduce",
         split: {
           field: "seed",
@@ -388,7 +365,7 @@ write({"payload": payload, "cwd": os.listdir("."), "ünïcode": ["\\u00e9", {"de
 
   test("RP-007, RP-008, ST-002, ST-008: progress and output are seen while the task runs", async () => {
     const id = await client.submit(
-      job(`
+      doing(`
 print("an ordinary line", flush=True)
 wait_for("progress-1")
 for percent in (10, 20, 30):
@@ -407,12 +384,12 @@ wait_for("progress-2")`),
       for (const row of rows) {
         const tail = (row["live_feedback"] as { output_tail: string } | null)?.output_tail ?? ""
         seen.tails.add(tail)
-        if (tail.includes("an ordinary line")) go("progress-1")
+        if (tail.includes("an ordinary line")) world.go("progress-1")
         const percent = (row["latest_progress"] as Json | null)?.["percent"]
         seen.percents.add(percent)
         if (percent === 30 && !existsSync(join(marks, "progress-2"))) {
           expect(await client.until(id, ({ progress }) => progress === 30)).toMatchObject({ status: "running" })
-          go("progress-2")
+          world.go("progress-2")
         }
       }
     }
@@ -455,7 +432,7 @@ wait_for("progress-2")`),
 
   test("GAP-32, AW-008, AW-009: a large payload arrives, a large result comes back, a larger one as an artifact", async () => {
     const id = await client.submit(
-      job(`write({"read": len(payload["text"]), "text": "y" * payload["size"]})`, {
+      doing(`write({"read": len(payload["text"]), "text": "y" * payload["size"]})`, {
         payload: { text: "x".repeat(150_000) },
         fan_out: { items: [{ size: 100_000 }, { size: 600_000 }] },
       }),
@@ -495,7 +472,7 @@ describe("money while a job runs", () => {
   test("B-015, B-021, RS-006, RS-007: hold and results in the middle, and two revisions side by side", async () => {
     const before = await client.balance()
     const id = await client.submit(
-      job(
+      doing(
         `wait_for("revision-" + payload["of"])\nwrite({"v": open("version").read() if os.path.exists("version") else "one"})`,
         { fan_out: { by: "of" }, payload: { of: ["a", "b"] } },
       ),
@@ -509,8 +486,8 @@ describe("money while a job runs", () => {
     expect(micros((await client.balance())["held_usd"]) - micros(before["held_usd"])).toBe(micros(hold["amount_usd"]))
     await fleet.expectAudit()
     expect((await client.push("run", { "run.py": RUN_PY, version: "two" })).status).toBe(200)
-    const later = await client.submit(job(`write({"v": open("version").read()})`))
-    go("revision-a")
+    const later = await client.submit(doing(`write({"v": open("version").read()})`))
+    world.go("revision-a")
     await client.until(id, ({ task_counts: counts }) => (counts as Json)["completed"] === 1)
     const half = await client.results(id)
     expect(half).toMatchObject({
@@ -519,7 +496,7 @@ describe("money while a job runs", () => {
       results: [{ status: "completed", result: { v: "one" } }],
     })
     await fleet.expectAudit()
-    go("revision-b")
+    world.go("revision-b")
     const [first, second] = [await client.ended(id), await client.ended(later)]
     expect([first["status"], second["status"]]).toEqual(["completed", "completed"])
     expect(first["project_content_hash"]).not.toBe(second["project_content_hash"])
@@ -536,7 +513,7 @@ describe("money while a job runs", () => {
     const poor = await fleet.member(0)
     await poor.project("run", { "run.py": RUN_PY })
     const asked = async (more: Json): Promise<Json> => {
-      const reply = await poor.call("POST", "/api/v1/jobs", { type: "structured_runner", ...job("write({})", more) })
+      const reply = await poor.call("POST", "/api/v1/jobs", { type: "structured_runner", ...doing("write({})", more) })
       expect(reply.status, reply.text).toBe(402)
       return reply.json["details"] as Json
     }
@@ -547,7 +524,7 @@ describe("money while a job runs", () => {
     expect(micros((await asked({ ...items(10), timeout_s: 600, runtime_hint_s: 100 }))["required_usd"])).toBeLessThan(
       one,
     )
-    const body = { type: "structured_runner", ...job("write({})", { ...items(2), timeout_s: 60 }) }
+    const body = { type: "structured_runner", ...doing("write({})", { ...items(2), timeout_s: 60 }) }
     const refused = await poor.call("POST", "/api/v1/jobs", body)
     expect([refused.status, refused.get("quote", "status"), refused.get("quote", "kind")]).toEqual([
       402,
@@ -567,7 +544,7 @@ describe("money while a job runs", () => {
 
 describe("order", () => {
   test("SC-001: what no machine can hold waits and says why", async () => {
-    const id = await client.submit(job("pass", { requirements: { cpu: 16 } }))
+    const id = await client.submit(doing("pass", { requirements: { cpu: 16 } }))
     const waiting = await client.until(id, ({ queue_reason: reason }) => reason !== null)
     expect(waiting).toMatchObject({
       status: "queued",
@@ -581,14 +558,14 @@ describe("order", () => {
 
   test("SC-004: on one slot high goes before normal, and normal before low", async () => {
     const whole = { cpu: 4 }
-    const blocker = await client.submit(job(`wait_for("order-go")`, { requirements: whole }))
+    const blocker = await client.submit(doing(`wait_for("order-go")`, { requirements: whole }))
     await client.until(blocker, ({ status }) => status === "running")
     const ids: Record<string, string> = {}
     for (const priority of ["low", "normal", "high"])
-      ids[priority] = await client.submit(job("write({})", { priority, requirements: whole }))
+      ids[priority] = await client.submit(doing("write({})", { priority, requirements: whole }))
     const reason = await client.until(String(ids["low"]), ({ queue_reason: why }) => why !== null)
     expect(["capacity_busy", "held_by_priority"]).toContain((reason["queue_reason"] as Json)["code"])
-    go("order-go")
+    world.go("order-go")
     const started: string[] = []
     for (const id of Object.values(ids)) started.push(String((await client.ended(id))["started_at"]))
     expect(started.toSorted()).toEqual(started.toReversed())
@@ -596,10 +573,10 @@ describe("order", () => {
 
   test("SC-003: a small job behind a large one does not wait for its end", async () => {
     const large = await client.submit(
-      job("time.sleep(0.05)", { fan_out: { chunks: 60, total: 60 }, requirements: { cpu: 4 } }),
+      doing("time.sleep(0.05)", { fan_out: { chunks: 60, total: 60 }, requirements: { cpu: 4 } }),
     )
     await client.until(large, ({ status }) => status === "running")
-    const small = await client.submit(job("write({})", { requirements: { cpu: 4 } }))
+    const small = await client.submit(doing("write({})", { requirements: { cpu: 4 } }))
     expect(await client.ended(small)).toMatchObject({ status: "completed" })
     const now = await client.until(large, () => true)
     expect(now["status"]).toBe("running")

@@ -1,131 +1,28 @@
 import { spawn } from "node:child_process"
-import { request as httpRequest } from "node:http"
 import { EventSource } from "eventsource"
 import { afterEach, beforeEach, expect, test, vi } from "vitest"
-import type { AccountId } from "../../protocol/domain/ids.ts"
-import { mountJobs } from "../../coordinator/http/routes/jobs.ts"
 import type { JobRow } from "../../coordinator/store/jobs.ts"
-import { fundedAccount } from "../support/accounts.ts"
-import { openSocket, send, startHttpDoor, untilClosed, type HttpDoor } from "../support/http-door.ts"
-import { TEST_TOKENS, testIdentities } from "../support/identities.ts"
-import { failedItem, startJobRig, type JobRig } from "../support/job-rig.ts"
+import { openSocket, send, untilClosed } from "../support/http-door.ts"
+import { TEST_TOKENS } from "../support/identities.ts"
+import { failedItem, type JobRig } from "../support/job-rig.ts"
+import { startStreamRig, until, type StreamRig } from "../support/stream-rig.ts"
+import { idsOf, namesOf, type Frame, type Stream } from "../support/streams.ts"
 
+let streams: StreamRig
 let rig: JobRig
-let door: HttpDoor
-let alice: AccountId
-let allowed = true
-/** Streams that watch a job now. */
-let watching = 0
-const open: (() => void)[] = []
 
 beforeEach(async () => {
-  allowed = true
-  watching = 0
-  rig = await startJobRig()
-  alice = await fundedAccount(rig.store, 50_000_000n)
-  await rig.project(alice)
-  door = await openDoor({ ssePingMs: 150, sseLimitMs: 60_000 })
+  streams = await startStreamRig({ ssePingMs: 150 })
+  rig = streams.rig
 })
-afterEach(async () => {
-  for (const close of open.splice(0)) close()
-  await door[Symbol.asyncDispose]()
-  await rig[Symbol.asyncDispose]()
-})
+afterEach(() => streams[Symbol.asyncDispose]())
 
-async function openDoor(timing: { ssePingMs: number; sseLimitMs: number }): Promise<HttpDoor> {
-  const opened = await startHttpDoor()
-  const waits = { message: "m", eligible_slots: 0, busy_slots: 0, suggestion: "s" }
-  mountJobs(opened.app, {
-    ...rig,
-    ...timing,
-    watch: {
-      ...rig.watch,
-      watch(job, woken) {
-        watching++
-        const watch = rig.watch.watch(job, woken)
-        return {
-          [Symbol.dispose]() {
-            watching--
-            watch[Symbol.dispose]()
-          },
-        }
-      },
-    },
-    queueReasons: {
-      job: () => ({ code: "capacity_busy", ...waits }),
-      contactLost: () => ({ code: "node_contact_lost", ...waits }),
-    },
-    submit: (request) => rig.submit(request),
-    cancel: (id, account, why) => rig.cancel({ id, seq: 1 }, account, why),
-  })
-  opened.app.open({
-    store: rig.store,
-    identify: async (token) => (allowed ? testIdentities.identify(token) : null),
-  })
-  return opened
-}
-
-interface Frame {
-  event: string
-  id: string | null
-  data: Record<string, never>
-}
-
-/** Frames of one connection as they come, and whether the server closed it. */
-function follow(job: JobRow, lastId?: string): { frames: Frame[]; status: () => number; closed: () => boolean } {
-  const frames: Frame[] = []
-  let text = ""
-  let status = 0
-  let closed = false
-  const headers = {
-    authorization: `Bearer ${TEST_TOKENS.alice}`,
-    ...(lastId !== undefined && { "last-event-id": lastId }),
-  }
-  const sent = httpRequest(
-    `${door.server.origin}/api/v1/jobs/${job.id}/stream`,
-    { headers, agent: false },
-    (response) => {
-      status = response.statusCode ?? 0
-      response.setEncoding("utf8")
-      response.on("data", (chunk: string) => {
-        text += chunk
-        for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {
-          const frame = frameOf(text.slice(0, end))
-          text = text.slice(end + 2)
-          if (frame) frames.push(frame)
-        }
-      })
-      response.on("close", () => (closed = true))
-    },
-  )
-  sent.on("error", () => (closed = true))
-  sent.end()
-  open.push(() => sent.destroy())
-  return { frames, status: () => status, closed: () => closed }
-}
-
-function frameOf(text: string): Frame | null {
-  const fields = new Map(
-    text
-      .split("\n")
-      .filter((line) => !line.startsWith(":"))
-      .map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]),
-  )
-  const data = fields.get("data")
-  if (data === undefined) return null
-  return {
-    event: fields.get("event") ?? "",
-    id: fields.get("id") ?? null,
-    data: JSON.parse(data) as Record<string, never>,
-  }
-}
-
-const until = (check: () => void): Promise<void> => vi.waitFor(check, { timeout: 20_000, interval: 20 })
-const names = (frames: Frame[]): string[] => frames.map(({ event }) => event).filter((name) => name !== "ping")
-const withIds = (frames: Frame[]): number[] => frames.flatMap(({ id }) => (id === null ? [] : [Number(id)]))
+const pathOf = (job: JobRow): string => `/api/v1/jobs/${job.id}/stream`
+const follow = (job: JobRow, lastId?: string): Stream =>
+  streams.follow(pathOf(job), { ...(lastId !== undefined && { lastId }) })
 
 async function whole(): Promise<JobRow> {
-  const job = await rig.queued(alice, {})
+  const job = await rig.queued(streams.alice, {})
   await rig.runWhole(job, () => ({ v: 1 }))
   return job
 }
@@ -134,7 +31,7 @@ test("ST-007: of a job that has ended there are a snapshot and done, and then th
   const job = await whole()
   const stream = follow(job)
   await until(() => expect(stream.closed()).toBe(true))
-  expect(names(stream.frames)).toEqual(["snapshot", "done"])
+  expect(namesOf(stream.frames)).toEqual(["snapshot", "done"])
   expect(stream.frames[0]?.data).toMatchObject({
     job: { id: job.id, status: "completed" },
     total: 1,
@@ -144,13 +41,13 @@ test("ST-007: of a job that has ended there are a snapshot and done, and then th
 })
 
 test("ST-001, ST-002, ST-008: a whole run as it happens: each event once and in order, live words between", async () => {
-  const job = await rig.queued(alice, {})
+  const job = await rig.queued(streams.alice, {})
   const stream = follow(job)
-  await until(() => expect(names(stream.frames)).toEqual(["snapshot"]))
+  await until(() => expect(namesOf(stream.frames)).toEqual(["snapshot"]))
   const [claim] = await rig.grant(job, 1)
   if (claim === undefined) throw new Error("granted")
   await rig.start([claim])
-  await until(() => expect(names(stream.frames)).toContain("task"))
+  await until(() => expect(namesOf(stream.frames)).toContain("task"))
   rig.say(claim, { progress: { percent: 10 }, tail: "one\n" })
   const live = () => stream.frames.filter(({ event, id }) => event === "task" && id === null)
   await until(() => expect(live()).not.toEqual([]))
@@ -173,16 +70,16 @@ test("ST-001, ST-002, ST-008: a whole run as it happens: each event once and in 
     "job.completed",
     "done",
   ])
-  const ids = withIds(stream.frames)
+  const ids = idsOf(stream.frames)
   expect(ids).toEqual([...new Set(ids)].sort((a, b) => a - b))
-  const listed = await send(door.server.origin, "GET", `/api/v1/jobs/${job.id}/events`, { token: TEST_TOKENS.alice })
+  const listed = await send(streams.origin, "GET", `/api/v1/jobs/${job.id}/events`, { token: TEST_TOKENS.alice })
   const rows = listed.get("events") as { id: number }[]
   const streamed = stream.frames.filter(({ event }) => event === "event").map(({ data }) => data)
   expect(streamed).toEqual(rows.slice(2))
 })
 
 test("rulings, Resume: a known id gives what was missed and no snapshot; the id of done ends it", async () => {
-  const job = await rig.queued(alice, { max_retries: 1 })
+  const job = await rig.queued(streams.alice, { max_retries: 1 })
   const first = follow(job)
   await until(() => expect(first.frames.length).toBeGreaterThan(0))
   const from = first.frames[0]?.id ?? ""
@@ -198,13 +95,13 @@ test("rulings, Resume: a known id gives what was missed and no snapshot; the id 
   await until(() => expect(first.closed()).toBe(true))
   const resumed = follow(job, from)
   await until(() => expect(resumed.closed()).toBe(true))
-  expect(names(resumed.frames)).not.toContain("snapshot")
-  expect(withIds(resumed.frames)).toEqual(withIds(first.frames).slice(1))
-  expect(names(resumed.frames).at(-1)).toBe("done")
-  for (const id of withIds(first.frames).slice(0, -1)) {
+  expect(namesOf(resumed.frames)).not.toContain("snapshot")
+  expect(idsOf(resumed.frames)).toEqual(idsOf(first.frames).slice(1))
+  expect(namesOf(resumed.frames).at(-1)).toBe("done")
+  for (const id of idsOf(first.frames).slice(0, -1)) {
     const later = follow(job, String(id))
     await until(() => expect(later.closed()).toBe(true))
-    expect(withIds(later.frames)).toEqual(withIds(first.frames).filter((other) => other > id))
+    expect(idsOf(later.frames)).toEqual(idsOf(first.frames).filter((other) => other > id))
   }
   const over = follow(job, first.frames.at(-1)?.id ?? "")
   await until(() => expect(over.status()).toBe(204))
@@ -215,12 +112,12 @@ test("rulings, Resume: ids that are unknown, future or no ids give a fresh snaps
   for (const id of ["abc", "0", "-4", "3", "99999999", "9".repeat(40), "1.5"]) {
     const stream = follow(job, id)
     await until(() => expect(stream.closed()).toBe(true))
-    expect([stream.status(), ...names(stream.frames)], id).toEqual([200, "snapshot", "done"])
+    expect([stream.status(), ...namesOf(stream.frames)], id).toEqual([200, "snapshot", "done"])
   }
 })
 
 test("ids survive a restart of the reader and a job's log has no holes for it", async () => {
-  const job = await rig.queued(alice, { fan_out: { items: Array.from({ length: 150 }, (_, n) => ({ n })) } })
+  const job = await rig.queued(streams.alice, { fan_out: { items: Array.from({ length: 150 }, (_, n) => ({ n })) } })
   const first = follow(job)
   await until(() => expect(first.frames.length).toBe(1))
   await rig.runWhole(job, (n) => ({ n }))
@@ -233,12 +130,12 @@ test("ids survive a restart of the reader and a job's log has no holes for it", 
 })
 
 test("C-28: a cancelled job's stream ends with its status", async () => {
-  const job = await rig.queued(alice, {})
+  const job = await rig.queued(streams.alice, {})
   const [claim] = await rig.grant(job, 1)
   if (claim === undefined) throw new Error("granted")
   await rig.start([claim])
   const stream = follow(job)
-  await until(() => expect(names(stream.frames)).toEqual(["snapshot"]))
+  await until(() => expect(namesOf(stream.frames)).toEqual(["snapshot"]))
   await rig.cancel(job)
   await until(() => expect(stream.closed()).toBe(true))
   expect(stream.frames.filter(({ event }) => event === "event").map(({ data }) => data["type"])).toEqual([
@@ -249,10 +146,8 @@ test("C-28: a cancelled job's stream ends with its status", async () => {
 })
 
 test("GAP-60: an idle stream pings, without ids; a limited one says timeout and ends", async () => {
-  const job = await rig.queued(alice, {})
-  await door[Symbol.asyncDispose]()
-  door = await openDoor({ ssePingMs: 150, sseLimitMs: 700 })
-  const stream = follow(job)
+  await using limited = await startStreamRig({ ssePingMs: 150, sseLimitMs: 700 })
+  const stream = limited.follow(pathOf(await limited.rig.queued(limited.alice, {})))
   await until(() => expect(stream.closed()).toBe(true))
   const pings = stream.frames.filter(({ event }) => event === "ping")
   expect(pings.length).toBeGreaterThan(1)
@@ -261,15 +156,15 @@ test("GAP-60: an idle stream pings, without ids; a limited one says timeout and 
 })
 
 test("a revoked key closes its streams within the ping interval", async () => {
-  const job = await rig.queued(alice, {})
+  const job = await rig.queued(streams.alice, {})
   const stream = follow(job)
-  await until(() => expect(names(stream.frames)).toEqual(["snapshot"]))
-  allowed = false
+  await until(() => expect(namesOf(stream.frames)).toEqual(["snapshot"]))
+  streams.allow(false)
   await until(() => expect(stream.closed()).toBe(true))
 })
 
 test("an idle stream asks the database nothing", async () => {
-  const job = await rig.queued(alice, {})
+  const job = await rig.queued(streams.alice, {})
   const read = vi.spyOn(rig.store, "read")
   const stream = follow(job)
   await until(() => expect(stream.frames.length).toBeGreaterThan(2))
@@ -280,12 +175,12 @@ test("an idle stream asks the database nothing", async () => {
 })
 
 test("a browser's EventSource follows a job to its end and stops by itself", async () => {
-  const job = await rig.queued(alice, {})
-  const source = new EventSource(`${door.server.origin}/api/v1/jobs/${job.id}/stream`, {
+  const job = await rig.queued(streams.alice, {})
+  const source = new EventSource(`${streams.origin}${pathOf(job)}`, {
     fetch: (url, init) =>
       fetch(url, { ...init, headers: { ...init.headers, authorization: `Bearer ${TEST_TOKENS.alice}` } }),
   })
-  open.push(() => source.close())
+  streams.onEnd(() => source.close())
   const seen: string[] = []
   for (const name of ["snapshot", "job", "task", "event", "done"]) source.addEventListener(name, () => seen.push(name))
   await until(() => expect(seen).toEqual(["snapshot"]))
@@ -300,7 +195,7 @@ test("ST-009, A42: the documented curl line works", async () => {
   const job = await whole()
   const curl = spawn("curl", [
     "-sN",
-    `${door.server.origin}/api/v1/jobs/${job.id}/stream`,
+    `${streams.origin}${pathOf(job)}`,
     "-H",
     `Authorization: Bearer ${TEST_TOKENS.alice}`,
   ])
@@ -312,16 +207,32 @@ test("ST-009, A42: the documented curl line works", async () => {
   expect(text).toContain("event: done\n")
 })
 
+/** Streams that watch a job now. */
+function countWatching(): () => number {
+  let watching = 0
+  const watch = rig.watch.watch.bind(rig.watch)
+  vi.spyOn(rig.watch, "watch").mockImplementation((job, woken) => {
+    watching++
+    const watched = watch(job, woken)
+    return {
+      [Symbol.dispose]() {
+        watching--
+        watched[Symbol.dispose]()
+      },
+    }
+  })
+  return () => watching
+}
+
 test("a reader that takes nothing is cut off, and what it missed is still there by id", async () => {
-  const job = await rig.queued(alice, { fan_out: { items: Array.from({ length: 100 }, (_, n) => ({ n })) } })
-  const socket = await openSocket(door.server.port)
+  const job = await rig.queued(streams.alice, { fan_out: { items: Array.from({ length: 100 }, (_, n) => ({ n })) } })
+  const watching = countWatching()
+  const socket = await openSocket(streams.door.server.port)
   socket.pause()
-  socket.write(
-    `GET /api/v1/jobs/${job.id}/stream HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${TEST_TOKENS.alice}\r\n\r\n`,
-  )
-  await until(() => expect(watching).toBe(1))
+  socket.write(`GET ${pathOf(job)} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${TEST_TOKENS.alice}\r\n\r\n`)
+  await until(() => expect(watching()).toBe(1))
   await rig.runWhole(job, (n) => ({ n, large: "x".repeat(200_000) }))
-  await until(() => expect(watching).toBe(0))
+  await until(() => expect(watching()).toBe(0))
   const closed = untilClosed(socket)
   socket.resume()
   const text = await closed
@@ -332,6 +243,6 @@ test("a reader that takes nothing is cut off, and what it missed is still there 
     ?.at(-1)
     ?.slice(4)
   const rest = follow(job, lastSeen)
-  await until(() => expect(names(rest.frames).at(-1)).toBe("done"))
-  expect(names(rest.frames)).not.toContain("snapshot")
+  await until(() => expect(namesOf(rest.frames).at(-1)).toBe("done"))
+  expect(namesOf(rest.frames)).not.toContain("snapshot")
 })

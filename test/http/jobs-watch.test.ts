@@ -8,16 +8,7 @@ import { TEST_TOKENS } from "../support/identities.ts"
 import { startStreamRig, until, type StreamRig } from "../support/stream-rig.ts"
 import { idsOf, namesOf, type Frame } from "../support/streams.ts"
 
-const rigs: StreamRig[] = []
-afterEach(async () => {
-  vi.restoreAllMocks()
-  for (const rig of rigs.splice(0)) await rig[Symbol.asyncDispose]()
-})
-async function start(timing: Parameters<typeof startStreamRig>[0] = {}): Promise<StreamRig> {
-  const rig = await startStreamRig(timing)
-  rigs.push(rig)
-  return rig
-}
+afterEach(() => vi.restoreAllMocks())
 
 type Job = Record<string, unknown>
 const watchPath = (jobs: readonly Pick<JobRow, "id">[]): string =>
@@ -32,7 +23,7 @@ async function queued({ rig, alice }: StreamRig, count: number, body: object = {
 }
 
 test("ST-003, E-010, C-26: a hundred jobs are watched, counted without duplicates; one more is 422, and so is none", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const jobs = await queued(rig, 101)
   const all = rig.follow(watchPath(jobs))
   await until(() => expect(all.status()).toBe(422))
@@ -49,7 +40,7 @@ test("ST-003, E-010, C-26: a hundred jobs are watched, counted without duplicate
 })
 
 test("ST-003, A-022: unknown ids and other accounts' jobs are 404, named; an administrator sees all", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const [mine] = await queued(rig, 1)
   const theirs = await rig.rig.queued(rig.bob, {})
   if (!mine) throw new Error("there is a job")
@@ -65,7 +56,7 @@ test("ST-003, A-022: unknown ids and other accounts' jobs are 404, named; an adm
 })
 
 test("ST-003, ST-004: snapshot, changes and done; the terminal frame says what GET /results says", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const body = {
     fan_out: { items: [{ w: 1 }, { w: 3 }] },
     merge_strategy: "weighted_avg",
@@ -120,7 +111,7 @@ test("ST-003, ST-004: snapshot, changes and done; the terminal frame says what G
 })
 
 test("ST-007: of jobs that have ended there are a snapshot and done, and then the end", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const jobs = await queued(rig, 2)
   for (const job of jobs) await rig.rig.runWhole(job, () => 1)
   const stream = rig.follow(watchPath(jobs))
@@ -129,7 +120,7 @@ test("ST-007: of jobs that have ended there are a snapshot and done, and then th
 })
 
 test("what tasks do is told as whole jobs, without ids; changes of status have one each, in order", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const [job] = await queued(rig, 1, { fan_out: { chunks: 3, total: 3 } })
   if (!job) throw new Error("there is a job")
   const stream = rig.follow(watchPath([job]))
@@ -163,7 +154,7 @@ test("what tasks do is told as whole jobs, without ids; changes of status have o
 })
 
 test("rulings, Ids: one change has comparable ids in the three streams, and each resumes what another began", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const [job] = await queued(rig, 1)
   if (!job) throw new Error("there is a job")
   const paths = [`/api/v1/jobs/${job.id}/stream`, watchPath([job]), "/api/v1/projects/p/stream"]
@@ -187,7 +178,7 @@ test("rulings, Ids: one change has comparable ids in the three streams, and each
 })
 
 test("rulings, Resume: a known id gives what was missed and no snapshot; the id of done ends it with 204", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const jobs = await queued(rig, 3)
   const first = rig.follow(watchPath(jobs))
   await until(() => expect(first.frames).toHaveLength(1))
@@ -220,7 +211,7 @@ test("rulings, Resume: a known id gives what was missed and no snapshot; the id 
 })
 
 test("rulings, Resume: nothing missed is nothing sent, whatever happened to other jobs", async () => {
-  const rig = await start({ ssePingMs: 100 })
+  await using rig = await startStreamRig({ ssePingMs: 100 })
   const [job, other] = await queued(rig, 2)
   if (!job || !other) throw new Error("there are jobs")
   const first = rig.follow(watchPath([job]))
@@ -233,7 +224,7 @@ test("rulings, Resume: nothing missed is nothing sent, whatever happened to othe
 })
 
 test("rulings, Resume: ids that are unknown, future or no ids give a fresh snapshot", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const jobs = await queued(rig, 1)
   for (const job of jobs) await rig.rig.runWhole(job, () => 1)
   for (const lastId of ["abc", "0", "-4", "3", "99999999", "9".repeat(40), "1.5"]) {
@@ -244,7 +235,7 @@ test("rulings, Resume: ids that are unknown, future or no ids give a fresh snaps
 })
 
 test("ST-003, GAP-60: an idle watch pings, without ids; a limited one says timeout and ends", async () => {
-  const rig = await start({ ssePingMs: 150, sseLimitMs: 700 })
+  await using rig = await startStreamRig({ ssePingMs: 150, sseLimitMs: 700 })
   const stream = rig.follow(watchPath(await queued(rig, 1)))
   await until(() => expect(stream.closed()).toBe(true))
   const pings = stream.frames.filter(({ event }) => event === "ping")
@@ -254,7 +245,7 @@ test("ST-003, GAP-60: an idle watch pings, without ids; a limited one says timeo
 })
 
 test("a revoked key closes watch and project stream within the ping interval; a good one keeps them", async () => {
-  const rig = await start({ ssePingMs: 2_000 })
+  await using rig = await startStreamRig({ ssePingMs: 2_000 })
   const jobs = await queued(rig, 1)
   const streams = [rig.follow(watchPath(jobs)), rig.follow("/api/v1/projects/p/stream")]
   await until(() => expect(streams.every(({ frames }) => frames.some(({ event }) => event === "ping"))).toBe(true))
@@ -265,7 +256,7 @@ test("a revoked key closes watch and project stream within the ping interval; a 
 })
 
 test("HEAD answers as GET does, without frames", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const jobs = await queued(rig, 1)
   for (const path of [watchPath(jobs), "/api/v1/projects/p/stream", `/api/v1/jobs/${jobs[0]?.id}/stream`]) {
     const reply = await send(rig.origin, "HEAD", path, { token: TEST_TOKENS.alice })
@@ -280,7 +271,7 @@ test("HEAD answers as GET does, without frames", async () => {
 })
 
 test("an unmodified EventSource follows a watch to its end and stops by itself", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const jobs = await queued(rig, 2)
   const source = new EventSource(`${rig.origin}${watchPath(jobs)}`, {
     fetch: (url, init) =>
@@ -297,7 +288,7 @@ test("an unmodified EventSource follows a watch to its end and stops by itself",
 })
 
 test("an EventSource that is cut off comes back by its id: no gap and no repeat", async () => {
-  const rig = await start({ sseLimitMs: 300, ssePingMs: 100 })
+  await using rig = await startStreamRig({ sseLimitMs: 300, ssePingMs: 100 })
   const jobs = await queued(rig, 6)
   const source = new EventSource(`${rig.origin}${watchPath(jobs)}`, {
     fetch: (url, init) =>
@@ -328,7 +319,7 @@ test("an EventSource that is cut off comes back by its id: no gap and no repeat"
 }, 60_000)
 
 test("ST-009, A43: the documented curl line works", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const jobs = await queued(rig, 3)
   for (const job of jobs) await rig.rig.runWhole(job, () => 1)
   const curl = spawn("curl", [
@@ -346,7 +337,7 @@ test("ST-009, A43: the documented curl line works", async () => {
 })
 
 test("twenty watchers of a job cost as many reads as one, and none while nothing happens", async () => {
-  const rig = await start({ ssePingMs: 50 })
+  await using rig = await startStreamRig({ ssePingMs: 50 })
   const [alone, shared] = await queued(rig, 2)
   if (!alone || !shared) throw new Error("there are jobs")
   const read = vi.spyOn(rig.rig.store, "read")
@@ -368,7 +359,7 @@ test("twenty watchers of a job cost as many reads as one, and none while nothing
 })
 
 test("a reader that takes nothing is cut off, others go on; what it missed is still there by id", async () => {
-  const rig = await start({ ssePingMs: 60_000 })
+  await using rig = await startStreamRig({ ssePingMs: 60_000 })
   const jobs = await queued(rig, 40)
   const socket = await openSocket(rig.door.server.port)
   socket.pause()

@@ -1,8 +1,8 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { existsSync, readdirSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { afterAll, beforeAll, expect, test } from "vitest"
-import { startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
+import { startFleet, type Client, type Json } from "../support/fleet.ts"
+import { startMarkedFleet, type MarkedFleet } from "../support/marked-fleet.ts"
 
 /** The life of jobs from outside (L-*): how they go from state to state, how they stop, and when they are forgotten. */
 
@@ -19,23 +19,17 @@ if payload.get("fail"): sys.exit(3)
 json.dump({"ok": True, "filler": "x" * payload.get("bytes", 0)}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
 
-let fleet: Fleet
+let world: MarkedFleet
 let client: Client
 let marks: string
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-marks-"))
-  fleet = await startFleet()
-  client = await fleet.member()
-  await client.project("run", { "run.py": RUN_PY }, { env: { MARKS: marks } })
+  world = await startMarkedFleet({ project: "run", files: { "run.py": RUN_PY } })
+  ;({ client, marks } = world)
 })
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
+afterAll(() => world[Symbol.asyncDispose]())
 
 const submit = (payload: Json, more: Json = {}, by = client): Promise<string> =>
   by.submit({ project: "run", runner_command: ["python3", "run.py"], payload, ...more })
-const go = (mark: string): void => writeFileSync(join(marks, mark), "")
 
 test("L-001: states come in one order, and the last one never changes", async () => {
   const ORDER = ["planning", "queued", "running", "completed"]
@@ -58,7 +52,7 @@ test("L-001: states come in one order, and the last one never changes", async ()
   await look()
   await client.until(ids[5] ?? "", ({ status }) => status === "running")
   await client.call("PUT", `/api/v1/jobs/${ids[5]}/cancel`, {})
-  go("order")
+  world.go("order")
   const isOver = (states: string[]): boolean =>
     ["completed", "partial", "failed", "cancelled"].includes(states.at(-1) ?? "")
   await expect
@@ -102,7 +96,7 @@ test("L-003, GAP-24, J-018: a strict job fails by one task: the others are stopp
   }
   expect(await estimateOf(ids.strict)).toBe(2 * (await estimateOf(ids.lenient)))
   await client.until(ids.strict, ({ task_counts: counts }) => (counts as Json)["completed"] === 1)
-  go("strict")
+  world.go("strict")
   const ended = await client.ended(ids.strict)
   expect(ended).toMatchObject({
     status: "failed",

@@ -1,5 +1,5 @@
 import { EventSource } from "eventsource"
-import { afterEach, expect, test } from "vitest"
+import { expect, test } from "vitest"
 import type { JobRow } from "../../coordinator/store/jobs.ts"
 import { send } from "../support/http-door.ts"
 import { TEST_TOKENS } from "../support/identities.ts"
@@ -7,16 +7,6 @@ import { startStreamRig, until, type StreamRig } from "../support/stream-rig.ts"
 import { idsOf, namesOf, type Frame } from "../support/streams.ts"
 
 const PATH = "/api/v1/projects/p/stream"
-
-const rigs: StreamRig[] = []
-afterEach(async () => {
-  for (const rig of rigs.splice(0)) await rig[Symbol.asyncDispose]()
-})
-async function start(timing: Parameters<typeof startStreamRig>[0] = {}): Promise<StreamRig> {
-  const rig = await startStreamRig(timing)
-  rigs.push(rig)
-  return rig
-}
 
 type Job = Record<string, unknown>
 const jobsIn = (frame: Frame | undefined, list: string): unknown[] =>
@@ -34,7 +24,7 @@ async function runTo(rig: StreamRig, job: JobRow, status: "running" | "completed
 }
 
 test("ST-005: a snapshot of what runs, waits and ended, then each change of its jobs; timeout is the last frame", async () => {
-  const rig = await start({ sseLimitMs: 5_000 })
+  await using rig = await startStreamRig({ sseLimitMs: 5_000 })
   const [ended, running, waiting] = [
     await rig.rig.queued(rig.alice, {}),
     await rig.rig.queued(rig.alice, {}),
@@ -71,7 +61,7 @@ test("ST-005: a snapshot of what runs, waits and ended, then each change of its 
 })
 
 test("ST-006, A-022, A-024, C-27: members see their account's jobs, administrators everybody's", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const [mine, theirs] = [await rig.rig.queued(rig.alice, {}), await rig.rig.queued(rig.bob, {})]
   const [alice, bob, admin, named] = [
     rig.follow(PATH),
@@ -106,7 +96,7 @@ test("ST-006, A-022, A-024, C-27: members see their account's jobs, administrato
 })
 
 test("jobs of other projects stay out of a project's stream", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   await rig.rig.project(rig.alice, "q")
   const stream = rig.follow(PATH)
   await until(() => expect(stream.frames).toHaveLength(1))
@@ -118,7 +108,7 @@ test("jobs of other projects stay out of a project's stream", async () => {
 })
 
 test("rulings, Resume: a known id gives the jobs that changed since, each once; an unknown one a snapshot", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const before = await rig.rig.queued(rig.alice, {})
   const first = rig.follow(PATH)
   await until(() => expect(first.frames).toHaveLength(1))
@@ -143,7 +133,7 @@ test("rulings, Resume: a known id gives the jobs that changed since, each once; 
 })
 
 test("rulings, Streams: at most 200 jobs of a kind and the 20 latest ended ones are listed; totals count all", async () => {
-  const rig = await start()
+  await using rig = await startStreamRig()
   const waiting: JobRow[] = []
   for (let n = 0; n < 203; n++) waiting.push(await rig.rig.queued(rig.alice, {}))
   const ended = waiting.splice(0, 22)
@@ -158,7 +148,7 @@ test("rulings, Streams: at most 200 jobs of a kind and the 20 latest ended ones 
 }, 60_000)
 
 test("an EventSource that comes back after timeout gets no second snapshot and misses nothing", async () => {
-  const rig = await start({ sseLimitMs: 400, ssePingMs: 150 })
+  await using rig = await startStreamRig({ sseLimitMs: 400, ssePingMs: 150 })
   const source = new EventSource(`${rig.origin}${PATH}`, {
     fetch: (url, init) =>
       fetch(url, { ...init, headers: { ...init.headers, authorization: `Bearer ${TEST_TOKENS.alice}` } }),

@@ -1,8 +1,6 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
-import { join } from "node:path"
 import { afterAll, beforeAll, expect, test } from "vitest"
-import { startFleet, type Client, type Fleet, type Json } from "../support/fleet.ts"
+import type { Client, Fleet, Json } from "../support/fleet.ts"
+import { startMarkedFleet, type MarkedFleet } from "../support/marked-fleet.ts"
 
 /** Retries and limited budgets with real programs: a coordinator that is killed, and tasks that are stopped. */
 
@@ -18,20 +16,14 @@ open(os.path.join(folder, "made.txt"), "w").write(str(payload))
 json.dump({"score": payload.get("n", 0)}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
 
+let world: MarkedFleet
 let fleet: Fleet
 let client: Client
-let marks: string
-
 beforeAll(async () => {
-  marks = mkdtempSync(join(tmpdir(), "computalot-retry-"))
-  fleet = await startFleet()
-  client = await fleet.member()
-  await client.project("run", { "run.py": RUN_PY }, { env: { MARKS: marks } })
+  world = await startMarkedFleet({ project: "run", files: { "run.py": RUN_PY } })
+  ;({ fleet, client } = world)
 })
-afterAll(async () => {
-  await fleet[Symbol.asyncDispose]()
-  rmSync(marks, { recursive: true, force: true })
-})
+afterAll(() => world[Symbol.asyncDispose]())
 
 const job = (more: Json): Json => ({ project: "run", runner_command: ["python3", "run.py"], ...more })
 const retry = (id: string, body: Json) => client.call("POST", `/api/v1/jobs/${id}/retry`, body)
@@ -58,7 +50,7 @@ test("rulings, Retry: failed programs run again in the same job, and what both r
   const id = await client.submit(job({ fan_out: { items: [{ n: 0, fails: false }, { n: 1 }, { n: 2 }] } }))
   expect(await client.ended(id)).toMatchObject({ status: "partial", task_counts: { completed: 1, failed: 2 } })
   const before = await client.results(id)
-  writeFileSync(join(marks, "ready"), "")
+  world.go("ready")
   const reply = await retry(id, { filter: "failed" })
   expect([reply.status, reply.get("status"), reply.get("task_counts", "queued")], reply.text).toEqual([
     200,
