@@ -3,8 +3,10 @@ import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import { mayRunProjects, type PlacementPolicy } from "../fleet/fit.ts"
 import type { Member, Members } from "../fleet/members.ts"
+import type { KnownJobs } from "../jobs/job-facts.ts"
 import { openInitRequests, replicasOf, type InitRequest } from "../store/projects.ts"
 import type { Store } from "../store/store.ts"
+import type { ReadyQueue } from "./ready-queue.ts"
 import type { RuntimeSpecs } from "./runtime-specs.ts"
 
 /**
@@ -148,4 +150,17 @@ export function createPrepare(parts: PrepareParts): Prepare {
         })
     },
   }
+}
+
+/** Tasks that wait for a node, by revision. */
+export function waitingByRevision(
+  queue: Pick<ReadyQueue, "demand">,
+  known: Pick<KnownJobs, "get">,
+): Map<string, number> {
+  const waiting = new Map<string, number>()
+  for (const { sample, tasks } of queue.demand().values()) {
+    const revision = known.get(sample.seq)?.revision
+    if (revision !== undefined) waiting.set(revision, (waiting.get(revision) ?? 0) + tasks)
+  }
+  return waiting
 }

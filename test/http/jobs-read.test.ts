@@ -373,7 +373,7 @@ test("GAP-31, C-28: cancel answers with the job, again with the same, and keeps 
   expect((await cancel()).json).toEqual(first.json)
   const whole = await rig.queued(alice, {})
   await rig.runWhole(whole, () => 1)
-  const late = await send(door.server.origin, "PUT", `/api/v1/jobs/${whole.id}/cancel`, { token: TEST_TOKENS.alice })
+  const late = await send(jobs.origin, "PUT", `/api/v1/jobs/${whole.id}/cancel`, { token: TEST_TOKENS.alice })
   expect([late.status, late.get("code"), late.get("details")]).toEqual([409, "conflict", { status: "completed" }])
   const tasks = rowsOf(await get(`/jobs/${job.id}/tasks`), "tasks")
   expect(tasks.map(({ status }) => status)).toEqual(["completed", "failed", "cancelled", "cancelled"])

@@ -26,6 +26,8 @@ export const LADDERS: Record<Program, readonly (readonly string[])[]> = {
     ["documents"],
     ["mesh", "http"],
     ["config.ts", "small-heap.ts"],
+    ["start-scheduler.ts"],
+    ["start-sweeps.ts", "mount-routes.ts"],
     ["coordinator.ts"],
     ["main.ts"],
   ],
