@@ -1,62 +1,42 @@
-import { mkdirSync } from "node:fs"
-import { statfs } from "node:fs/promises"
 import { join, resolve } from "node:path"
-import { present, unreachable } from "../protocol/base/assert.ts"
-import { every, sleep, type Clock } from "../protocol/base/clock.ts"
+import { present } from "../protocol/base/assert.ts"
+import { sleep, type Clock } from "../protocol/base/clock.ts"
 import { errorText } from "../protocol/base/error-text.ts"
 import type { Log } from "../protocol/base/log.ts"
 import type { Random } from "../protocol/base/random.ts"
-import { newBootId, nodeId, peerId, revisionId, type NodeId, type PeerId } from "../protocol/domain/ids.ts"
+import { newBootId, nodeId, peerId, revisionId, type NodeId } from "../protocol/domain/ids.ts"
 import type { Capacity } from "../protocol/domain/requirements.ts"
 import type { Isolation, NodeRole } from "../protocol/domain/statuses.ts"
 import { createMeshNode } from "../protocol/mesh/create-mesh-node.ts"
 import { loadOrCreateIdentity } from "../protocol/mesh/identity.ts"
-import { keepConnected } from "../protocol/mesh/redial.ts"
 import { verifyCertificate } from "../protocol/wire/certificate.ts"
-import {
-  CONTROL_VERSION,
-  MOST_HELD,
-  type Hello,
-  type RevokedAhead,
-  type ToCoordinator,
-  type ToNode,
-  type Welcome,
-  type WireCapacity,
-} from "../protocol/wire/control.ts"
+import { MOST_HELD, type ToCoordinator, type WireCapacity } from "../protocol/wire/control.ts"
 import { publicKeyOfPeerId } from "../protocol/wire/signing.ts"
 import { PROTOCOL_VERSION } from "../protocol/wire/version.ts"
-import { openBlobs } from "./cache/blobs.ts"
 import { createHasher } from "./cache/hasher.ts"
 import type { NodeConfig } from "./config.ts"
 import { probeHardware } from "./hardware/probe.ts"
 import { advertise } from "./mesh/advertise.ts"
-import { createComplaints } from "./mesh/complaints.ts"
 import { createCoordinatorLink, type CoordinatorLink } from "./mesh/coordinator-link.ts"
-import { enrol, EnrolmentRefused, readMembership, writeMembership, type Membership } from "./mesh/enrol.ts"
-import { createFetchContent } from "./mesh/fetch-content.ts"
-import { hearAdverts } from "./mesh/heard-adverts.ts"
-import { createWants, hearOffers, worthPreparing } from "./mesh/offers.ts"
-import { watchRefusals } from "./mesh/refusals.ts"
-import { shareContent } from "./mesh/share-content.ts"
-import { watchTime } from "./mesh/time-jumps.ts"
+import { enrol, readMembership, writeMembership, type Membership } from "./mesh/enrol.ts"
 import { createTransfers, TransferRefused } from "./mesh/transfers.ts"
+import { openMachine } from "./open-machine.ts"
 import { lockDataDir } from "./outbox/data-dir-lock.ts"
 import { openOutbox } from "./outbox/outbox.ts"
 import { chooseDriver } from "./runtime/choose-driver.ts"
-import { boundBuilds } from "./runtime/bound-builds.ts"
-import { createImageBuilder } from "./runtime/images/build.ts"
 import { createImageStore } from "./runtime/images/images.ts"
-import { openLayerStore } from "./runtime/images/layer-store.ts"
-import { openTaskGroups } from "./runtime/limits.ts"
-import { openTaskNetworks, type TaskNetworks } from "./runtime/network.ts"
-import { openBuildOrders, type BuildOrders, type BuildOrdersParts } from "./tasks/build-orders.ts"
+import { startBuilds } from "./start-builds.ts"
+import { startMesh, type World } from "./start-mesh.ts"
+import { supervise } from "./supervise.ts"
+import { talkToCoordinator } from "./talk-to-coordinator.ts"
+import type { BuildOrders, BuildOrdersParts } from "./tasks/build-orders.ts"
 import { createCheckpoints } from "./tasks/checkpoints.ts"
 import { createClaimLoop } from "./tasks/claim-loop.ts"
 import { createDelivery, UploadRefused, type DeliveryParts } from "./tasks/deliver.ts"
 import { machineEnvironment } from "./tasks/environment.ts"
 import { createFetchInputs } from "./tasks/inputs.ts"
-import { createAttemptRunner } from "./tasks/run-attempt.ts"
 import { createResume } from "./tasks/resume.ts"
+import { createAttemptRunner } from "./tasks/run-attempt.ts"
 import { createRuntimes } from "./tasks/runtimes.ts"
 import { keepStandingClaim } from "./tasks/standing-claim.ts"
 
@@ -121,19 +101,8 @@ export class AgentStopped extends Error {
 
 /** Of results that wait for an answer: above half of it nothing new is claimed, full no attempt is collected (architecture §5.3). */
 const OUTBOX_QUOTA_BYTES = 256 * 1024 ** 2
-/** With less free disk nothing new is claimed. */
-const LEAST_FREE_BYTES = 256 * 1024 ** 2
 /** Short tasks handed over ahead of free slots, at most. */
 const CREDIT = 256
-const LOOK_AT_DISK_MS = 5_000
-/** Without contact for this long the coordinator may have moved: its addresses are asked for again. */
-const ASK_ADDRESSES_MS = 10_000
-/** A build's weight against tasks: it takes more while nothing else wants it. */
-const BUILD_CPU = 1
-/** Of buildah, runsc and what RUN starts, threads included. */
-const BUILD_PIDS = 4096
-/** Attempts in one heartbeat. */
-const MOST_NAMED = 10_000
 /** What a task may take to reach its next checkpoint (rulings, Drain). */
 const CHECKPOINT_WAIT_MS = 30_000
 const LOOK_FOR_CHECKPOINTS_MS = 100
@@ -170,30 +139,9 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
 
   // ── what runs tasks ───────────────────────────────────────────────────────────────────────────────────────────────
 
-  const attemptsDir = join(dataDir, "attempts")
-  mkdirSync(attemptsDir, { recursive: true, mode: 0o711 })
   const blockedAddresses = addressesOf([config.coordinator, ...member.coordinator.addrs])
-  const { driver, probe, problems } = await outside.chooseDriver(
-    config.runtime,
-    { dataDir, attemptsDir, blockedAddresses },
-    config,
-  )
-  opening.use(driver)
-  for (const problem of [...hardware.problems, ...problems]) log.warn("not everything works here", { problem })
-  if (config.taskNetwork === "outbound" && probe.network === "none") {
-    const why = driver.name === "process" ? "plain processes share the machine's network" : probe.problems.join("; ")
-    throw new Error(`--task-network outbound cannot be enforced here: ${why}`)
-  }
-  const network = config.taskNetwork === "none" ? "none" : probe.network
-  const hasher = opening.use(outside.createHasher(clock))
-  const halfCache = Math.floor(config.cacheBytes / 2)
-  const blobs = opening.use(
-    await openBlobs({ directory: join(dataDir, "blobs"), quotaBytes: halfCache, clock, log, hasher }),
-  )
-  const layers =
-    driver.name === "process"
-      ? null
-      : opening.use(await openLayerStore({ directory: join(dataDir, "layers"), quotaBytes: halfCache, clock, log }))
+  const machine = await openMachine(opening, { config, dataDir, hardware, blockedAddresses, clock, log, outside })
+  const { driver, probe, network, attemptsDir, hasher, blobs, layers, halfCache } = machine
 
   // ── the mesh ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,78 +157,35 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     addresses: () => member.coordinator.addrs,
   }
   const origin = () => ({ peer: coordinator.peerId, addresses: coordinator.addresses() })
-  const mesh = opening.use(
-    await outside.createMesh({
-      identity,
-      listen: config.listen,
-      announce: config.announce,
-      coordinatorKey: coordinator,
-      certificate: () => member.certificate,
-      isCoordinator: false,
-      agentVersion: `computalot-node/${parts.version}`,
-      log,
-      clock,
-      refused({ peer, by, reason }) {
-        if (peer !== coordinator.peerId || by !== "them") return
-        if (reason === "revoked") cannotGoOn("this node was revoked")
-        if (reason === "version") cannotGoOn("the coordinator speaks no protocol version that this agent knows")
-      },
-    }),
-  )
-  /** What the coordinator last told of the world. */
-  const world = { offsetMs: 0, members: 0, peers: member.peers, revoked: new Set<string>(), revocationVersion: 0 }
+  const world: World = { offsetMs: 0, members: 0, peers: member.peers, revoked: new Set(), revocationVersion: 0 }
   const coordinatorNow = (): number => clock.now() + world.offsetMs
   /** None until what an earlier agent left is taken up: that may speak already, and says it again once it is welcomed. */
   let link: CoordinatorLink | null = null
   const connected = (): boolean => link?.connected === true
-  const isRevoked = (node: NodeId): boolean => world.revoked.has(node)
-  const membershipOf = (peer: PeerId): NodeId | null => mesh.membership(peer)?.nodeId ?? null
+  const send = (message: ToCoordinator): void => link?.send(message)
+  const reconnect = (reason: string): void => link?.reconnect(reason)
   /** Opened last: it tries a build first. */
   let builds: BuildOrders | null = null
-  shareContent(mesh, blobs, {
-    coordinatorPublicKey: coordinator.publicKey,
-    revoked: (peer) => {
-      const node = membershipOf(peer)
-      return node !== null && isRevoked(node)
-    },
-    remakes: (blob) => builds?.remakes(blob) ?? false,
-    clock,
-    log,
-  })
-  const heard = hearAdverts({
-    mesh,
-    coordinatorPublicKey: coordinator.publicKey,
-    withoutCoordinator: () => !connected(),
-    isRevoked,
+  const { mesh, heard, wants, fetch, peerBytes } = await startMesh(opening, {
+    config,
+    version: parts.version,
+    identity,
+    coordinator,
+    certificate: () => member.certificate,
+    world,
     now: coordinatorNow,
-    clock,
-  })
-  hearOffers({
-    mesh,
-    coordinator: coordinator.peerId,
-    now: coordinatorNow,
-    heard(offers) {
-      const { capacity: whole } = hardware
-      if (connected() && mayClaim()) {
-        wants.heard(
-          worthPreparing(offers, { ...probe, roles, capacity: whole, knows: (revision) => runtimes.knows(revision) }),
-        )
-      }
-      // The list of revoked members comes with a welcome.
-      if (connected() && offers.revocationVersion > world.revocationVersion) link?.reconnect("members were revoked")
-    },
-  })
-  const wants = createWants({ clock, ask: (revisions) => send({ type: "want", revisions }) })
-  const convicted = createComplaints({ clock, send: (message) => send(message) })
-  let peerBytes = 0
-  const fetch = createFetchContent({
-    mesh,
     blobs,
     clock,
     random,
     log,
-    convicted,
-    received: ({ source, bytes }) => void (peerBytes += source === "peer" ? bytes : 0),
+    createMesh: outside.createMesh,
+    connected,
+    mayClaim: () => mayClaim(),
+    offeredTo: () => ({ ...probe, roles, capacity: hardware.capacity, knows: (revision) => runtimes.knows(revision) }),
+    remakes: (blob) => builds?.remakes(blob) ?? false,
+    send,
+    reconnect,
+    cannotGoOn,
   })
 
   // ── tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -295,7 +200,6 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       throw error instanceof TransferRefused ? new UploadRefused(error.message, { cause: error }) : error
     }
   }
-  const send = (message: ToCoordinator): void => link?.send(message)
   const machineEnv = machineEnvironment(config.environment)
   const runtimes = outside.createRuntimes({
     directory: join(dataDir, "runtimes"),
@@ -372,65 +276,13 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     log,
   })
   const roles = rolesOf(member, coordinator.publicKey, config, log, clock)
-  builds = roles.includes("builder") ? await (outside.openBuilds ?? openBuilds)({ upload, send }) : null
-  if (builds === null && roles.includes("builder")) roles.splice(roles.indexOf("builder"), 1)
-
-  async function openBuilds(): Promise<BuildOrders | null> {
+  const ownBuilds: AgentOutside["openBuilds"] = async (given) => {
     if (driver.name === "process") return null
-    const directory = join(dataDir, "builder")
-    const groups = openTaskGroups(dataDir)
-    if (!groups.enforces.includes("memory")) log.warn("builds are not limited: no control groups can be made here")
-    const networks = await buildNetworks(directory)
-    const builder = await createImageBuilder({
-      directory,
-      bounds: boundBuilds({
-        groups,
-        limits: {
-          memoryBytes: Math.floor(hardware.capacity.memoryMb * 1024 ** 2),
-          cpu: Math.min(BUILD_CPU, hardware.capacity.cpu),
-          pids: BUILD_PIDS,
-        },
-        networks,
-      }),
-      basesDirectory: resolve(config.basesDirectory),
-      pullBases: config.pullBases,
-      packages: { pipIndexUrl: config.pipIndexUrl ?? undefined, npmRegistry: config.npmRegistry ?? undefined },
-      log,
-    })
-    const found = await builder.probe()
-    for (const problem of found.problems) log.warn("not every image can be built here", { problem })
-    if (!found.available) {
-      await builder[Symbol.asyncDispose]()
-      return null
-    }
-    opening.use(builder)
-    return await openBuildOrders({
-      builder,
-      directory: join(dataDir, "builds"),
-      blobs,
-      fetch,
-      origin,
-      upload,
-      send,
-      clock,
-      random,
-      log,
-    })
+    const place = { config, dataDir, capacity: hardware.capacity, blockedAddresses }
+    return await startBuilds(opening, { ...place, ...given, blobs, fetch, origin, clock, random, log })
   }
-
-  /** Of builds alone, or null. Throws where the operator asks for what cannot be enforced here. */
-  async function buildNetworks(directory: string): Promise<TaskNetworks | null> {
-    if (config.buildNetwork === "none") return null
-    const networks = await openTaskNetworks(directory, blockedAddresses)
-    if (networks.problem !== null) {
-      if (config.buildNetwork === "outbound") throw new Error(`--build-network outbound: ${networks.problem}`)
-      log.warn("builds get no network", { problem: networks.problem })
-      return null
-    }
-    await networks.sweep([])
-    opening.defer(() => networks.close())
-    return networks
-  }
+  builds = roles.includes("builder") ? await (outside.openBuilds ?? ownBuilds)({ upload, send }) : null
+  if (builds === null && roles.includes("builder")) roles.splice(roles.indexOf("builder"), 1)
 
   // ── the coordinator ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -467,102 +319,12 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
   })
   ready.catch(() => {})
 
-  function hello(): Hello {
-    const { epoch, epochProof } = outbox.memory()
-    return {
-      type: "hello",
-      version: CONTROL_VERSION,
-      agent_version: parts.version,
-      boot_id: bootId,
-      epoch,
-      epoch_proof: epochProof,
-      roles,
-      capacity,
-      runtime: driver.name,
-      isolation: probe.isolation,
-      enforces: probe.enforces,
-      network,
-      addresses: mesh.addresses().slice(0, 16),
-      attempts: claimLoop.heldClaims(),
-    }
-  }
-
-  function welcomed(welcome: Welcome): void {
-    const known = outbox.memory().epoch
-    if (welcome.epoch < known) return link?.reconnect("the coordinator runs on an older copy of its data")
-    if (welcome.epoch > known) outbox.rememberEpoch(welcome.epoch, welcome.epoch_proof)
-    world.offsetMs = welcome.now - clock.now()
-    world.members = welcome.members
-    world.peers = welcome.peers
-    world.revoked = new Set(welcome.revoked)
-    world.revocationVersion = welcome.revocation_version
-    transferToken = welcome.transfer_token
-    mesh.setRevoked(welcome.revoked.map(nodeId))
-    adverts.setMembers(welcome.members)
-    if (welcome.certificate !== null) renewed(welcome.certificate)
-    claimLoop.welcome(welcome)
-    delivery.welcome(welcome.claim_lifetime_ms)
-    checkpoints.welcome()
-    builds?.welcome()
-    runtimes.announce()
-    standing.welcome()
-    wants.welcome()
-  }
-
   function renewed(certificate: string): void {
     member = { ...member, certificate }
     writeMembership(membershipFile, member)
     void mesh
       .showCertificate()
       .catch((error: unknown) => log.warn("certificate not shown", { error: errorText(error) }))
-  }
-
-  function heardMessage(message: Exclude<ToNode, Welcome | RevokedAhead>, sentAtMs: number): void {
-    switch (message.type) {
-      case "refusal":
-        return
-      case "grant":
-        return claimLoop.grant(message)
-      case "verdicts": {
-        const results = message.items.filter(({ kind }) => kind === "result")
-        if (results.length > 0) delivery.verdicts(results)
-        checkpoints.verdicts(message.items.filter(({ kind }) => kind === "checkpoint"))
-        builds?.verdicts(message.items.filter(({ kind }) => kind === "build"))
-        return
-      }
-      case "heartbeat_reply":
-        claimLoop.renewed(message.renewed, sentAtMs)
-        if (message.spent.length > 0) claimLoop.spent(message.spent)
-        return becomeReady(facts)
-      case "cancel":
-        return claimLoop.spent(message.claims)
-      case "take_back":
-        return claimLoop.takeBack(message.claims)
-      case "prepare":
-        return runtimes.prepare(message.runtime)
-      case "build":
-        return builds === null ? refuseBuild(message.claim) : builds.order(message)
-      case "cancel_build":
-        return builds?.cancel(message.claim)
-      case "node_state":
-        if (message.state === "revoked") return cannotGoOn("this node was revoked")
-        state.drainedByAdmin = message.state === "draining"
-        adverts.changed()
-        return standing.changed()
-      case "certificate":
-        return renewed(message.certificate)
-      default:
-        return unreachable(message)
-    }
-  }
-
-  function refuseBuild(claim: number): void {
-    send({
-      type: "built",
-      claim,
-      outcome: { ok: false, kind: "node", message: "this node builds nothing" },
-      log_tail: "",
-    })
   }
 
   /** Nothing new is taken meanwhile, and what ends by itself is delivered. */
@@ -573,14 +335,6 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       if (clock.monotonicMs() - sinceMs >= CHECKPOINT_WAIT_MS) return
       await sleep(clock, LOOK_FOR_CHECKPOINTS_MS)
     }
-  }
-
-  /** Results on their way are ours too. Never waits: it only names. */
-  function heartbeat(): ReturnType<typeof claimLoop.heartbeat> {
-    const named = claimLoop.heartbeat()
-    const known = new Set(named.map(({ claim }) => claim))
-    for (const claim of delivery.advancing()) if (!known.has(claim)) named.push({ claim, running_ms: null })
-    return named.slice(0, MOST_NAMED)
   }
 
   const adverts = opening.use(
@@ -604,6 +358,34 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
       log,
     }),
   )
+  const talk = talkToCoordinator({
+    version: parts.version,
+    bootId,
+    roles,
+    capacity,
+    driver,
+    probe,
+    network,
+    mesh,
+    world,
+    outbox,
+    claimLoop,
+    delivery,
+    checkpoints,
+    builds,
+    runtimes,
+    standing,
+    wants,
+    adverts,
+    clock,
+    send,
+    reconnect,
+    transferToken: (token) => (transferToken = token),
+    certificate: renewed,
+    drainedByAdmin: (isDrained) => (state.drainedByAdmin = isDrained),
+    counted: () => becomeReady(facts),
+    cannotGoOn,
+  })
   await runtimes.restore()
   await claimLoop.recover()
 
@@ -614,11 +396,8 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     clock,
     random,
     log,
-    hello,
-    heartbeat,
-    peerBytes: () => peerBytes,
-    onWelcome: welcomed,
-    onMessage: heardMessage,
+    ...talk,
+    peerBytes,
     onLost() {
       lostSinceMs = clock.monotonicMs()
       delivery.lost()
@@ -632,60 +411,39 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
 
   // ── supervision ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-  const redialing = keepConnected({
+  const supervision = supervise({
+    config,
+    dataDir,
     mesh,
+    coordinator,
+    outbox,
     clock,
     random,
     log,
-    coordinator,
+    connected,
+    lostSinceMs: () => lostSinceMs,
     peerAddresses: () => [...world.peers, ...heard.addresses()],
     members: () => world.members,
+    send,
+    enrol: enrolNow,
+    moved: (found) => (member = found),
+    cannotGoOn,
+    timeJumped(reason) {
+      claimLoop.pause()
+      reconnect(reason)
+    },
+    roomOnDisk(has) {
+      state.roomOnDisk = has
+      standing.changed()
+    },
     signal: closing.signal,
   })
-  const following = followCoordinator()
-  const refusals = watchRefusals({ mesh, clock, coordinator: coordinator.peerId, send })
-  const timing = watchTime(clock, (reason) => {
-    claimLoop.pause()
-    link?.reconnect(reason)
-  })
-  const looking = every(clock, LOOK_AT_DISK_MS, () => void lookAtDisk())
-
-  /** A coordinator that moved is found through its API, by whoever still has the token. */
-  async function followCoordinator(): Promise<void> {
-    while (!closing.signal.aborted) {
-      await sleep(clock, ASK_ADDRESSES_MS, closing.signal).catch(() => {})
-      if (closing.signal.aborted || connected() || config.token === null) continue
-      if (clock.monotonicMs() - lostSinceMs < ASK_ADDRESSES_MS) continue
-      try {
-        const found = await enrolNow(closing.signal)
-        if (found.coordinator.peer_id === coordinator.peerId) member = found
-        else return cannotGoOn("another coordinator answers at this address")
-      } catch (error) {
-        if (error instanceof EnrolmentRefused) return cannotGoOn(error.message)
-      }
-    }
-  }
-
-  async function lookAtDisk(): Promise<void> {
-    try {
-      outbox.flush()
-    } catch (error) {
-      log.warn("answered results stay in the outbox for now", { error: errorText(error) })
-    }
-    const { bavail, bsize } = await statfs(dataDir)
-    const room = bavail * bsize >= LEAST_FREE_BYTES
-    if (room !== state.roomOnDisk) log.warn(room ? "there is disk again" : "the disk is full: nothing new is claimed")
-    state.roomOnDisk = room
-    standing.changed()
-  }
 
   opening.defer(async () => {
     closing.abort(new Error("the agent stops"))
-    looking[Symbol.dispose]()
-    timing[Symbol.dispose]()
-    refusals[Symbol.dispose]()
+    supervision[Symbol.dispose]()
     await link?.[Symbol.asyncDispose]()
-    await Promise.all([redialing, following])
+    await supervision.ended
     await builds?.[Symbol.asyncDispose]()
     await delivery[Symbol.asyncDispose]()
     await checkpoints[Symbol.asyncDispose]()

@@ -39,6 +39,8 @@ export const LADDERS: Record<Program, readonly (readonly string[])[]> = {
     ["outbox"],
     ["tasks"],
     ["config.ts", "small-heap.ts"],
+    ["open-machine.ts", "start-mesh.ts", "start-builds.ts", "supervise.ts"],
+    ["talk-to-coordinator.ts"],
     ["agent.ts"],
     ["main.ts"],
   ],
