@@ -270,7 +270,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     for (const [name, value] of Object.entries(reply.headers)) response.setHeader(name, value)
     if (reply.status === 204) return void response.writeHead(204).end()
     if (reply.body instanceof JsonPieces && !parts.checkReplies) {
-      return await sendPieces(response, reply.status, reply.body)
+      return await sendPieces(request, response, reply.status, reply.body)
     }
     const text = reply.body instanceof JsonPieces ? await wholeText(reply.body) : stringifyJson(reply.body)
     if (parts.checkReplies) assertDocumented(row, reply.status, text)

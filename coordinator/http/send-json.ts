@@ -12,12 +12,23 @@ export function sendJson(request: IncomingMessage, response: ServerResponse, sta
   else response.end(text)
 }
 
-/** The first piece is asked for before the status goes out, so that a refusal can still be one. */
-export async function sendPieces(response: ServerResponse, status: number, { pieces }: JsonPieces): Promise<void> {
+/**
+ * The first pieces are asked for before the status goes out, so that a refusal can still be one. What is one piece, as most
+ * pages are, goes out whole: a stream of it costs as much again as making it.
+ */
+export async function sendPieces(
+  request: IncomingMessage,
+  response: ServerResponse,
+  status: number,
+  { pieces }: JsonPieces,
+): Promise<void> {
   const iterator = pieces[Symbol.asyncIterator]()
   const first = await iterator.next()
+  const second = first.done ? first : await iterator.next()
+  if (second.done) return sendJson(request, response, status, first.value ?? "")
+  const begun = [first.value ?? "", second.value]
   async function* all(): AsyncGenerator<string, void, undefined> {
-    if (!first.done) yield first.value
+    yield* begun.splice(0)
     yield* { [Symbol.asyncIterator]: () => iterator }
   }
   response.statusCode = status

@@ -46,7 +46,7 @@ console.log(
   `${total} jobs of ${tasks} tasks stored in ${seconds(filled - filling)} s, the coordinator ready after ${seconds(performance.now() - filled)} s more`,
 )
 const known = (
-  (await fleet.call("GET", "/api/v1/jobs?limit=500&status=completed&offset=50")) as { jobs: { id: string }[] }
+  (await fleet.call("GET", "/api/v1/jobs?limit=500&status=completed")) as { jobs: { id: string }[] }
 ).jobs.map(({ id }) => id)
 
 /** Rows of tasks that a request of this many may give belong to no list's figure: they are measured, not judged. */
