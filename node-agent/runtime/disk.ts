@@ -4,6 +4,7 @@ import { open, rm, statfs } from "node:fs/promises"
 import { dirname, join } from "node:path"
 import { setTimeout as pause } from "node:timers/promises"
 import { promisify } from "node:util"
+import type { SpareTrees } from "./spare-trees.ts"
 import type { Trash } from "./trash.ts"
 
 /** Gives attempts directories of a fixed size. What kind the machine allows is found out by trying. */
@@ -11,6 +12,8 @@ export interface AttemptDisks {
   readonly kind: "loop" | "tmpfs" | "none"
   /** Makes `attemptDir/disk`; a second call changes nothing. */
   make(attemptDir: string, bytes: number): Promise<string>
+  /** Something of the attempt may live on: what it wrote to is given to no other. */
+  keepApart?(attemptDir: string): void
   /** True when no block or inode is left. */
   isFull(attemptDir: string): Promise<boolean>
   /** Unmounts and removes it with everything in it. Missing disks are fine. */
@@ -43,19 +46,30 @@ export async function openDisks(dataDir: string, trash: Trash): Promise<AttemptD
   return plainDisks(trash)
 }
 
-/** Without a limit: for the process driver, whose attempts share the machine's disk. */
-export function plainDisks(trash: Trash): AttemptDisks {
+/** Without a limit: for the process driver, whose attempts share the machine's disk. With `spares`, what they leave empty serves others. */
+export function plainDisks(trash: Trash, spares?: SpareTrees): AttemptDisks {
+  /** Made here, and nothing is known to be left that could still write there. */
+  const reusable = new Set<string>()
   return {
     kind: "none",
     async make(attemptDir) {
       const disk = join(attemptDir, "disk")
-      mkdirSync(disk, { recursive: true })
+      if (reusable.has(disk)) return disk
+      if (!spares?.take(disk)) mkdirSync(disk, { recursive: true })
+      if (spares) reusable.add(disk)
       return disk
     },
     isFull: async () => false,
-    remove: (attemptDir) => trash.put(join(attemptDir, "disk")),
+    keepApart: (attemptDir) => void reusable.delete(join(attemptDir, "disk")),
+    async remove(attemptDir) {
+      const disk = join(attemptDir, "disk")
+      if (spares && reusable.delete(disk)) await spares.put(disk)
+      else await trash.put(disk)
+    },
     async sweep() {},
-    async close() {},
+    async close() {
+      spares?.[Symbol.dispose]()
+    },
   }
 }
 

@@ -3,6 +3,7 @@ import { resolve } from "node:path"
 import { plainDisks } from "./disk.ts"
 import { RuntimeRefusal, type DriverPlace, type RuntimeDriver } from "./driver.ts"
 import { openTaskGroups } from "./limits.ts"
+import { openSpareTrees } from "./spare-trees.ts"
 import { createSupervisedDriver } from "./supervised-driver.ts"
 import { openTrash } from "./trash.ts"
 
@@ -16,7 +17,7 @@ export function createProcessDriver(place: DriverPlace): RuntimeDriver {
   return createSupervisedDriver(place, {
     name: "process",
     groups,
-    disks: plainDisks(trash),
+    disks: plainDisks(trash, openSpareTrees(place.attemptsDir, trash)),
     trash,
     async probe() {
       const problems = groups.enforces.includes("memory")

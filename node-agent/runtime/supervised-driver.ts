@@ -57,6 +57,9 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
         deadline: limits.deadline,
       }
       const supervised = await launcher.start(command, ways.groupLimits(spec), recordOf(spec))
+      void supervised.done.then(({ cause, left_over: leftOver }) => {
+        if (leftOver || cause === "lost") disks.keepApart?.(attemptDir)
+      })
       return runningAttempt(attemptDir, limits, supervised, signs(attemptDir))
     },
     async adopt(attemptDir) {
