@@ -260,7 +260,7 @@ export async function createAgent(parts: AgentParts): Promise<Agent> {
     capacity: () => capacity,
     send,
     full: () => standing.changed(),
-    deliver: () => delivery.wake(),
+    deliver: (moreSoon) => delivery.wake(moreSoon),
     clock,
     log,
     keepRunningMs: config.keepRunningMs,

@@ -46,8 +46,8 @@ export interface ClaimLoopParts {
   send: (message: ToCoordinator) => void
   /** It holds as many attempts as it may: no more is to be granted for now. */
   full: () => void
-  /** Finished attempts are in the outbox: deliver them. */
-  deliver: () => void
+  /** Finished attempts are in the outbox: deliver them. `moreSoon`: others follow within moments. */
+  deliver: (moreSoon: boolean) => void
   clock: Clock
   log: Log
   /** How long an attempt may go on after its claim's time has passed without contact. */
@@ -74,6 +74,10 @@ const DRAINING = "the node is draining"
 const FULL = "the node holds as many attempts as it may"
 /** Progress of one attempt is sent at most this often. */
 const PROGRESS_INTERVAL_MS = 250
+/** A start is told after so long: of an attempt that ends before, its report tells all, in one message and one write. */
+const START_DELAY_MS = 100
+/** Where attempts ran no longer, and others stand in line, the next end is near. */
+const SHORT_RUN_MS = 250
 /** The supervisor's own deadline is written again when the claim has moved on by so much. */
 const EXTEND_STEP_MS = 10_000
 
@@ -86,7 +90,8 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
   let draining = false
   let settleWaiting = false
   let ends: { attempt: Attempt; end: StoredEnd }[] = []
-  let startedNow: ClaimNumber[] = []
+  const startsToTell = new Set<ClaimNumber>()
+  let startsTimer: Timer | null = null
   let idle: (() => void)[] = []
 
   /** Runs only while there is something to send: an idle agent rests. */
@@ -163,8 +168,17 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       attempt.state = "preparing"
       follow(attempt, runner.start(attempt, watch(attempt)))
     }
-    if (stored.length > 0) parts.deliver()
+    if (stored.length > 0) parts.deliver(isLineWaiting() && stored.every(({ attempt }) => wasShort(attempt)))
     wakeIdle()
+  }
+
+  function isLineWaiting(): boolean {
+    for (const { state } of attempts.values()) if (state === "accepted") return true
+    return false
+  }
+
+  function wasShort({ startedAtMs, exitedAtMs }: Attempt): boolean {
+    return startedAtMs !== null && exitedAtMs !== null && exitedAtMs - startedAtMs < SHORT_RUN_MS
   }
 
   function whatFits(): Attempt[] {
@@ -199,8 +213,8 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
         if (attempt.state !== "preparing") return
         attempt.state = "running"
         attempt.startedAtMs = clock.monotonicMs()
-        if (startedNow.length === 0) setImmediate(sendStarted)
-        startedNow.push(attempt.claim)
+        startsToTell.add(attempt.claim)
+        startsTimer ??= clock.after(START_DELAY_MS, sendStarted)
       },
       progressed({ progress, outputTail }) {
         if (progress !== null) attempt.progress = progress
@@ -214,8 +228,10 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
   }
 
   function sendStarted(): void {
-    for (const claims of inFrames(startedNow)) parts.send({ type: "started", claims })
-    startedNow = []
+    startsTimer?.cancel()
+    startsTimer = null
+    for (const claims of inFrames([...startsToTell])) parts.send({ type: "started", claims })
+    startsToTell.clear()
   }
 
   function tell(attempt: Attempt): void {
@@ -226,6 +242,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
   function sendProgress(): void {
     progressTimer = null
     if (talking.size === 0) return
+    sendStarted()
     const items = [...talking].map(({ claim, progress, outputTail }) => ({ claim, progress, output_tail: outputTail }))
     talking.clear()
     for (const some of inFrames(items)) parts.send({ type: "progress", items: some })
@@ -235,6 +252,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
 
   function ended(attempt: Attempt, end: AttemptEnd): void {
     attempt.work = null
+    startsToTell.delete(attempt.claim)
     // The last progress line of a short attempt is known before its end is; output comes with the end.
     if (talking.delete(attempt) && attempt.progress !== null && !attempt.dropped) {
       parts.send({ type: "progress", items: [{ claim: attempt.claim, progress: attempt.progress, output_tail: null }] })
@@ -412,6 +430,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
     activeCount,
     async [Symbol.asyncDispose]() {
       progressTimer?.cancel()
+      startsTimer?.cancel()
       expiryTimer[Symbol.dispose]()
       settle([])
       await Promise.resolve()

@@ -1,5 +1,5 @@
 import { createBackoff } from "../../protocol/base/backoff.ts"
-import { sleep, type Clock } from "../../protocol/base/clock.ts"
+import { sleep, type Clock, type Timer } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
 import type { Log } from "../../protocol/base/log.ts"
 import type { Random } from "../../protocol/base/random.ts"
@@ -18,8 +18,8 @@ import type { Outbox, StoredEnd } from "../outbox/outbox.ts"
  * uploads go on side by side; the answer alone removes a result.
  */
 export interface Delivery extends AsyncDisposable {
-  /** There is something new in the outbox. */
-  wake(): void
+  /** There is something new in the outbox. Where more follows soon it may wait a moment, to be reported together. */
+  wake(moreSoon?: boolean): void
   /** A new connection: everything unanswered is sent again. The claims live so long from now. */
   welcome(claimLifetimeMs: number): void
   lost(): void
@@ -58,6 +58,9 @@ export class UploadRefused extends Error {
 
 /** Reports in work at the coordinator at once (architecture §5.3). */
 const REPORTS_IN_FLIGHT = 2
+/** Ends of short attempts wait for each other so long, and so many at the most: a report costs both sides a message and a write. */
+const TOGETHER_MS = 100
+const TOGETHER_ENDS = 8
 /** Attempts whose files are uploaded at once. */
 const UPLOADS_AT_ONCE = 4
 
@@ -73,6 +76,9 @@ export function createDelivery(parts: DeliveryParts): Delivery {
   let position = 0
   let generation = 0
   let waiting = false
+  /** Ends that wait for others. */
+  let gathered = 0
+  let gathering: Timer | null = null
   /** The outbox may hold results that were not read yet. */
   let unread = true
   let claimLifetimeMs = 0
@@ -82,8 +88,17 @@ export function createDelivery(parts: DeliveryParts): Delivery {
     advancedMs = clock.monotonicMs()
   }
 
-  function wake(): void {
+  function wake(moreSoon = false): void {
     unread = true
+    gathered += 1
+    if (moreSoon && gathered < TOGETHER_ENDS) gathering ??= clock.after(TOGETHER_MS, gatheredAll)
+    else gatheredAll()
+  }
+
+  function gatheredAll(): void {
+    gathering?.cancel()
+    gathering = null
+    gathered = 0
     wakeSoon()
   }
 
@@ -110,7 +125,7 @@ export function createDelivery(parts: DeliveryParts): Delivery {
 
   /** Results without files are ready at once; the others once their files are at the coordinator. */
   function takeFromOutbox(): void {
-    while (unread && ready.length < BATCH_ITEMS) {
+    while (unread && gathering === null && ready.length < BATCH_ITEMS) {
       const page = outbox.results(position, BATCH_ITEMS)
       for (const { position: at, item, files } of page) {
         position = at
@@ -234,6 +249,7 @@ export function createDelivery(parts: DeliveryParts): Delivery {
     },
     async [Symbol.asyncDispose]() {
       stopped.abort(new Error("delivery is stopped"))
+      gathering?.cancel()
       await Promise.resolve()
     },
   }

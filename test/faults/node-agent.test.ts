@@ -173,6 +173,38 @@ test("SIGTERM drains: what runs ends first, nothing new is taken, and the exit c
   expect(rig.heard.some(({ message }) => message.type === "give_back" && message.items[0]?.claim === 4)).toBe(true)
 })
 
+test("short attempts in a line are told by their reports, several in one; the last of the line waits for nobody", async () => {
+  const runtime = await rig.revision([{ name: "x", content: "" }])
+  await rig.start()
+  const claims = Array.from({ length: 24 }, (_, n) => 100 + n)
+  rig.grant(
+    taskSpec(runtime, ["true"]),
+    claims.map((claim) => ({ claim })),
+  )
+  await expect.poll(() => rig.results().length, { timeout: 30_000 }).toBe(24)
+  expect(
+    rig
+      .results()
+      .map(({ claim }) => claim)
+      .toSorted((a, b) => a - b),
+  ).toEqual(claims)
+  const said = (type: string) => rig.heard.filter(({ message }) => message.type === type)
+  expect(said("report").length).toBeLessThan(24)
+  const toldStarts = said("started").flatMap(({ message }) => (message.type === "started" ? message.claims : []))
+  expect(toldStarts.length).toBeLessThan(24)
+})
+
+test("a start is told soon where the attempt goes on, and before what it prints", async () => {
+  const runtime = await rig.revision([{ name: "x", content: "" }])
+  await rig.start()
+  const speaks = `import time; print('COMPUTALOT_PROGRESS {"n":1}', flush=True); time.sleep(60)`
+  rig.grant(taskSpec(runtime, ["python3", "-c", speaks]), [{ claim: 5 }])
+  const types = (): string[] => rig.heard.map(({ message }) => message.type)
+  await expect.poll(types, { timeout: 10_000 }).toContain("progress")
+  expect(types().indexOf("started")).toBeGreaterThan(-1)
+  expect(types().indexOf("started")).toBeLessThan(types().indexOf("progress"))
+})
+
 /** Ignores what it can, and leaves many more behind that left its session. */
 const STAYS = `
 import os, signal, sys, time

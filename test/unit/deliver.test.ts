@@ -82,6 +82,44 @@ test("four uploads go on at once, the others follow in order, and results withou
   expect(rig.uploads.at(-1)?.claim).toBe(6)
 })
 
+test("results wait for others that follow soon, a tenth of a second and eight wakes at most, and for nobody else", async () => {
+  const rig = await startDelivery([])
+  const end = async (claim: number, moreSoon: boolean): Promise<void> => {
+    endAttempts(rig.outbox, [claim])
+    rig.delivery.wake(moreSoon)
+    await rig.turns()
+  }
+  await end(1, true)
+  await end(2, true)
+  rig.passes(99)
+  await rig.turns()
+  expect(rig.reported()).toEqual([])
+  rig.passes(1)
+  await rig.turns()
+  expect(rig.reported()).toEqual([1, 2])
+  rig.delivery.verdicts([1, 2].map((claim) => ({ claim, kind: "result", verdict: "stored", reason: null })))
+  await end(3, true)
+  await end(4, false)
+  expect(rig.reported()).toEqual([1, 2, 3, 4])
+  rig.delivery.verdicts([3, 4].map((claim) => ({ claim, kind: "result", verdict: "stored", reason: null })))
+  for (let claim = 5; claim <= 11; claim++) await end(claim, true)
+  expect(rig.reported()).toHaveLength(4)
+  await end(12, true)
+  expect(rig.reported()).toHaveLength(12)
+})
+
+test("a new connection hears at once what had waited for others", async () => {
+  const rig = await startDelivery([])
+  endAttempts(rig.outbox, [1])
+  rig.delivery.wake(true)
+  await rig.turns()
+  expect(rig.reported()).toEqual([])
+  rig.delivery.lost()
+  rig.delivery.welcome(LIFE_MS)
+  await rig.turns()
+  expect(rig.reported()).toEqual([1])
+})
+
 test("a result that is wanted no more is neither uploaded again nor reported", async () => {
   const rig = await startDelivery([1, 2, 3, 4, 5])
   rig.outbox.forget([1, 2, 5])
