@@ -37,7 +37,7 @@ export interface RunningWork {
 }
 
 export type AttemptEnd =
-  /** To be stored in the outbox and delivered. */
-  | { kind: "result"; end: StoredEnd }
+  /** To be stored in the outbox and delivered. `stored`: it is on the disk there; nothing else of the attempt is needed. */
+  | { kind: "result"; end: StoredEnd; stored?: () => void }
   /** Nothing of the user's ran, by no fault of the task: the grant goes back to the queue. */
   | { kind: "returned"; reason: string }

@@ -89,7 +89,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
   let paused = true
   let draining = false
   let settleWaiting = false
-  let ends: { attempt: Attempt; end: StoredEnd }[] = []
+  let ends: { attempt: Attempt; end: StoredEnd; stored: (() => void) | undefined }[] = []
   const startsToTell = new Set<ClaimNumber>()
   let startsTimer: Timer | null = null
   let idle: (() => void)[] = []
@@ -164,6 +164,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       outbox.markRunning(starting.map(({ claim }) => ({ claim, attemptDir: runner.attemptDir(claim) })))
     })
     for (const { attempt } of stored) attempts.delete(attempt.claim)
+    for (const { stored: tell } of stored) tell?.()
     for (const attempt of starting) {
       attempt.state = "preparing"
       follow(attempt, runner.start(attempt, watch(attempt)))
@@ -272,7 +273,7 @@ export function createClaimLoop(parts: ClaimLoopParts): ClaimLoop {
       log.warn("attempt given back", { claim: attempt.claim, reason: end.reason })
     } else {
       attempt.state = "done"
-      ends.push({ attempt, end: end.end })
+      ends.push({ attempt, end: end.end, stored: end.stored })
     }
     settleSoon()
     wakeIdle()

@@ -73,7 +73,10 @@ const PIDS = 1_024
 const FIRST_DEADLINE_MS = 600_000
 /** A result and a checkpoint in one report: together they fit as a result alone does. */
 const SHARED_INLINE_BYTES = LARGEST_INLINE_BYTES / 2
-/** The finished end, once it is collected: from then on nothing else of the attempt is needed. */
+/**
+ * The finished end of an attempt whose files were moved or copied to be collected: it is not collected again. What left none is,
+ * where an agent is killed before it has stored the end.
+ */
 const END_FILE = "end.json"
 
 /** The real attempt runner: prepares the runtime, runs the program under the driver, collects what it made. */
@@ -299,7 +302,9 @@ export function createAttemptRunner(parts: RunAttemptParts): AttemptRunner {
       ...(last && { checkpoint: last.item }),
       ...(warnings.length > 0 && { warnings }),
     })
-    return keep(dir, { item, files })
+    const isCollectedOnce = files.length > 0 || checkpoints !== null || found.resultProblem !== null
+    if (isCollectedOnce) return keep(dir, { item, files })
+    return { kind: "result", end: { item, files }, stored: () => void release(dir) }
   }
 
   /** From here a restarted agent finds the end whatever happens, and the sandbox can go. */

@@ -8,6 +8,7 @@ import { createProcessDriver } from "../../node-agent/runtime/process.ts"
 import type { AttemptEnd, AttemptRunner, AttemptWatch } from "../../node-agent/tasks/attempt-runner.ts"
 import { createAttemptRunner } from "../../node-agent/tasks/run-attempt.ts"
 import { createRuntimes, type Runtimes } from "../../node-agent/tasks/runtimes.ts"
+import { assert } from "../../protocol/base/assert.ts"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { sha256Hex } from "../../protocol/base/digest.ts"
 import { silentLog } from "../../protocol/base/log.ts"
@@ -444,14 +445,57 @@ test("an attempt that is stopped ends soon, and a collected end is found again b
   expect(end).toMatchObject({ kind: "result", end: { item: { failure_kind: "cancelled" } } })
   const dir = runner.attemptDir(claimNumber(claim))
   const held = { ...grant, claim: claimNumber(claim), state: "running" as const, attemptDir: dir }
-  const adopted = await runner.adopt(held, UNWATCHED)
-  expect(await adopted?.done).toEqual(end)
+  const adopted = await (await runner.adopt(held, UNWATCHED))?.done
+  expect(adopted).toMatchObject({ kind: "result", end: end.kind === "result" ? end.end : {} })
   // Besides, an attempt that nobody keeps, and what a killed agent had put aside.
   const left = ["c0", ".trash-1", ".trash-1.2/3"].map((name) => join(attemptsDir, name))
   for (const path of left) mkdirSync(path, { recursive: true })
   await runner.sweep([])
   expect(existsSync(dir)).toBe(false)
   for (const path of left) expect(existsSync(path)).toBe(false)
+})
+
+test("an end is found again by another agent until it is stored, with its result and with its files; then its disk goes", async () => {
+  const results = [
+    `import os; open(os.environ["COMPUTALOT_TASK_RESULT"], "w").write("[1]"); print("said")`,
+    `import os; open(os.environ["COMPUTALOT_TASK_RESULT"], "w").write('"' + "x" * 300000 + '"')`,
+  ]
+  for (const program of results) {
+    const { end, dir } = await run(program)
+    assert(end.kind === "result", "it ran")
+    const claim = claimNumber(claims)
+    const spec = taskSpec(tree, ["python3", "-c", program])
+    const task = { claim, spec: 0, index: 0, attempt: 1, payload: { text: "{}" }, gpus: [] }
+    const adopted = await runner.adopt({ task, spec, claim, state: "running", attemptDir: dir }, UNWATCHED)
+    expect(await adopted?.done).toMatchObject({ end: end.end })
+    end.stored?.()
+    await expect.poll(() => existsSync(join(dir, "disk"))).toBe(false)
+    await runner.discard(claim)
+    expect(existsSync(dir)).toBe(false)
+  }
+})
+
+test("what an attempt leaves on its disk is not there for the next, which may find its directories", async () => {
+  const leaves = `
+import os
+for name in ["COMPUTALOT_TASK_RESULT", "COMPUTALOT_ARTIFACT_DIR", "COMPUTALOT_TASK_SCRATCH_DIR"]:
+    at = os.environ[name]
+    print([entry for entry in os.scandir(at if os.path.isdir(at) else os.path.dirname(at))])
+    open(at + "/left" if os.path.isdir(at) else at, "w").write("[1]")
+open("left", "w").write("x")
+print(sorted(os.listdir(".")))
+print(os.stat("..").st_ino)
+`
+  const inodes = new Set<string | undefined>()
+  for (let n = 0; n < 3; n++) {
+    const { item, end } = await run(leaves)
+    const lines = item.output.trim().split("\n")
+    inodes.add(lines.pop())
+    expect(lines).toEqual(["[]", "[]", "[]", "['data.txt', 'left']"])
+    if (end.kind === "result") end.stored?.()
+    await runner.discard(claimNumber(claims))
+  }
+  expect(inodes.size).toBe(1)
 })
 
 test("architecture §5.3: while the outbox is full an ended attempt is held, kept whole, and collected when there is room", async () => {
