@@ -1,14 +1,16 @@
 import { present } from "../../protocol/base/assert.ts"
 import type { Instant } from "../../protocol/base/clock.ts"
-import { invalidRequest } from "../../protocol/domain/errors.ts"
+import { ComputalotError, invalidRequest } from "../../protocol/domain/errors.ts"
 import { jobId, type AccountId, type JobId } from "../../protocol/domain/ids.ts"
 import type { TerminalJobStatus } from "../../protocol/domain/statuses.ts"
 import { appendEvent } from "../events/event-log.ts"
 import {
   closeDependency,
+  completedDependencies,
   findUpstream,
   insertDependency,
   openDependents,
+  renewDependency,
   restartQueueTime,
   upstreamBySeq,
   waitsForJobs,
@@ -41,11 +43,12 @@ export async function requireUpstreams(
     else unknown.push(id)
   }
   if (unknown.length === 0) return found
-  const named = unknown.slice(0, MOST_NAMED).join(", ") + (unknown.length > MOST_NAMED ? ", …" : "")
-  const problem = `names ${named}: there is no such job of this account`
+  const problem = `names ${namesOf(unknown)}: there is no such job of this account`
   throw invalidRequest([{ path: "depends_on", problem }], "Name jobs of this account by their ids, then submit again.")
 }
 
+const namesOf = (ids: readonly JobId[]): string =>
+  ids.slice(0, MOST_NAMED).join(", ") + (ids.length > MOST_NAMED ? ", …" : "")
 const MOST_NAMED = 10
 
 /**
@@ -69,6 +72,44 @@ export async function dependOn(
 }
 
 const NOTHING_RUNS: Pick<EndEarlyParts, "runningMs"> = { runningMs: () => null }
+
+/**
+ * Lets a job that runs again wait anew for those of these that have not ended (G-001); gives them. Refuses with 409 where one
+ * ended without completing, or is gone and never completed for this job: it could never run.
+ */
+export async function dependAgain(tx: Tx, job: number, ids: readonly JobId[], expiredUpto: Instant): Promise<JobId[]> {
+  const waitsFor: JobId[] = []
+  const missing: JobId[] = []
+  const found = new Set<number>()
+  for (const id of new Set(ids)) {
+    const upstream = await findUpstream(tx, id, expiredUpto)
+    if (!upstream) {
+      missing.push(id)
+      continue
+    }
+    const ended = isEnded(upstream.status) ? upstream.status : null
+    if (ended !== null && ended !== "completed") {
+      throw notAgain(
+        `${id}, which ended ${ended}`,
+        "Retry that job first, then this one: it waits until that has completed.",
+      )
+    }
+    if (ended === null) waitsFor.push(id)
+    found.add(upstream.seq)
+    await renewDependency(tx, job, upstream.seq, ended)
+  }
+  if (missing.length > 0) {
+    const completed = (await completedDependencies(tx, job)).filter((seq) => !found.has(seq))
+    if (completed.length < missing.length) {
+      throw notAgain(`${namesOf(missing)}: gone, and not all had completed`, "Submit it again without those.")
+    }
+  }
+  return waitsFor
+}
+
+function notAgain(what: string, recommendedAction: string): ComputalotError {
+  return new ComputalotError("conflict", `the job cannot be retried: it depends on ${what}`, { recommendedAction })
+}
 
 export interface SettledDependents {
   /** They wait for no other job any more: machines may take them. */

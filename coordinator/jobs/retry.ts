@@ -20,6 +20,7 @@ import { jobBySeq, jobHeadById, jobHeadBySeq, type JobHead, type JobRow } from "
 import { findRevision } from "../store/projects.ts"
 import { openRound, selectedTasks, type RetrySelection, type SelectedCounts } from "../store/retries.ts"
 import type { Store, Tx } from "../store/store.ts"
+import { dependAgain } from "./dependencies.ts"
 import type { JobBilling } from "./job-facts.ts"
 import { isEnded, nextJobState } from "./job-state.ts"
 import { putBackSlice, SLICE_TASKS } from "./retry-slices.ts"
@@ -30,6 +31,7 @@ export interface RetryParts {
   clock: Clock
   random: Random
   quoteTtlMs: number
+  jobRetentionMs: number
   /** Resolves once nothing of the job's end is being worked on any more: its rows swept, its results merged. */
   settled: (seq: number) => Promise<void>
   /** Puts back the tasks that are not put back yet and makes the job grantable, after the answer. */
@@ -56,9 +58,10 @@ export interface RetriedJob {
 
 /**
  * Runs tasks of a job that has ended again, inside the same job: one write opens its next round with a hold of its own, or
- * nothing (rulings, Retry of a finished job). Refuses: `not_found`; a job that has not ended, or whose code is gone (409); a
- * selection that names no task (422); an account that is short (402, with a stored quote). The tasks of a large selection are
- * put back afterwards, slice by slice; the earlier results stay readable until the new attempts end.
+ * nothing (rulings, Retry of a finished job). Refuses: `not_found`; a job that has not ended, whose code is gone, or that
+ * depends on one which did not complete (409); a selection that names no task (422); an account that is short (402, with a
+ * stored quote). The tasks of a large selection are put back afterwards, slice by slice; the earlier results stay readable
+ * until the new attempts end. It waits for those it depends on as it did at first.
  */
 export async function retryJob(parts: RetryParts, request: RetryRequest): Promise<RetriedJob> {
   const { store } = parts
@@ -84,6 +87,8 @@ export async function retryJob(parts: RetryParts, request: RetryRequest): Promis
     if (!now || now.round !== head.round || nextJobState(now.status, "retried") === null) return CHANGED
     const revision = await findRevision(tx, revisionId(now.revision))
     if (!revision || revision.build === "cancelled") return { kind: "no_code" } as const
+    const { dependsOn = [] } = JSON.parse(now.submission) as Submission
+    const blockedBy = await dependAgain(tx, now.seq, dependsOn, at - parts.jobRetentionMs)
     const balance = await readBalance(tx, now.account, at)
     const placed = await placeHold(tx, { id: ids.hold, account: now.account, job: now.id, round, amount, at })
     if (!placed.placed) {
@@ -105,7 +110,14 @@ export async function retryJob(parts: RetryParts, request: RetryRequest): Promis
       job: now.seq,
       type: "job.retried",
       message: `${selected} of ${now.taskCount} ${now.taskCount === 1 ? "task runs" : "tasks run"} again`,
-      data: { from: now.status, to: "queued", round, filter: selection.filter, tasks: selected },
+      data: {
+        from: now.status,
+        to: "queued",
+        round,
+        filter: selection.filter,
+        tasks: selected,
+        ...(blockedBy.length > 0 && { blocked_by: blockedBy }),
+      },
       at,
     })
     if (isOneSlice(selected, now)) await putBackAll(tx, now.seq, at)

@@ -39,6 +39,31 @@ export async function insertDependency(
   await tx.run("INSERT INTO job_dependencies (job, upstream, ended) VALUES (?, ?, ?)", job, upstream, ended)
 }
 
+/** The same for a job that runs again: what its row said of an earlier round is said anew. */
+export async function renewDependency(
+  tx: Tx,
+  job: number,
+  upstream: number,
+  ended: TerminalJobStatus | null,
+): Promise<void> {
+  await tx.run(
+    `INSERT INTO job_dependencies (job, upstream, ended) VALUES (?, ?, ?)
+     ON CONFLICT (job, upstream) DO UPDATE SET ended = excluded.ended`,
+    job,
+    upstream,
+    ended,
+  )
+}
+
+/** The jobs, by seq, that had completed when this one was last told of them; they may be gone by now. */
+export async function completedDependencies(view: View, job: number): Promise<number[]> {
+  const rows = await view.all<{ upstream: number }>(
+    "SELECT upstream FROM job_dependencies WHERE job = ? AND ended = 'completed'",
+    job,
+  )
+  return rows.map(({ upstream }) => upstream)
+}
+
 /** What the job still waits for, oldest first. */
 export async function openDependencies(view: View, job: number): Promise<Omit<Upstream, "account">[]> {
   const rows = await view.all<{ seq: number; id: string; status: StoredJobStatus }>(

@@ -210,7 +210,15 @@ export async function startJobRig(
         request,
       ),
     async retry(request) {
-      const parts = { store, clock, random: systemRandom, quoteTtlMs: 1000, settled: async () => {}, again: () => {} }
+      const parts = {
+        store,
+        clock,
+        random: systemRandom,
+        quoteTtlMs: 1000,
+        jobRetentionMs,
+        settled: async () => {},
+        again: () => {},
+      }
       const retried = await retryJob(parts, request)
       watch.changed([retried.job.seq])
       return retried

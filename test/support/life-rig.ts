@@ -5,6 +5,7 @@ import { identityFromSeed } from "../../protocol/mesh/identity.ts"
 import { createObjectContent } from "../../coordinator/artifacts/object-content.ts"
 import { createBackground, type Background } from "../../coordinator/jobs/background.ts"
 import { createKnownJobs, type KnownJobs } from "../../coordinator/jobs/job-facts.ts"
+import { retryJob, type RetryRequest } from "../../coordinator/jobs/retry.ts"
 import { createJobLife, type JobLife } from "../../coordinator/scheduler/job-life.ts"
 import { createPace } from "../../coordinator/scheduler/pace.ts"
 import { createReadyQueue, type ReadyQueue } from "../../coordinator/scheduler/ready-queue.ts"
@@ -19,6 +20,8 @@ export interface LifeRig extends AsyncDisposable {
   readonly queue: ReadyQueue
   /** Submits, writes the tasks and makes the job grantable. */
   taken(account: AccountId, body?: object): Promise<JobRow>
+  /** As POST /jobs/:id/retry does it. */
+  retried(request: RetryRequest): Promise<JobRow>
   /** What a process knew of jobs is gone, and what it was doing; `between` happens before the next one goes on from the rows. */
   restart(between?: () => void): Promise<void>
 }
@@ -41,6 +44,12 @@ export async function startLifeRig(options: Parameters<typeof startJobRig>[0] = 
       const job = await rig.queued(account, body)
       await now.life.takeUp(job.seq)
       return job
+    },
+    async retried(request) {
+      const { store, clock, jobRetentionMs } = rig
+      const { life } = now
+      const parts = { store, clock, random: systemRandom, quoteTtlMs: 1_000, jobRetentionMs }
+      return (await retryJob({ ...parts, settled: life.settled, again: life.again }, request)).job
     },
     async restart(between = () => {}) {
       await now.background[Symbol.asyncDispose]()

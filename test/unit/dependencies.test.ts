@@ -330,6 +330,77 @@ describe("a dependency that does not complete", () => {
   })
 })
 
+describe("a retry", () => {
+  const again = (job: Job): Promise<JobRow> => rig.retried({ id: job.id, account, filter: "indexes", indexes: [0] })
+  const isWhole = (job: Job): Promise<void> =>
+    expect.poll(async () => (await rig.row(job)).outcome, POLL).not.toBe(null)
+
+  test("G-001, rulings Retry: a job that was cancelled while it waited waits again, and starts when all completed", async () => {
+    const [first, second] = [await submit(), await submit()]
+    const next = await submit(after(first, second))
+    await end(first, "completed")
+    await rig.life.cancel(next.id, account, "changed my mind")
+    const retried = await again(next)
+    expect(retried).toMatchObject({ status: "queued", round: 2 })
+    expect(await blockers(next)).toEqual([second.id])
+    expect((await jobEventsOf(next)).at(-1)).toEqual(["job.retried", [second.id]])
+    // It is known only when it is released, and the rows would refuse it.
+    await rig.life.settled(next.seq)
+    await rig.life.takeUp(next.seq)
+    expect(rig.queue.waiting(next.seq)).toBe(0)
+    expect(await rig.grant(await rig.row(next), 1)).toEqual([])
+    await rig.restart()
+    await end(second, "completed")
+    await end(next, "completed")
+    expect((await rig.row(next)).startedAt).toBeGreaterThanOrEqual((await rig.row(second)).completedAt ?? Number.NaN)
+  })
+
+  test("G-001, G-003: it is refused while one that it depends on has ended without completing; that is retried first", async () => {
+    const first = await submit()
+    const next = await submit({ ...after(first), ...items(2) })
+    await end(first, "failed")
+    await hasEnded(next, "cancelled")
+    await isWhole(next)
+    const before = await rig.row(next)
+    await expect(again(next)).rejects.toMatchObject({ status: 409, message: expect.stringContaining(first.id) })
+    expect(await rig.row(next)).toEqual(before)
+    await again(first)
+    await again(next)
+    expect(await blockers(next)).toEqual([first.id])
+    await end(first, "completed")
+    await isOffered(next)
+    const [claim] = await rig.grant(await rig.row(next), 1)
+    const { finishing } = await rig.reportOutcome(claim ?? claimNumber(0))
+    rig.life.finish(finishing)
+    await hasEnded(next, "partial")
+    expect(await rig.store.read((view) => openDependents(view, first.seq, 1))).toEqual([])
+  })
+
+  test("G-003: one that waits again is cancelled again with what it waits for", async () => {
+    const first = await submit()
+    const next = await submit(after(first))
+    await rig.life.cancel(next.id, account, "changed my mind")
+    await again(next)
+    await end(first, "failed")
+    await hasEnded(next, "cancelled")
+    expect((await rig.row(next)).error).toBe(`dependency ${first.id} ended failed`)
+  })
+
+  test("RS-014: what completed for it and is gone since is not asked for again; what never did is", async () => {
+    const [first, second] = [await submit(), await submit()]
+    const [next, other] = [await submit(after(first)), await submit(after(first, second))]
+    await end(first, "completed")
+    await end(second, "failed")
+    await end(next, "failed")
+    await hasEnded(other, "cancelled")
+    await isWhole(other)
+    await rig.store.write((tx) => tx.run("UPDATE jobs SET completed_at = 0 WHERE seq IN (?, ?)", first.seq, second.seq))
+    await expect(again(other)).rejects.toMatchObject({ status: 409, message: expect.stringContaining(second.id) })
+    await again(next)
+    await isOffered(next)
+  })
+})
+
 describe("many", () => {
   test("a thousand dependents of one job are released, and a thousand cancelled, in slices", async () => {
     const [first, second] = [await submit(), await submit()]
