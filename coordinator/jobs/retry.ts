@@ -16,6 +16,7 @@ import { readBalance } from "../billing/ledger.ts"
 import { quoteShortfall, type Quote } from "../billing/quotes.ts"
 import { insufficientFunds, type Shortfall } from "../billing/shortfall.ts"
 import { appendEvent } from "../events/event-log.ts"
+import { activeDependent } from "../store/dependencies.ts"
 import { jobBySeq, jobHeadById, jobHeadBySeq, type JobHead, type JobRow } from "../store/jobs.ts"
 import { findRevision } from "../store/projects.ts"
 import { openRound, selectedTasks, type RetrySelection, type SelectedCounts } from "../store/retries.ts"
@@ -58,8 +59,8 @@ export interface RetriedJob {
 
 /**
  * Runs tasks of a job that has ended again, inside the same job: one write opens its next round with a hold of its own, or
- * nothing (rulings, Retry of a finished job). Refuses: `not_found`; a job that has not ended, whose code is gone, or that
- * depends on one which did not complete (409); a selection that names no task (422); an account that is short (402, with a
+ * nothing (rulings, Retry of a finished job). Refuses: `not_found`; a job that has not ended, whose code is gone, that depends
+ * on one which did not complete, or on which one depends that has not ended and counts on what it came to (409); a selection that names no task (422); an account that is short (402, with a
  * stored quote). The tasks of a large selection are put back afterwards, slice by slice; the earlier results stay readable
  * until the new attempts end. It waits for those it depends on as it did at first.
  */
@@ -87,6 +88,8 @@ export async function retryJob(parts: RetryParts, request: RetryRequest): Promis
     if (!now || now.round !== head.round || nextJobState(now.status, "retried") === null) return CHANGED
     const revision = await findRevision(tx, revisionId(now.revision))
     if (!revision || revision.build === "cancelled") return { kind: "no_code" } as const
+    const dependent = await activeDependent(tx, now.seq)
+    if (dependent !== null) throw stillNeeded(now, dependent)
     const { dependsOn = [] } = JSON.parse(now.submission) as Submission
     const blockedBy = await dependAgain(tx, now.seq, dependsOn, at - parts.jobRetentionMs)
     const balance = await readBalance(tx, now.account, at)
@@ -216,6 +219,13 @@ function stillEnding({ status }: JobHead): ComputalotError {
     recommendedAction: "Send the same request again in a moment.",
     details: { status },
     headers: { "retry-after": "1" },
+  })
+}
+
+function stillNeeded({ status }: JobHead, dependent: JobId): ComputalotError {
+  return new ComputalotError("conflict", `the job cannot be retried: ${dependent} depends on it and has not ended`, {
+    recommendedAction: "Wait until the jobs that depend on it have ended, or cancel them; then send this again.",
+    details: { status, dependent },
   })
 }
 

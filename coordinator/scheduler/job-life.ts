@@ -84,7 +84,7 @@ export interface JobLifeParts extends EndEarlyParts {
 }
 
 /** What works on the end of a job, by the names below. */
-const ENDING_ACTS = ["fail", "budget", "strict", "end", "sweep", "finish"]
+const ENDING_ACTS = ["fail", "budget", "strict", "end", "sweep", "finish", "dependents of"]
 /** A client that waits for more than this is told to come again. */
 const LONGEST_END_MS = 10_000
 const REASON_DEFAULT = "cancelled by its owner"

@@ -92,6 +92,20 @@ export async function openDependents(view: View, upstream: number, limit: number
   return rows.map(({ job }) => job)
 }
 
+/**
+ * A job that names this one in depends_on and has not ended, whether it waits or runs; null when there is none. By the index
+ * of jobs without an outcome, to which all of those belong: the rows of many that have ended would have to be read.
+ */
+export async function activeDependent(view: View, upstream: number): Promise<JobId | null> {
+  const row = await view.get<{ id: string }>(
+    `SELECT jobs.id FROM job_dependencies
+     JOIN jobs INDEXED BY jobs_without_outcome ON jobs.seq = job_dependencies.job AND jobs.outcome IS NULL
+     WHERE job_dependencies.upstream = ? AND jobs.status IN ('planning', 'queued', 'running', 'finishing') LIMIT 1`,
+    upstream,
+  )
+  return row ? jobId(row.id) : null
+}
+
 /** The job waits for that one no longer. False when it was told before. */
 export async function closeDependency(
   tx: Tx,

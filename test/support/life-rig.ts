@@ -49,7 +49,9 @@ export async function startLifeRig(options: Parameters<typeof startJobRig>[0] = 
       const { store, clock, jobRetentionMs } = rig
       const { life } = now
       const parts = { store, clock, random: systemRandom, quoteTtlMs: 1_000, jobRetentionMs }
-      return (await retryJob({ ...parts, settled: life.settled, again: life.again }, request)).job
+      return (
+        await retryJob({ ...parts, settled: (seq) => life.settled(seq), again: (job) => life.again(job) }, request)
+      ).job
     },
     async restart(between = () => {}) {
       await now.background[Symbol.asyncDispose]()

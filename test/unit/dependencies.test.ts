@@ -386,6 +386,38 @@ describe("a retry", () => {
     expect((await rig.row(next)).error).toBe(`dependency ${first.id} ended failed`)
   })
 
+  test("G-001, rulings Retry: a job is not opened again while one that depends on it counts on what it came to", async () => {
+    const first = await submit()
+    const next = await submit(after(first))
+    const running = await submit(after(first))
+    for (const claim of await started(first)) await rig.report(claim)
+    // It has ended, and nobody was told yet.
+    await rig.finish(first)
+    expect(await statusOf(first)).toBe("completed")
+    const whole = await rig.row(first)
+    const refused = { status: 409, details: { status: "completed", dependent: next.id } }
+    await expect(again(first)).rejects.toMatchObject(refused)
+    await rig.restart()
+    await isOffered(next)
+    await started(running)
+    await expect(again(first)).rejects.toMatchObject(refused)
+    expect(await rig.row(first)).toEqual(whole)
+    await end(next, "completed")
+    await expect(again(first)).rejects.toMatchObject({ details: { dependent: running.id } })
+    await rig.life.cancel(running.id, account, "no longer needed")
+    expect(await again(first)).toMatchObject({ status: "queued", round: 2 })
+    await end(first, "failed")
+    expect(await statusOf(next)).toBe("completed")
+  })
+
+  test("G-003, rulings Retry: it waits until those that its end cancels are cancelled, and revives none of them", async () => {
+    const first = await submit()
+    const waiting = await Promise.all(Array.from({ length: 300 }, () => submit(after(first))))
+    await end(first, "failed")
+    expect(await again(first)).toMatchObject({ status: "queued", round: 2 })
+    for (const next of waiting) expect(await statusOf(next)).toBe("cancelled")
+  })
+
   test("RS-014: what completed for it and is gone since is not asked for again; what never did is", async () => {
     const [first, second] = [await submit(), await submit()]
     const [next, other] = [await submit(after(first)), await submit(after(first, second))]

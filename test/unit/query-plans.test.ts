@@ -3,11 +3,12 @@ import { expect, test } from "vitest"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { systemRandom } from "../../protocol/base/random.ts"
 import { TERMINAL_JOB_STATUSES } from "../../protocol/domain/statuses.ts"
-import { artifactId, claimNumber } from "../../protocol/domain/ids.ts"
+import { artifactId, claimNumber, type JobId } from "../../protocol/domain/ids.ts"
 import { listHolds } from "../../coordinator/billing/holds.ts"
 import { listLedger, readBalance } from "../../coordinator/billing/ledger.ts"
 import { cancelQueued } from "../../coordinator/jobs/cancel-queued.ts"
 import { storeCheckpoint, sweepCheckpoints } from "../../coordinator/jobs/checkpoints.ts"
+import { sweepTasks } from "../../coordinator/jobs/end-early.ts"
 import { settleDependents } from "../../coordinator/jobs/dependencies.ts"
 import { jobFacts } from "../../coordinator/jobs/job-facts.ts"
 import { outcomeValue } from "../../coordinator/jobs/outcome-value.ts"
@@ -131,8 +132,17 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   const ending = { ...rig, runningMs: () => null }
   expect(await settleDependents(ending, completing.seq)).toMatchObject({ released: [waiting.seq] })
   await rig.cancel(failing)
+  const retried = (id: JobId) => rig.retry({ id, account, filter: "indexes", indexes: [0] })
+  await expect(retried(failing.id)).rejects.toMatchObject({ status: 409 })
   const { cancelled: dependents } = await settleDependents(ending, failing.seq)
-  for (const { job: one } of dependents) await rig.finish(await rig.row(one))
+  for (const { job: one } of dependents) {
+    await sweepTasks(rig, one.seq, new AbortController().signal)
+    await rig.finish(await rig.row(one))
+    await expect(retried(one.id)).rejects.toMatchObject({ status: 409 })
+    await retried(failing.id)
+    await retried(one.id)
+    await rig.cancel(one)
+  }
   expect(dependents).toHaveLength(1)
   for (const tag of ["b", null]) {
     // Of the project p a retried job is queued.
