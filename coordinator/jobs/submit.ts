@@ -2,13 +2,14 @@ import { setImmediate as turn } from "node:timers/promises"
 import type { Clock, Instant } from "../../protocol/base/clock.ts"
 import type { Random } from "../../protocol/base/random.ts"
 import type { SubmissionWarning } from "../../protocol/api/jobs.ts"
-import { invalidField } from "../../protocol/domain/errors.ts"
+import { ComputalotError, invalidField } from "../../protocol/domain/errors.ts"
 import type { Capacity, Requirements } from "../../protocol/domain/requirements.ts"
 import {
   newHoldId,
   newJobId,
   newQuoteId,
   type AccountId,
+  type JobId,
   type QuoteId,
   type UserId,
 } from "../../protocol/domain/ids.ts"
@@ -31,6 +32,7 @@ import { expandSlice, isOneSlice, writeTasks } from "./expand.ts"
 import { checkInputs } from "./inputs.ts"
 import { jobFacts, type JobBilling, type JobFacts } from "./job-facts.ts"
 import { firstOversizedTask, payloadTooLarge, planTasks, type Plan } from "./plan/plan.ts"
+import { isEnded } from "./job-state.ts"
 import { parseSubmission } from "./submission/parse-submission.ts"
 import { maxCost, type Submission } from "./submission/submission.ts"
 
@@ -87,7 +89,7 @@ export interface SubmittedJob {
 /**
  * Takes a job in: one write makes the job and its hold, or neither (B-015). Refuses with what is wrong by field (422), with
  * `not_found` or `no_revision` for its project (GAP-21), with `not_found` for an artifact that its tasks are to be given, with
- * `no_capacity` when what it wants guaranteed is not free (409), and with a stored quote when the account is short (402); nothing
+ * `no_capacity` when what it wants guaranteed is not free or `conflict` when it would wait for other jobs first (409), and with a stored quote when the account is short (402); nothing
  * is created then, so the same request may be sent again. The tasks of a large job are written afterwards, slice by slice.
  */
 export async function submitJob(parts: SubmitParts, request: SubmitRequest): Promise<SubmittedJob> {
@@ -130,6 +132,8 @@ export async function admitJob(
   const outcome = await parts.store.write(async (tx) => {
     const { project, revision } = await requireActiveRevision(tx, request.account, submission.project)
     const dependencies = await requireUpstreams(tx, request.account, submission.dependsOn ?? [], expiredUpto)
+    const pending = dependencies.find(({ status }) => !isEnded(status))
+    if (reserved && pending) throw guaranteedTooEarly(pending.id)
     const available = await readAvailable(tx, request.account)
     const placed = await placeHold(tx, {
       id: ids.hold,
@@ -219,6 +223,16 @@ function reservationFrom({ reservation }: Submission, at: Instant): Omit<Reserva
   if (reservation.mode !== "guaranteed") return null
   const { parallelism, guaranteedForSeconds } = reservation
   return { parallelism, admittedAt: at, expiresAt: at + guaranteedForSeconds * 1000 }
+}
+
+/** Seats that stand idle until another job has ended may be the very room which that one waits for. */
+function guaranteedTooEarly(upstream: JobId): ComputalotError {
+  return new ComputalotError("conflict", `nothing can be guaranteed to a job that waits: ${upstream} has not ended`, {
+    recommendedAction:
+      "Nothing was created. Send it again when all that it depends on completed, or leave reservation out: a best_effort job " +
+      "waits for both.",
+    details: { depends_on: upstream },
+  })
 }
 
 const short = (shortfall: Shortfall, quote: Quote) => ({ kind: "short", shortfall, quote }) as const

@@ -8,6 +8,7 @@ import { closeDependency, insertDependency, openDependents } from "../../coordin
 import { jobEvents } from "../../coordinator/store/events.ts"
 import { findHold } from "../../coordinator/store/holds.ts"
 import { countActiveJobs, type JobRow } from "../../coordinator/store/jobs.ts"
+import { openReservations } from "../../coordinator/store/reservations.ts"
 import { fundedAccount } from "../support/accounts.ts"
 import { crashingStore, type Crashes } from "../support/crashing-store.ts"
 import { failedItem, LEAST_JOB, type JobRig } from "../support/job-rig.ts"
@@ -230,6 +231,23 @@ describe("refusals", () => {
     }
     expect(await listHolds(rig.store, account, { status: null, limit: 50, offset: 0 })).toEqual(before)
     await submit(after(own))
+  })
+
+  test("V-002: nothing is guaranteed to a job that would wait for others, and nothing is created", async () => {
+    const [done, waiting] = [await submit(), await submit()]
+    await end(done, "completed")
+    const reservation = { mode: "guaranteed", parallelism: 1 }
+    const before = await listHolds(rig.store, account, { status: null, limit: 50, offset: 0 })
+    await expect(submit({ ...after(done, waiting), reservation })).rejects.toMatchObject({
+      status: 409,
+      details: { depends_on: waiting.id },
+    })
+    expect(await listHolds(rig.store, account, { status: null, limit: 50, offset: 0 })).toEqual(before)
+    expect(await rig.store.read(openReservations)).toEqual([])
+    await isOffered(await submit({ ...after(done), reservation }))
+    await end(waiting, "completed")
+    await isOffered(await submit({ ...after(done, waiting), reservation }))
+    expect(await rig.store.read(openReservations)).toHaveLength(2)
   })
 
   test("G-004: no cycle can be made: a job names only what was there before it", async () => {
