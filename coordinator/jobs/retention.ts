@@ -24,15 +24,18 @@ export interface RetentionParts {
 /** A job that ended at or before this moment is gone for whoever asks, whether its rows are still there or not. */
 export const expiredUpto = ({ clock, jobRetentionMs }: RetentionParts): Instant => clock.now() - jobRetentionMs
 
+/** Who began to read a job or to open it again before it expired comes to an end before its rows go, one after another. */
+const roomMs = ({ jobRetentionMs }: RetentionParts): number => Math.min(60_000, jobRetentionMs)
+
 /**
- * Removes what expired jobs left, in slices, and frees the bytes of their results. Money stays: holds, charges and entries
+ * Removes what expired jobs left, in slices, and frees the bytes of their results; from a minute after they expired. Money stays: holds, charges and entries
  * name their job for ever. An interrupted run is gone on with by the next one. Gives how many jobs went.
  */
 export async function sweepExpiredJobs(
   parts: RetentionParts & { store: Store; files: ObjectFiles },
   signal: AbortSignal,
 ): Promise<number> {
-  const upto = expiredUpto(parts)
+  const upto = expiredUpto(parts) - roomMs(parts)
   if ((await parts.store.read((view) => expiredJobs(view, upto, 1))).length === 0) return 0
   let gone = 0
   for (;;) {

@@ -83,15 +83,18 @@ export async function retryJob(parts: RetryParts, request: RetryRequest): Promis
   const at = parts.clock.now()
   const ids = { hold: newHoldId(parts.random), quote: newQuoteId(parts.random) }
   const round = head.round + 1
+  const expiredUpto = at - parts.jobRetentionMs
   const outcome = await store.write(async (tx) => {
     const now = await jobHeadBySeq(tx, head.seq)
+    // The sweep may have begun with what it left: there is nothing whole to be run again.
+    if (now?.completedAt != null && now.completedAt <= expiredUpto) return GONE
     if (!now || now.round !== head.round || nextJobState(now.status, "retried") === null) return CHANGED
     const revision = await findRevision(tx, revisionId(now.revision))
     if (!revision || revision.build === "cancelled") return { kind: "no_code" } as const
     const dependent = await activeDependent(tx, now.seq)
     if (dependent !== null) throw stillNeeded(now, dependent)
     const { dependsOn = [] } = JSON.parse(now.submission) as Submission
-    const blockedBy = await dependAgain(tx, now.seq, dependsOn, at - parts.jobRetentionMs)
+    const blockedBy = await dependAgain(tx, now.seq, dependsOn, expiredUpto)
     const balance = await readBalance(tx, now.account, at)
     const placed = await placeHold(tx, { id: ids.hold, account: now.account, job: now.id, round, amount, at })
     if (!placed.placed) {
@@ -131,6 +134,8 @@ export async function retryJob(parts: RetryParts, request: RetryRequest): Promis
     return { kind: "retried", retried } as const
   })
   switch (outcome.kind) {
+    case "gone":
+      throw notFound(`the job ${request.id}`)
     case "changed":
       throw notEnded("it was retried a moment ago", "queued")
     case "no_code":
@@ -143,6 +148,7 @@ export async function retryJob(parts: RetryParts, request: RetryRequest): Promis
   }
 }
 
+const GONE = { kind: "gone" } as const
 const CHANGED = { kind: "changed" } as const
 const short = (shortfall: Shortfall, quote: Quote) => ({ kind: "short", shortfall, quote }) as const
 

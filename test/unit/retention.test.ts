@@ -11,6 +11,7 @@ import { storeCheckpoint } from "../../coordinator/jobs/checkpoints.ts"
 import { jobFacts } from "../../coordinator/jobs/job-facts.ts"
 import { countGroups, findJobs } from "../../coordinator/jobs/read/list.ts"
 import { readJob } from "../../coordinator/jobs/read/read-job.ts"
+import { retryJob } from "../../coordinator/jobs/retry.ts"
 import { sweepExpiredJobs } from "../../coordinator/jobs/retention.ts"
 import { stageBlob } from "../../coordinator/store/blobs.ts"
 import type { JobRow } from "../../coordinator/store/jobs.ts"
@@ -110,13 +111,43 @@ test("RS-014, L-008: a job is there until the moment it expires, and from then o
   }
   expect((await listed()).total).toBe(1)
   expect(await countGroups(rig, filter(), "status")).toEqual([{ key: "queued", count: 1, statuses: { queued: 1 } }])
+  // What was begun with it just before comes to its end.
+  rig.pass(50_000)
+  expect(await sweep()).toBe(0)
   expect(Object.keys(await rowsOf(job))).toContain("jobs")
+  rig.pass(10_000)
   expect(await sweep()).toBe(1)
   expect(await rowsOf(job)).toEqual({})
   // One that waits has not ended, however old it is.
   rig.pass(1_000 * DAY)
   expect(await sweep()).toBe(0)
   expect((await readJob(rig, waits.id, account)).head.status).toBe("queued")
+})
+
+test("L-008, rulings Retry: a job that expires while its retry is under way is gone, however much the sweep has left", async () => {
+  const job = await rig.queued(account, { fan_out: { chunks: 1_400, total: 1_400 } })
+  await rig.cancel(job)
+  const again = { id: job.id, account, filter: "indexes" as const, indexes: [0, 1_399] }
+  const retried = retryJob(
+    {
+      ...rig,
+      random: systemRandom,
+      quoteTtlMs: 1_000,
+      again: () => {},
+      async settled() {
+        rig.pass(31 * DAY)
+        stopAt = writes + 1
+        await expect(sweep(stop.signal)).rejects.toThrow("stopped")
+      },
+    },
+    again,
+  )
+  await expect(retried).rejects.toMatchObject({ code: "not_found" })
+  const tasks = Number((await rowsOf(job))["tasks"])
+  expect([tasks > 0, tasks < 1_400]).toEqual([true, true])
+  expect(await listHolds(rig.store, account, { status: "active", limit: 50, offset: 0 })).toEqual([])
+  expect(await sweep()).toBe(1)
+  expect(await rowsOf(job)).toEqual({})
 })
 
 test("L-008: what a job cost outlives it, and the sums still agree", async () => {
