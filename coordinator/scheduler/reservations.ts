@@ -176,7 +176,7 @@ export function createReservations(parts: ReservationsParts): Reservations {
       const running = runningOn(one, granting)
       idle.set(one, Math.max(0, one.parallelism - running.length))
       if (one.dedicated) keepNodes(one, running, byId)
-      else for (const node of running) quiet.add(node)
+      if (one.parallelism > 0) for (const node of running) quiet.add(node)
     }
     for (const one of standings) keepSeats(one, idle.get(one) ?? 0, byId)
     for (const one of standings) {
@@ -185,7 +185,7 @@ export function createReservations(parts: ReservationsParts): Reservations {
     }
     closeForOwed(nodes)
     closeForDedicated(nodes, byId)
-    for (const { seats, dedicated } of standings) if (!dedicated) for (const { node } of seats) quiet.add(node)
+    for (const { seats } of standings) for (const { node } of seats) quiet.add(node)
     return { seats: [...standings].flatMap(seatsOf), closing: closingNodes(), quiet }
   }
 

@@ -69,6 +69,12 @@ function check(world: Reserving): void {
   const placed = [...world.attempts.values()].filter(({ claim }) => !before.has(claim))
   expect(placed).toHaveLength(round.places.length)
 
+  // Nothing is handed ahead where a seat is, dedicated or not: the agent would start it there.
+  for (const { node } of reserved.seats) expect(reserved.quiet).toContain(node)
+  for (const [id, { job, node }] of world.attempts) {
+    if (before.has(id) && world.reservations.isGuaranteed(job)) expect(reserved.quiet).toContain(node)
+  }
+
   // Where everything stands after the placing: idle seats beside all that runs, never more than there is.
   const after = world.nodes()
   const { seats } = world.reservations.look(after)
@@ -80,7 +86,7 @@ function check(world: Reserving): void {
     expect(used.cpu + (idle.get(id) ?? 0), id).toBeLessThanOrEqual(capacity.cpu)
   }
 
-  for (const [seq, { guaranteed, dedicated }] of world.jobs) {
+  for (const [seq, { guaranteed }] of world.jobs) {
     if (!world.reservations.isGuaranteed(seq)) continue
     const running = [...world.attempts.values()].filter(({ job }) => job === seq).length
     const its = seats.filter(({ job }) => job === seq).length
@@ -89,7 +95,7 @@ function check(world: Reserving): void {
     if (!owed) expect(its).toBe(Math.max(0, guaranteed - running))
     else expect(its).toBeLessThan(guaranteed - running)
     // No task of its own waits beside an idle seat.
-    if (its > 0 && !dedicated) expect(world.queue.waiting(seq)).toBe(0)
+    if (its > 0) expect(world.queue.waiting(seq)).toBe(0)
   }
 
   // Dedicated work never has a stranger beside it that was placed later, nor is it placed beside one.

@@ -67,6 +67,26 @@ test("nothing is handed ahead on a node with a reserved slot: the agent would st
   expect(world.look().reserved.quiet).toEqual(reserved.quiet)
 })
 
+test("V-006, SC-006: nor is it on a dedicated node with a reserved slot, by another job of the project", () => {
+  const world = createReserving()
+  world.machines.set("m", 2)
+  expect(world.reserve({ seq: 1, account: 1, tasks: 1, parallelism: 2, dedicated: true })).toBe(true)
+  // One runs and one is idle; then both run.
+  for (let tasks = 1; tasks <= 2; tasks++) {
+    expect(world.look().reserved.quiet).toEqual(new Set(["m"]))
+    world.queue.add(1, 1)
+  }
+  const other = world.put({ seq: 2, account: 1, tasks: 5 })
+  expect(world.reservations.mayUse(other, "m")).toBe(true)
+  expect(world.look().round.places).toEqual([])
+  // A node without seats is shared with the project as any other.
+  const lone = createReserving()
+  lone.machines.set("m", 2)
+  lone.put({ seq: 1, account: 1, tasks: 1, dedicated: true })
+  lone.look()
+  expect(lone.look().reserved.quiet).toEqual(new Set())
+})
+
 test("V-006: a slot whose node is gone moves to the next room, before anybody else", () => {
   const world = createReserving()
   world.machines.set("m0", 1)
