@@ -421,6 +421,8 @@ export function createReservations(parts: ReservationsParts): Reservations {
       }
     },
     over(job) {
+      // Or the job's retry would have it, whose reservation ended with the job.
+      promised.delete(job)
       const one = byJob.get(job)
       if (one) end(one)
       return one !== undefined

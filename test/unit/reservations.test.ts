@@ -139,6 +139,19 @@ test("V-002: what an earlier start promised is kept, what has expired is not", (
   expect(world.look().reserved.seats.map(({ job }) => job)).toEqual([1])
 })
 
+test("V-007: a promise of an earlier start ends with its job, also one that nothing more was done for; its retry has none", () => {
+  const world = createReserving()
+  world.machines.set("m", 1)
+  world.reservations.restore([{ job: 1, parallelism: 1, admittedAt: 0, endedAt: null, expiresAt: 9_000_000 }])
+  // Its results were being merged.
+  world.over(1)
+  const { seq } = world.put({ seq: 1, account: 1, tasks: 0, parallelism: 1 })
+  world.put({ seq: 2, account: 2, tasks: 1 })
+  const { round, reserved } = world.look()
+  expect([reserved.seats, world.reservations.isGuaranteed(seq)]).toEqual([[], false])
+  expect(round.places.map(({ job }) => job)).toEqual([2])
+})
+
 test("SC-006: the smallest free node that does is dedicated, and its project shares it", () => {
   const world = createReserving()
   world.machines.set("large", 8)
