@@ -22,6 +22,7 @@ import { withSharedValues } from "../jobs/inputs.ts"
 import type { Plans } from "../jobs/plans.ts"
 import type { CapacityWanted, HeldCapacity } from "../jobs/submit.ts"
 import type { Store } from "../store/store.ts"
+import { createAvoidedNodes } from "./avoided-nodes.ts"
 import { awaitedById, choosePlaces, isOverfull, type Round } from "./choose-places.ts"
 import type { TaskKey } from "../store/tasks.ts"
 import { grantTasks, type GrantedTaskRow, type GrantOutcome, type Place, type Shortage } from "./grant.ts"
@@ -94,8 +95,7 @@ const GRANTS_AT_ONCE = 128
 export function createDispatch(parts: DispatchParts): Dispatch {
   const { clock, log, members, queue } = parts
   const takeBacks = createTakeBacks(clock)
-  /** Nodes on which all that waits of a job failed a moment ago. */
-  const avoided = new Map<number, { nodes: ReadonlySet<string>; untilMs: number }>()
+  const avoided = createAvoidedNodes(clock, wake)
   /** Placed, and not in the rows yet: admission must not count on that room. */
   let granting: (Granting & Pick<Place, "gpus">)[] = []
   let awaited: ReadonlyMap<string, number> = new Map()
@@ -135,7 +135,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
           awaited,
           reserved: parts.reservations.look(nodes),
           wanted,
-          avoids: avoidedBy,
+          avoids: (job) => avoided.of(job),
           now: clock.now(),
           monotonicMs: clock.monotonicMs(),
           most: GRANTS_AT_ONCE,
@@ -262,12 +262,6 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     return found
   }
 
-  function avoidedBy(job: number): ReadonlySet<string> | undefined {
-    const its = avoided.get(job)
-    if (its && its.untilMs <= clock.monotonicMs()) avoided.delete(job)
-    return avoided.get(job)?.nodes
-  }
-
   function settle(places: readonly Place[], outcome: GrantOutcome): void {
     const nowMs = clock.monotonicMs()
     for (const row of outcome.granted) {
@@ -289,11 +283,7 @@ export function createDispatch(parts: DispatchParts): Dispatch {
     const isIts = (one: Place): boolean => one.job === job
     const nodes = new Set<string>(places.filter(isIts).map(({ node }) => node))
     for (const { node } of granted.filter(isIts)) nodes.delete(node)
-    avoided.set(job, { nodes, untilMs: clock.monotonicMs() + AVOIDED_MS })
-    clock.after(AVOIDED_MS, () => {
-      avoidedBy(job)
-      wake()
-    })
+    avoided.avoid(job, nodes)
     wake()
   }
 
@@ -515,5 +505,3 @@ const LARGEST_SPEC_BYTES = 96 * 1024
 const TASK_BYTES = 250
 const RETRY_MS = 250
 const LOOK_AGAIN_MS = 2_000
-/** How often a node that is avoided is looked at again. */
-const AVOIDED_MS = 2_000
