@@ -170,7 +170,11 @@ export function createContactWatch(parts: ContactParts): ContactWatch {
     attempt.extended = false
     attempt.died = false
     const wasGivenUp = givingUp.delete(attempt)
-    if (attempt.claimable) queue.add(attempt.job, -1)
+    if (attempt.claimable) {
+      queue.add(attempt.job, -1)
+      // It has its seat again, if its job has any: the one that stood idle for it is somebody else's room.
+      parts.wake()
+    }
     const { contactLostMs } = attempt
     if (contactLostMs === null && !attempt.claimable && !wasGivenUp) return
     attempt.claimable = false

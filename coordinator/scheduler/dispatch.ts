@@ -270,6 +270,8 @@ export function createDispatch(parts: DispatchParts): Dispatch {
       if (member && job) members.hold(member, heldAttempt(row, job, nowMs))
       parts.kept.granted(row.job)
     }
+    // Seats are due for what was not running: where a task got another place than its seat, that stands for nobody.
+    if (outcome.granted.some(({ job }) => parts.reservations.isGuaranteed(job))) wake()
     parts.spend(outcome.spent, "the task was granted to another machine")
     for (const [job, why] of outcome.short) fellShort(job, why, leftOver(job, places, outcome))
     for (const [job, why] of outcome.short) if (why === "elsewhere") avoid(job, places, outcome)

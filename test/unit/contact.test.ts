@@ -26,6 +26,7 @@ let queue: ReadyQueue
 let contact: ContactWatch
 let over: ClaimNumber[]
 let idle: ClaimNumber[]
+let wakes: number
 
 beforeEach(async () => {
   clock = createManualClock()
@@ -35,6 +36,7 @@ beforeEach(async () => {
   queue = createReadyQueue(300_000)
   over = []
   idle = []
+  wakes = 0
   contact = createContactWatch({
     store: rig.store,
     clock,
@@ -43,7 +45,7 @@ beforeEach(async () => {
     queue,
     watch: rig.watch,
     timing: { claimLifetimeMs: LIFE_MS, lostAfterMs: 5_000 },
-    wake: () => {},
+    wake: () => void (wakes += 1),
     idle: (_member, attempt) => void idle.push(attempt.claim),
     over(claims) {
       for (const claim of claims) rig.members.release(claim)
@@ -123,6 +125,20 @@ describe("running → suspect → lost contact → claimable", () => {
     expect(attempt.claimable).toBe(false)
     await clock.pass(2_000)
     expect(attempt.claimable).toBe(true)
+  })
+
+  test("V-006: back after it was given up it runs in its seat again: what stood idle for it is free at once", async () => {
+    const { job, attempt } = await running()
+    await clock.pass(6_000)
+    expect([attempt.claimable, queue.waiting(job.seq)]).toEqual([true, 1])
+    contact.heard(rig.member)
+    const before = wakes
+    contact.renew(attempt)
+    expect([attempt.claimable, queue.waiting(job.seq)]).toEqual([false, 0])
+    expect(wakes).toBe(before + 1)
+    // A heartbeat as any other changes nothing for others.
+    contact.renew(attempt)
+    expect(wakes).toBe(before + 1)
   })
 
   test("back within the wait: told once each way, no loss, and the time between is not billed", async () => {
