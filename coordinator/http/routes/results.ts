@@ -8,7 +8,7 @@ import { jobId } from "../../../protocol/domain/ids.ts"
 import { TERMINAL_JOB_STATUSES } from "../../../protocol/domain/statuses.ts"
 import type { Aggregates } from "../../jobs/read/aggregates.ts"
 import { countGroups, findJobs, type JobFilter } from "../../jobs/read/list.ts"
-import { readJob, readJobBySeq, type ReadParts } from "../../jobs/read/read-job.ts"
+import { readJob, readJobsBySeq, type ReadJob, type ReadParts } from "../../jobs/read/read-job.ts"
 import { countResults, jobResults, resultOnWire, type JobResults } from "../../jobs/read/results.ts"
 import { pageOfIndexes, pageOfResults, taskRows } from "../../jobs/read/tasks.ts"
 import { mount, type HttpApp } from "../app.ts"
@@ -70,19 +70,16 @@ const MOST_IDS = 1_000
 async function* jobRows(parts: ResultRouteParts, seqs: readonly number[], includeTasks: boolean) {
   for (const slice of slices(seqs, includeTasks ? 1 : JOBS_AT_ONCE)) {
     // Read together: each turn may wait for a write beside it.
-    const rows = await Promise.all(slice.map((seq) => jobRow(parts, seq, includeTasks)))
-    for (const row of rows) if (row) yield row
+    const jobs = await readJobsBySeq(parts.store, slice)
+    yield* await Promise.all(jobs.map((job) => jobRow(parts, job, includeTasks)))
   }
 }
 
-/** Null: the job is gone. */
 async function jobRow(
   parts: ResultRouteParts,
-  seq: number,
+  job: ReadJob,
   includeTasks: boolean,
-): Promise<(JobResults & { tasks?: unknown }) | null> {
-  const job = await readJobBySeq(parts.store, seq)
-  if (!job) return null
+): Promise<JobResults & { tasks?: unknown }> {
   const row = await jobResults(parts, job)
   if (!includeTasks) return row
   const { indexes } = await pageOfIndexes(parts, job, null, { limit: INCLUDED_TASKS, offset: 0 })

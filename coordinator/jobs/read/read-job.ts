@@ -59,8 +59,18 @@ export async function readJob(
 
 /** As `readJob`, for a job whose seq is known; null when it is gone. */
 export async function readJobBySeq(store: Store, seq: number): Promise<ReadJob | null> {
-  const found = await store.read(async (view) => withWaits(view, await jobHeadBySeq(view, seq)))
-  return found && { ...found, submission: JSON.parse(found.head.submission) as Submission }
+  const [job = null] = await readJobsBySeq(store, [seq])
+  return job
+}
+
+/** Those of these jobs that are there, in this order, as one snapshot has them. Submissions may be large: a few at once. */
+export async function readJobsBySeq(store: Store, seqs: readonly number[]): Promise<ReadJob[]> {
+  const found = await store.read(async (view) => {
+    const jobs = []
+    for (const seq of seqs) jobs.push(await withWaits(view, await jobHeadBySeq(view, seq)))
+    return jobs.filter((job) => job !== null)
+  })
+  return found.map((job) => ({ ...job, submission: JSON.parse(job.head.submission) as Submission }))
 }
 
 async function withWaits(view: View, head: JobHead | null): Promise<Omit<ReadJob, "submission"> | null> {
