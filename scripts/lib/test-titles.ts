@@ -27,7 +27,8 @@ function titleAt(source: string, from: number): string | null {
       at += member[0].length
       continue
     }
-    const open = /^\s*\(/.exec(source.slice(at, at + 60))
+    // What is said of the cases' type stands between: `test.each<[string, number]>([…])("…")`.
+    const open = /^\s*(?:<[^()]*>)?\(/.exec(source.slice(at, at + 120))
     if (!open) return null
     at += open[0].length
     if (!MAKERS.has(name)) return literalAt(source, at + (/^\s*/.exec(source.slice(at))?.[0].length ?? 0))

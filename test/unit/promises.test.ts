@@ -12,8 +12,9 @@ describe("which promises are kept is read from the titles of tests", () => {
       "test.skipIf(!isRoot(machine))(`three`, async () => {})",
       `test.for(ROWS)('four', () => {})`,
       `test.sequential("five", () => {})`,
+      `test.each<[string, number]>([["x", 1]])("six", () => {})`,
     ].join("\n")
-    expect(testTitles(source)).toEqual([`one: a (b) \\"c\\"`, "two", "three", "four", "five"])
+    expect(testTitles(source)).toEqual([`one: a (b) \\"c\\"`, "two", "three", "four", "five", "six"])
   })
 
   test("groups, tests that never run and other calls are none", () => {

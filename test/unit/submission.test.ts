@@ -84,7 +84,7 @@ test("J-001, J-042: what is required is named when it is missing, all at once", 
   expect(problemPaths({ ...least, type: "map_reduce" })).toEqual(["split", "reduce"])
 })
 
-test("each wrong field of a submission is refused by its path", () => {
+test("J-002: a type that is none, and every other wrong field, is refused by its path", () => {
   const wrong: [string, unknown][] = [
     ["type", "x"],
     ["project", 5],
