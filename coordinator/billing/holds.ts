@@ -24,7 +24,7 @@ export async function placeHold(
     throw invalidField("", `would cost up to $${usd(hold.amount)}, more than can be held; ask for less, or split it`)
   }
   if (!(await holdMoney(tx, hold.account, hold.amount))) {
-    const shortfall = await missingFunds(tx, hold.account, hold.amount, hold.at)
+    const shortfall = await missingFunds(tx, hold.account, hold.amount)
     return { placed: false, shortfall: present(shortfall, "what the account lacks") }
   }
   await rows.insertHold(tx, hold)

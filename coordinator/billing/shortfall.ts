@@ -2,7 +2,7 @@ import type { Instant } from "../../protocol/base/clock.ts"
 import { ComputalotError } from "../../protocol/domain/errors.ts"
 import type { AccountId } from "../../protocol/domain/ids.ts"
 import { usd, type MicroUsd } from "../../protocol/domain/money.ts"
-import { readBalance } from "../store/ledger.ts"
+import { readAvailable } from "../store/ledger.ts"
 import type { View } from "../store/store.ts"
 import { quoteBody, type Quote } from "./quotes.ts"
 
@@ -17,14 +17,8 @@ export interface Shortfall {
 }
 
 /** What the account lacks to cover `required`, or null when it has it. */
-export async function missingFunds(
-  view: View,
-  account: AccountId,
-  required: MicroUsd,
-  at: Instant,
-): Promise<Shortfall | null> {
-  const { ledger, held } = await readBalance(view, account, at)
-  const available = ledger - held
+export async function missingFunds(view: View, account: AccountId, required: MicroUsd): Promise<Shortfall | null> {
+  const available = await readAvailable(view, account)
   return available >= required ? null : { available, required, missing: required - available }
 }
 

@@ -12,12 +12,12 @@ import {
 } from "../../protocol/domain/ids.ts"
 import { lesser, type MicroUsd } from "../../protocol/domain/money.ts"
 import { placeHold, type Hold } from "../billing/holds.ts"
-import { readBalance } from "../billing/ledger.ts"
 import { quoteShortfall, type Quote } from "../billing/quotes.ts"
 import { insufficientFunds, type Shortfall } from "../billing/shortfall.ts"
 import { appendEvent } from "../events/event-log.ts"
 import { activeDependent } from "../store/dependencies.ts"
 import { jobBySeq, jobHeadById, jobHeadBySeq, type JobHead, type JobRow } from "../store/jobs.ts"
+import { readAvailable } from "../store/ledger.ts"
 import { findRevision } from "../store/projects.ts"
 import { openRound, selectedTasks, type RetrySelection, type SelectedCounts } from "../store/retries.ts"
 import type { Store, Tx } from "../store/store.ts"
@@ -95,7 +95,7 @@ export async function retryJob(parts: RetryParts, request: RetryRequest): Promis
     if (dependent !== null) throw stillNeeded(now, dependent)
     const { dependsOn = [] } = JSON.parse(now.submission) as Submission
     const blockedBy = await dependAgain(tx, now.seq, dependsOn, expiredUpto)
-    const balance = await readBalance(tx, now.account, at)
+    const available = await readAvailable(tx, now.account)
     const placed = await placeHold(tx, { id: ids.hold, account: now.account, job: now.id, round, amount, at })
     if (!placed.placed) {
       const wanted = {
@@ -108,7 +108,7 @@ export async function retryJob(parts: RetryParts, request: RetryRequest): Promis
       }
       return short(placed.shortfall, await quoteShortfall(tx, wanted, request.earlierQuote ?? null))
     }
-    const billing = billingOf(now, amount, balance.ledger - balance.held)
+    const billing = billingOf(now, amount, available)
     const next = { round: now.round, hold: ids.hold, billing, selection, counts, at }
     // The hold that was placed must go with it.
     if (!(await openRound(tx, now.seq, next))) throw stillEnding(now)

@@ -39,7 +39,7 @@ export async function initProject(
     const project = await requireProject(tx, account, name)
     const { activeRevision } = project
     if (activeRevision === null) throw nothingPushed(project)
-    const shortfall = await missingFunds(tx, project.account, INIT_FLOOR, at)
+    const shortfall = await missingFunds(tx, project.account, INIT_FLOOR)
     if (shortfall !== null) {
       // Not a throw: the quote is to stand.
       const expiresAt = at + parts.quoteTtlMs

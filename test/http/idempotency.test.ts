@@ -62,7 +62,7 @@ function mountTests(app: HttpApp, store: Store): void {
     const id = newQuoteId(systemRandom)
     const account = request.account()
     const short = await store.write(async (tx) => {
-      const shortfall = await missingFunds(tx, account, 3_000_000n, now)
+      const shortfall = await missingFunds(tx, account, 3_000_000n)
       if (shortfall === null) return null
       const quote = { id, account, amount: shortfall.missing, description: "test", at: now, expiresAt: now + 60_000 }
       return { shortfall, quote: await quoteShortfall(tx, quote, request.idempotency.earlierQuote) }

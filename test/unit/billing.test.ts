@@ -175,7 +175,7 @@ test("B-017, B-024: a hold above what is available changes nothing and says what
   expect(await sums(store, account)).toEqual([1_000n, 600n, 400n])
   await placed(store, account, 400n, 2)
   expect(await sums(store, account)).toEqual([1_000n, 1_000n, 0n])
-  const empty = await store.write(async (tx) => missingFunds(tx, accountId(77), 5n, 1))
+  const empty = await store.write(async (tx) => missingFunds(tx, accountId(77), 5n))
   expect(empty).toEqual({ available: 0n, required: 5n, missing: 5n })
 })
 

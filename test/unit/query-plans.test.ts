@@ -266,6 +266,26 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   await expectQuick(rig.store, statements)
 })
 
+test("architecture §4: no admission counts the holds of an account, also one that is short or a retry", async () => {
+  const statements: Statements = new Map()
+  await using rig = await startJobRig({ wrap: (store) => watchStatements(store, statements) })
+  const account = await fundedAccount(rig.store, 400n)
+  await rig.project(account)
+  statements.clear()
+  const job = await rig.queued(account, { timeout_s: 60 })
+  await expect(rig.queued(account, { timeout_s: 86_400 })).rejects.toMatchObject({ status: 402 })
+  await rig.cancel(job)
+  const again = { id: job.id, account, filter: "indexes" as const, indexes: [0] }
+  await rig.retry(again)
+  await rig.cancel(job)
+  await rig.queued(account, { timeout_s: 60 })
+  await rig.queued(account, { timeout_s: 60 })
+  await expect(rig.retry(again)).rejects.toMatchObject({ status: 402 })
+  // Jobs that wait hold money, and there may be a hundred thousand of them.
+  const counting = [...statements.keys()].filter((sql) => /count\(\*\) FROM holds/.test(sql))
+  expect(counting).toEqual([])
+})
+
 test("RS-014: no statement reads a growing table whole while a history of expired jobs is removed, slice by slice", async () => {
   const statements: Statements = new Map()
   let [writes, longestMs] = [0, 0]
