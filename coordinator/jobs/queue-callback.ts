@@ -19,6 +19,7 @@ export async function queueCallback(
   if (callbackUrl === undefined) return
   await insertWebhookCall(tx, {
     job: job.seq,
+    round: job.round,
     account: job.account,
     url: callbackUrl,
     status: end.status,

@@ -43,6 +43,8 @@ export async function rotateSecret(tx: Tx, account: AccountId, secret: string, p
 export interface NewWebhookCall {
   /** The job's seq. */
   job: number
+  /** Of the job: the one that ended. */
+  round: number
   account: AccountId
   url: string
   status: TerminalJobStatus
@@ -54,9 +56,10 @@ export interface NewWebhookCall {
 /** Is to be made at once. */
 export async function insertWebhookCall(tx: Tx, call: NewWebhookCall): Promise<void> {
   await tx.run(
-    `INSERT INTO webhook_calls (job, account, url, status, error, progress, ended_at, due_at)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+    `INSERT INTO webhook_calls (job, round, account, url, status, error, progress, ended_at, due_at)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
     call.job,
+    call.round,
     call.account,
     call.url,
     call.status,
@@ -97,7 +100,7 @@ export interface WebhookCall extends NewWebhookCall {
 /** The call with what its job says of itself; null when it was made, given up, or its job is gone. */
 export async function findWebhookCall(view: View, seq: number): Promise<WebhookCall | null> {
   const row = await view.get<RawCall>(
-    `SELECT webhook_calls.seq, job, webhook_calls.account, url, webhook_calls.status, webhook_calls.error, progress, ended_at,
+    `SELECT webhook_calls.seq, job, webhook_calls.round, webhook_calls.account, url, webhook_calls.status, webhook_calls.error, progress, ended_at,
        webhook_calls.attempts, jobs.id, project, type, tags
      FROM webhook_calls JOIN jobs ON jobs.seq = webhook_calls.job WHERE webhook_calls.seq = ?`,
     seq,
@@ -110,6 +113,7 @@ export async function findWebhookCall(view: View, seq: number): Promise<WebhookC
 interface RawCall {
   seq: number
   job: number
+  round: number
   account: number
   url: string
   status: TerminalJobStatus
@@ -121,6 +125,14 @@ interface RawCall {
   project: string
   type: JobType
   tags: string
+}
+
+/** Is the job still what it was when the call was written? Once it was retried, what it says of itself is of another round. */
+export async function isOfPresentRound(
+  view: View,
+  { job, round }: Pick<NewWebhookCall, "job" | "round">,
+): Promise<boolean> {
+  return (await view.get("SELECT 1 AS present FROM jobs WHERE seq = ? AND round = ?", job, round)) !== undefined
 }
 
 /** Counts an attempt that failed; the next one is due then. */

@@ -9,6 +9,7 @@ import type { Store } from "../store/store.ts"
 import {
   deleteWebhookCall,
   findWebhookCall,
+  isOfPresentRound,
   postponeWebhookCall,
   waitingCalls,
   type WebhookCall,
@@ -212,10 +213,16 @@ interface Bodies {
 }
 
 /** A body may have as many characters as GET /output gives: they are made one after another, while others leave room. */
-function createBodies(parts: Pick<WebhookParts, "outputOf">): Bodies {
+function createBodies(parts: Pick<WebhookParts, "store" | "outputOf">): Bodies {
   let held = 0
   let making: Promise<unknown> = Promise.resolve()
   let roomWanted: (() => void) | null = null
+
+  /** Nothing once the job was retried: what it prints then is not what this call tells of. Read first, or it might be. */
+  async function outputOf(call: WebhookCall): Promise<string> {
+    const output = await parts.outputOf(call.job)
+    return (await parts.store.read((view) => isOfPresentRound(view, call))) ? output : ""
+  }
 
   async function make(call: WebhookCall, signal: AbortSignal): Promise<Uint8Array> {
     while (held > MOST_BODY_BYTES && !signal.aborted) {
@@ -224,7 +231,7 @@ function createBodies(parts: Pick<WebhookParts, "outputOf">): Bodies {
       })
     }
     signal.throwIfAborted()
-    const body = Buffer.from(stringifyJson(bodyOf(call, await parts.outputOf(call.job))))
+    const body = Buffer.from(stringifyJson(bodyOf(call, await outputOf(call))))
     held += body.byteLength
     return body
   }

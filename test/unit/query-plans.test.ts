@@ -44,6 +44,7 @@ import { countTasks, liveAttempts, taskKey } from "../../coordinator/store/tasks
 import {
   deleteWebhookCall,
   findWebhookCall,
+  isOfPresentRound,
   postponeWebhookCall,
   waitingCalls,
 } from "../../coordinator/store/webhooks.ts"
@@ -256,7 +257,9 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   })
   const [call] = await rig.store.read((view) => waitingCalls(view, 0, 10))
   if (!call) throw new Error("the cancelled job is to be told")
-  await rig.store.read((view) => findWebhookCall(view, call.seq))
+  const waitingCall = await rig.store.read((view) => findWebhookCall(view, call.seq))
+  if (!waitingCall) throw new Error("its call is there")
+  expect(await rig.store.read((view) => isOfPresentRound(view, waitingCall))).toBe(true)
   await rig.store.write(async (tx) => {
     await postponeWebhookCall(tx, call.seq, 1, 5)
     await deleteWebhookCall(tx, call.seq)

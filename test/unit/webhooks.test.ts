@@ -10,7 +10,7 @@ import { createCallQueue, type QueuedCall } from "../../coordinator/webhooks/cal
 import { createWebhooks, type Webhooks } from "../../coordinator/webhooks/deliver.ts"
 import type { JobRow } from "../../coordinator/store/jobs.ts"
 import { fundedAccount } from "../support/accounts.ts"
-import { startJobRig, type JobRig } from "../support/job-rig.ts"
+import { failedItem, startJobRig, type JobRig } from "../support/job-rig.ts"
 import { until } from "../support/stream-rig.ts"
 
 let rig: JobRig
@@ -109,6 +109,30 @@ test("GAP-61: a refusal is an event of the job and is not tried again; a third f
   }
   await expect.poll(() => eventsOf(failing)).toMatchObject([{ type: "webhook.failed", data: { attempts: 3 } }])
   expect(await outbox()).toEqual([])
+})
+
+test("W-001, rulings Retry: a call that is made again after a retry of its job tells nothing of the new round", async () => {
+  const account = await project()
+  const job = await rig.queued(account, HOOK)
+  await rig.runWhole(job, () => 1)
+  begin()
+  await until(() => expect(calls).toHaveLength(1))
+  const again = { id: job.id, account, filter: "indexes" as const, indexes: [0] }
+  await rig.retry(again)
+  calls[0]?.answer({ kind: "failed", reason: "answered 500" })
+  await until(() => expect(calls).toHaveLength(2))
+  const [claim] = await rig.grant(await rig.row(job), 1)
+  if (claim === undefined) throw new Error("it runs again")
+  await rig.report(claim, failedItem("exit_code"))
+  await rig.finish(job)
+  // Its second end has a call of its own.
+  await until(() => expect(calls).toHaveLength(3))
+  const bodies = calls.map(({ call }) => JSON.parse(Buffer.from(call.body).toString()) as Record<string, unknown>)
+  expect(bodies.map(({ event, output }) => [event, output])).toEqual([
+    ["job.completed", "printed"],
+    ["job.completed", ""],
+    ["job.failed", "printed"],
+  ])
 })
 
 test("what a stop interrupted is attempted again under the same id; what is over is not", async () => {
