@@ -242,6 +242,56 @@ test("J-040, rulings Retry: a cancelled job's tasks run again by their indexes; 
   await expectAudit()
 })
 
+test("G-001, rulings Retry: jobs that depend on each other are retried in their order; what is in the way is named in a 409", async () => {
+  const first = await rig.submit({})
+  const next = await rig.submit({ depends_on: [first] })
+  await end(null)
+  await statusIs(first, "failed")
+  await statusIs(next, "cancelled")
+  const all = { filter: "indexes", indexes: [0] }
+  const early = await retry(next, all)
+  expect([early.status, early.get("code")], early.text).toEqual([409, "conflict"])
+  expect(early.get("error")).toContain(first)
+  expect((await retry(first)).status).toBe(200)
+  const waits = await retry(next, all)
+  expect([waits.status, waits.get("status")], waits.text).toEqual([200, "queued"])
+  expect((await rig.job(next))["queue_reason"]).toMatchObject({ code: "waiting_for_dependency", blocked_by: [first] })
+  await end({ n: 1 })
+  await statusIs(first, "completed")
+  const claim = await worker.next()
+  await statusIs(next, "running")
+  const refused = await retry(first, all)
+  expect([refused.status, refused.get("details", "dependent")], refused.text).toEqual([409, next])
+  await finish(claim, { n: 2 })
+  await statusIs(next, "completed")
+  expect((await retry(first, all)).status).toBe(200)
+  await end({ n: 3 })
+  await statusIs(first, "completed")
+  await expectAudit()
+})
+
+test("V-002: a reservation with jobs to wait for is refused until they have ended, and holds nothing back", async () => {
+  const first = await rig.submit({})
+  const submit = (parallelism: number): Promise<PlainReply> =>
+    rig.as("POST", "/jobs", {
+      type: "structured_runner",
+      project: "p",
+      runner_command: ["python3", "x.py"],
+      timeout_s: 60,
+      depends_on: [first],
+      reservation: { mode: "guaranteed", parallelism },
+    })
+  const refused = await submit(3)
+  expect([refused.status, refused.get("details", "depends_on")], refused.text).toEqual([409, first])
+  expect(refused.get("recommended_action")).toEqual(expect.any(String))
+  await end({ n: 1 })
+  await statusIs(first, "completed")
+  const made = await submit(4)
+  expect(made.status, made.text).toBe(201)
+  await end({ n: 2 })
+  await statusIs(String(made.get("id")), "completed")
+})
+
 test("rulings, Holds: max_cost_usd bounds the hold; what waits says so; the last task gets the time that is left; the rest fails", async () => {
   // A minute of the least task costs 0.000175.
   const reply = await rig.as("POST", "/jobs", {
