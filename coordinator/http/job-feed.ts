@@ -6,11 +6,12 @@ import type { JobWatch } from "../events/watch.ts"
 import type { Aggregates } from "../jobs/read/aggregates.ts"
 import { jobOnWire } from "../jobs/read/job-object.ts"
 import { readJobBySeq, type ReadJob, type ReadParts } from "../jobs/read/read-job.ts"
+import { hasChangedSince } from "../jobs/read/followed.ts"
 import { withResults } from "../jobs/read/watched-job.ts"
 import { isEnded, jobStatus } from "../jobs/job-state.ts"
 import type { LogLine } from "../store/events.ts"
 import { eventFrame } from "./sse.ts"
-import { frameId } from "./stream-position.ts"
+import { eventOf, frameId } from "./stream-position.ts"
 
 /** A job as it is now, written once for all who follow it. */
 export interface JobFrame {
@@ -281,6 +282,8 @@ async function renderJob(
 ): Promise<Rendered | null> {
   const read = await readJobBySeq(parts.store, job)
   if (!read) return null
+  // The later change is told by itself: under this id its end would be told twice.
+  if (id !== null && isEnded(read.head.status) && (await hasChangedSince(parts.store, job, eventOf(id)))) return null
   const [object, results] = await Promise.all([jobOnWire(parts, read), asked.withResults ? resultsOf(read) : null])
   const frame = (data: object): string =>
     eventFrame({ event: "job", ...(id !== null && { id: String(id) }), data: { job: data } })
@@ -291,7 +294,7 @@ async function renderJob(
   return { job, id, status: jobStatus(read.head.status), plain, withResults: whole, isLarge }
 }
 
-/** The job as it is now, for one stream that catches up; null when it is gone. */
+/** The job as it is now, for one stream that catches up; null when it is gone, or has ended behind this id. */
 export async function renderJobFrame(
   parts: ReadParts & { aggregates: Aggregates },
   job: number,

@@ -3,7 +3,8 @@ import { once } from "node:events"
 import type { AddressInfo } from "node:net"
 import { afterEach, beforeEach, expect, test, vi } from "vitest"
 import type { AccountId } from "../../protocol/domain/ids.ts"
-import type { Follower } from "../../coordinator/http/job-feed.ts"
+import { renderJobFrame, type Follower } from "../../coordinator/http/job-feed.ts"
+import { readLog } from "../../coordinator/jobs/read/events.ts"
 import { createAggregates } from "../../coordinator/jobs/read/aggregates.ts"
 import { serveFollowed, type Following, type FollowedStreamParts } from "../../coordinator/http/followed-stream.ts"
 import { serveJobStream } from "../../coordinator/http/job-stream.ts"
@@ -127,4 +128,18 @@ test("ST-003: a change that comes at the very moment in which a stream has caugh
     socket.write("GET / HTTP/1.1\r\nhost: x\r\nlast-event-id: 2\r\nconnection: close\r\n\r\n")
     expect(await untilClosed(socket), `${turns} turns later`).toContain("event: done")
   }
+})
+
+test("ST-003: the end of a job is told once, under its own event, however late earlier changes are written", async () => {
+  const job = await rig.queued(alice, {})
+  await rig.runWhole(job, () => 1)
+  const { events } = await readLog(rig.store, job.seq, 0, 100)
+  const changes = events.filter(({ type }) => type.startsWith("job."))
+  const told: unknown[] = []
+  for (const { id, type } of changes) {
+    const frame = await renderJobFrame(parts(), job.seq, frameId(id, "job"), false)
+    if (frame) told.push([type, frame.status])
+  }
+  expect(changes.length).toBeGreaterThan(2)
+  expect(told).toEqual([["job.completed", "completed"]])
 })

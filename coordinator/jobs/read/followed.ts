@@ -37,6 +37,11 @@ export interface JobNews {
   event: number | null
 }
 
+/** Has the job's status changed behind this event? */
+export async function hasChangedSince(store: Store, job: number, event: number): Promise<boolean> {
+  return (await store.read((view) => newsOfJob(view, job, event))).status !== null
+}
+
 /**
  * What happened to these jobs behind an event, those without news left out, and how each stands. What tasks did in `alsoMs`
  * before that event counts too.
