@@ -204,8 +204,13 @@ export function createReputation(parts: ReputationParts): Reputation {
       setbacks.set(member.id, inARow)
       const rest = restMs(inARow, idle)
       if (rest === 0) return
-      member.restsUntilMs = clock.monotonicMs() + rest
-      clock.after(rest, parts.wake)
+      const untilMs = clock.monotonicMs() + rest
+      member.restsUntilMs = untilMs
+      // A timer may fire a little early: it says itself that the rest is over, or the look that it asks for would find it is not.
+      clock.after(rest, () => {
+        if (member.restsUntilMs === untilMs) member.restsUntilMs = Number.NEGATIVE_INFINITY
+        parts.wake()
+      })
       log.info("node rests", { node: member.id, setbacks: inARow, rest_ms: rest })
     },
     succeeded: (member) => void setbacks.delete(member.id),

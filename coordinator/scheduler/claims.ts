@@ -102,6 +102,8 @@ export function createClaims(parts: ClaimsParts): Claims {
   const { clock, log, members, queue, timing } = parts
   const starts = new Map<Member, Map<number, Start>>()
   const strangeReports = new WeakMap<Member, number>()
+  /** These were asked for: giving them back is no more than an answer. */
+  const askedBack = new WeakSet<HeldAttempt>()
   /** When members were last seen without contact (monotonic ms). */
   const unheard = new WeakMap<Member, number>()
   const stopped = new AbortController()
@@ -228,10 +230,11 @@ export function createClaims(parts: ClaimsParts): Claims {
   }
 
   async function gaveBack(member: Member, items: readonly { claim: number; reason: string }[]): Promise<void> {
-    const claims = items.map(({ claim }) => held(member, claim)?.claim).filter((claim) => claim !== undefined)
-    if (claims.length === 0) return
-    if (member.state === "active") parts.reputation.setback(member)
-    await takeReturned(claims)
+    const attempts = items.map(({ claim }) => held(member, claim)).filter((attempt) => attempt !== undefined)
+    if (attempts.length === 0) return
+    const isAnswer = attempts.every((attempt) => askedBack.has(attempt))
+    if (member.state === "active" && !isAnswer) parts.reputation.setback(member)
+    await takeReturned(attempts.map(({ claim }) => claim))
     for (const { claim, reason } of items) log.info("claim returned", { claim, node: member.id, reason })
   }
 
@@ -344,6 +347,10 @@ export function createClaims(parts: ClaimsParts): Claims {
   }
 
   function askBack(member: Member, claims: readonly ClaimNumber[]): void {
+    for (const claim of claims) {
+      const attempt = held(member, claim)
+      if (attempt) askedBack.add(attempt)
+    }
     for (const some of slices(claims, BATCH_ITEMS)) member.session?.send({ type: "take_back", claims: some })
   }
 

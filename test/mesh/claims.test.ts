@@ -345,6 +345,17 @@ test("architecture §5.4: a job of higher priority gets the slot that others sta
   await expect.poll(() => statusOf(job)).toBe("completed")
 })
 
+test("architecture §5.4: to give back what was asked for is no fault: the node gets the next task at once", async () => {
+  const { node, ahead } = await withTasksAhead()
+  await rig.submit({ priority: "high" })
+  const asked = (): number[] => asksOf(node).flat()
+  await expect.poll(() => asked().toSorted((a, b) => a - b)).toEqual(ahead)
+  for (const claim of ahead) await node.say({ type: "taken_back", not_started: [claim], started: [] })
+  await node.report(node.granted[1]?.claim ?? 0)
+  // Two faults in a row would have it rest for five seconds.
+  await expect.poll(() => node.granted.length, { timeout: 4_000 }).toBeGreaterThan(4)
+})
+
 // ── waiting too long ────────────────────────────────────────────────────────────────────────────────────────────────
 
 test("L-006: a job that fits no machine is cancelled at the limit once a worker takes work, and not before", async () => {
