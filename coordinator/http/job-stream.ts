@@ -25,6 +25,8 @@ export interface JobStreamParts extends ReadParts {
 /** Rows of the snapshot: the first page of GET /tasks, and no more than this many characters of it. */
 const SNAPSHOT_TASKS = 1_000
 const SNAPSHOT_CHARACTERS = 16 * 1024 * 1024
+/** About as many characters of it go out at a time. */
+const PIECE_CHARACTERS = 64 * 1024
 /** Events read at a time. */
 const BATCH_EVENTS = 100
 /** Live words of one task reach a stream at most this often (GAP-46: a few times a second). */
@@ -188,17 +190,20 @@ class JobStream {
   }
 }
 
-/** `{job, tasks, total}` as JSON, row by row: of a client that reads nothing no more is kept than of any other. */
+/** `{job, tasks, total}` as JSON, some rows at a time: of a client that reads nothing no more is kept than of any other. */
 async function* snapshotPieces(parts: JobStreamParts, job: ReadJob): AsyncGenerator<string> {
   const { taskCount } = job.head
-  yield `{"job":${stringifyJson(await jobOnWire(parts, job))},"tasks":[`
+  let piece = `{"job":${stringifyJson(await jobOnWire(parts, job))},"tasks":[`
   const indexes = Array.from({ length: Math.min(taskCount, SNAPSHOT_TASKS) }, (_, index) => index)
   let before = ""
   for await (const text of textsWithin(taskRows(parts, job, indexes), SNAPSHOT_CHARACTERS)) {
-    yield `${before}${text}`
+    piece += `${before}${text}`
     before = ","
+    if (piece.length < PIECE_CHARACTERS) continue
+    yield piece
+    piece = ""
   }
-  yield `],"total":${taskCount}}`
+  yield `${piece}],"total":${taskCount}}`
 }
 
 /** The next frames behind `position`, each object read and written once for all of them; null once the job is gone. */
