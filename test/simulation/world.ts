@@ -32,7 +32,7 @@ export interface Outcome {
 }
 
 /** How long a mended world may take to come to its end. */
-const REST_MS = 10 * 60_000
+const REST_MS = 30 * 60_000
 const HTTP_TIMEOUT_MS = 10_000
 const OPERATOR_MS = 500
 const LAST_WORDS_MS = 5_000
