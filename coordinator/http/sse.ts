@@ -71,6 +71,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
   let inPieces = false
   let limitReached = false
   let roomWanted: (() => void) | null = null
+  const holders = holdersOf(clock)
   let ping: Timer = schedulePing()
   const limit = clock.after(parts.limitMs, () => {
     limitReached = true
@@ -145,7 +146,7 @@ export function openEventStream(parts: EventStreamParts): EventStream {
     waiting.push(text)
     waitingBytes += Buffer.byteLength(text)
     writeOn()
-    if (text.length >= LARGE_TEXT) boundWhatIsHeld()
+    if (text.length >= LARGE_TEXT) boundWhatIsHeld(holders)
   }
 
   function writeOn(): void {
@@ -207,10 +208,16 @@ interface Holder {
   cutOff(): void
 }
 
-/** Memory is the process's: so is its bound, and the list of those who hold some. */
-const holders = new Set<Holder>()
+/** Memory is the process's: so is its bound, and the list of those who hold some. A simulated process is told by its clock. */
+const holdersByClock = new WeakMap<Clock, Set<Holder>>()
 
-function boundWhatIsHeld(): void {
+function holdersOf(clock: Clock): Set<Holder> {
+  const holders = holdersByClock.get(clock) ?? new Set<Holder>()
+  holdersByClock.set(clock, holders)
+  return holders
+}
+
+function boundWhatIsHeld(holders: ReadonlySet<Holder>): void {
   const byBytes = [...holders].map((holder) => ({ holder, bytes: holder.heldBytes() }))
   let total = byBytes.reduce((sum, { bytes }) => sum + bytes, 0)
   for (const { holder, bytes } of byBytes.toSorted((left, right) => right.bytes - left.bytes)) {
