@@ -1,5 +1,6 @@
 import { parseArgs } from "node:util"
 import { calibrate, cpuSeconds, pushProject, quantile, startBenchFleet, type Json } from "./bench-fleet.ts"
+import { NOOP_JOB, NOOP_NODE, NOOP_PROJECT } from "./noop-work.ts"
 import { copyJobs } from "./history.ts"
 import { keepAliveClient } from "./keep-alive.ts"
 
@@ -98,16 +99,8 @@ console.log(JSON.stringify({ bench: "lists", jobs: total, tasks, kinds: found })
 
 /** Jobs of several kinds, run by an agent whose tasks do nothing, and one that was cancelled. */
 async function runTemplates(): Promise<string[]> {
-  for (const name of ["noop", "other"])
-    await pushProject(fleet, name, { Dockerfile: "FROM scratch\n", "job.py": "pass\n" })
-  const node = await fleet.addNode("scripts/bench/noop-agent.ts", "noop", [
-    "--runtime=process",
-    "--allow-unsandboxed",
-    "--cpus=64",
-    "--memory-mb=65536",
-    "--storage-gb=64",
-    "--drain=now",
-  ])
+  for (const name of ["noop", "other"]) await pushProject(fleet, name, NOOP_PROJECT)
+  const node = await fleet.addNode("scripts/bench/noop-agent.ts", "noop", [...NOOP_NODE, "--drain=now"])
   const payload = { bench_output: "a line that the program printed\n".repeat(4) }
   const sweep = { type: "sweep", parameters: { seed: numbers(tasks) }, rank_by: "value", fixed_payload: payload }
   const bodies: Json[] = [
@@ -132,12 +125,7 @@ async function runTemplates(): Promise<string[]> {
 
 function jobOf(fields: Json): Json {
   return {
-    type: "structured_runner",
-    project: "noop",
-    runner_command: ["python3", "job.py"],
-    requirements: { cpu: 1, memory_mb: 64 },
-    timeout_s: 60,
-    runtime_hint_s: 1,
+    ...NOOP_JOB,
     fan_out: { chunks: tasks, total: tasks },
     ...fields,
   }

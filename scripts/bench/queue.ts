@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs"
 import { join } from "node:path"
 import { parseArgs } from "node:util"
 import { calibrate, cpuSeconds, pushProject, quantile, startBenchFleet } from "./bench-fleet.ts"
+import { NOOP_JOB, NOOP_NODE, NOOP_PROJECT } from "./noop-work.ts"
 
 /**
  * The queue lane: no-op tasks through the real API, store and mesh, with agents in other processes. Prints durable tasks a
@@ -28,30 +29,16 @@ const used = (): string => {
   const nodes = fleet.nodes.map(({ process }) => cpuSeconds(process.pid))
   return `cpu: coordinator ${coordinator.toFixed(1)} s, nodes ${nodes.map((each) => each.toFixed(1)).join(" ")} s`
 }
-await pushProject(fleet, "noop", { Dockerfile: "FROM scratch\n", "job.py": "pass\n" })
+await pushProject(fleet, "noop", NOOP_PROJECT)
 for (let n = 0; n < Number(values.nodes); n++) {
-  await fleet.addNode("scripts/bench/noop-agent.ts", `noop-${n}`, [
-    "--runtime=process",
-    "--allow-unsandboxed",
-    "--cpus=64",
-    "--memory-mb=65536",
-    "--storage-gb=64",
-  ])
-}
-const job = {
-  type: "structured_runner",
-  project: "noop",
-  runner_command: ["python3", "job.py"],
-  requirements: { cpu: 1, memory_mb: 64 },
-  timeout_s: 60,
-  runtime_hint_s: 1,
+  await fleet.addNode("scripts/bench/noop-agent.ts", `noop-${n}`, [...NOOP_NODE])
 }
 
 const rates: number[] = []
 for (let round = 0; round < Number(values.rounds); round++) {
   const start = performance.now()
   const id = await fleet.submit({
-    ...job,
+    ...NOOP_JOB,
     payload: { note: "x".repeat(60) },
     fan_out: { chunks: tasks, total: tasks },
   })
@@ -71,7 +58,7 @@ const answers: number[] = []
 for (let n = 0; n < Number(values.singles); n++) {
   const before = startCount()
   const submitted = performance.timeOrigin + performance.now()
-  const id = await fleet.submit({ ...job, payload: { n } })
+  const id = await fleet.submit({ ...NOOP_JOB, payload: { n } })
   answers.push(performance.timeOrigin + performance.now() - submitted)
   let started = startTimes()[before]
   while (started === undefined) {

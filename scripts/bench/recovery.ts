@@ -3,7 +3,6 @@ import { join } from "node:path"
 import { parseArgs } from "node:util"
 import { killWithTasks, processesOfTasks, signalTo } from "../lib/processes.ts"
 import {
-  calibrate,
   pushProject,
   quantile,
   startBenchFleet,
@@ -12,6 +11,8 @@ import {
   type BenchNode,
   type Json,
 } from "./bench-fleet.ts"
+import { NOOP_PROJECT } from "./noop-work.ts"
+import { runParts, type Outcome } from "./parts.ts"
 
 /**
  * What crashes and stalls cost: programs are killed and stopped under running tasks, and the tasks' own marks tell what ran
@@ -41,14 +42,6 @@ const rounds = Number(values.rounds)
 const TARGETS = { elsewhereMs: 10_000, firstClaimMs: 3_000, stepsTwice: 3 }
 const NODE = ["--runtime=process", "--allow-unsandboxed", "--memory-mb=65536", "--storage-gb=1024", "--drain=now"]
 const JOB = { type: "structured_runner", requirements: { cpu: 1, memory_mb: 64 }, timeout_s: 600, runtime_hint_s: 5 }
-
-interface Outcome {
-  /** What was measured, in words and as numbers. */
-  figure: string
-  facts: Json
-  target: string
-  met: boolean
-}
 
 /** Says in MARKS/NAME when and where it starts and ends; works for so many seconds, or until MARKS/GO is there. */
 const WORK_PY = `import json, os, time
@@ -81,20 +74,8 @@ for step in range(payload.get("_resume", {}).get("step", -1) + 1, 60):
 json.dump({"ok": True}, open(os.environ["COMPUTALOT_TASK_RESULT"], "w"))
 `
 
-const unknown = values.part.filter((name) => !(name in PARTS))
-if (unknown.length > 0) throw new Error(`no part ${unknown.join(", ")}: there are ${Object.keys(PARTS).join(", ")}`)
-
 usePythonItself()
-console.log(calibrate())
-const outcomes: Json[] = []
-for (const name of values.part) {
-  const outcome = await PARTS[name]?.()
-  if (outcome === undefined) continue
-  outcomes.push({ part: name, ...outcome.facts, target: outcome.target, met: outcome.met })
-  console.log(`${name}: ${outcome.figure} (target ${outcome.target}: ${outcome.met ? "met" : "NOT met"})`)
-}
-console.log(calibrate())
-console.log(JSON.stringify({ bench: "recovery", parts: outcomes }))
+await runParts("recovery", PARTS, values.part)
 
 /** A machine lost with 50 of 100 tasks of 5 s, 2 s after the last of them began: when does each run elsewhere? */
 async function lost(): Promise<Outcome> {
@@ -210,7 +191,7 @@ async function restart(): Promise<Outcome> {
 /** The coordinator starts again over a large job: how soon does a node that found it work for it? */
 async function firstClaim(): Promise<Outcome> {
   await using fleet = await startBenchFleet({ credit: 1_000_000 })
-  await pushProject(fleet, "noop", { Dockerfile: "FROM scratch\n", "job.py": "pass\n" })
+  await pushProject(fleet, "noop", NOOP_PROJECT)
   await fleet.addNode("scripts/bench/noop-agent.ts", "noop-0", [...NODE, "--cpus=2"])
   const id = await fleet.submit({
     ...JOB,

@@ -9,6 +9,7 @@ import {
   startBenchFleet,
   type Json,
 } from "./bench-fleet.ts"
+import { NOOP_JOB, NOOP_NODE, NOOP_PROJECT } from "./noop-work.ts"
 
 /**
  * The stream lane: what 2,000 idle event streams cost in memory and time, and how soon a watch of 100 jobs tells of what their
@@ -36,20 +37,12 @@ console.log(calibrate())
 await using fleet = await startBenchFleet({
   nodeArgs: values.profile === undefined ? [] : ["--cpu-prof", `--cpu-prof-dir=${values.profile}`],
 })
-await pushProject(fleet, "noop", { Dockerfile: "FROM scratch\n", "job.py": "pass\n" })
-const job = {
-  type: "structured_runner",
-  project: "noop",
-  runner_command: ["python3", "job.py"],
-  requirements: { cpu: 1, memory_mb: 64 },
-  timeout_s: 60,
-  runtime_hint_s: 1,
-}
+await pushProject(fleet, "noop", NOOP_PROJECT)
 const ids: string[] = []
 for (let n = 0; n < Number(values.jobs); n++) {
   ids.push(
     await fleet.submit({
-      ...job,
+      ...NOOP_JOB,
       payload: { bench_sleep_ms: Number(values["task-ms"]) },
       fan_out: { chunks: Number(values.tasks), total: Number(values.tasks) },
     }),
@@ -137,13 +130,7 @@ async function watchedJobs(): Promise<void> {
     if (of && status === "completed") of.ended = atMs
   })
   const others = await Promise.all(Array.from({ length: Number(values.watchers) }, () => open(watch, () => {})))
-  await fleet.addNode("scripts/bench/noop-agent.ts", "noop", [
-    "--runtime=process",
-    "--allow-unsandboxed",
-    "--cpus=64",
-    "--memory-mb=65536",
-    "--storage-gb=64",
-  ])
+  await fleet.addNode("scripts/bench/noop-agent.ts", "noop", [...NOOP_NODE])
   const start = performance.now()
   const cpu = cpuSeconds(fleet.coordinator.process.pid)
   await done

@@ -1,14 +1,8 @@
 import { parseArgs } from "node:util"
 import { documentEndpoints } from "../../protocol/api/documents.ts"
-import {
-  calibrate,
-  cpuSeconds,
-  pushProject,
-  quantile,
-  startBenchFleet,
-  type BenchFleet,
-  type Json,
-} from "./bench-fleet.ts"
+import { cpuSeconds, pushProject, quantile, startBenchFleet, type BenchFleet, type Json } from "./bench-fleet.ts"
+import { NOOP_JOB, NOOP_NODE, NOOP_PROJECT } from "./noop-work.ts"
+import { runParts, type Outcome } from "./parts.ts"
 import { keepAliveClient } from "./keep-alive.ts"
 
 /**
@@ -35,43 +29,15 @@ const rounds = Number(values.rounds)
 const POLLERS = 200
 const POLL_EVERY_MS = 2_000
 const TARGETS = { submissionsMs: 100, batchMs: 150, sweepMs: 200, documentMs: 2, pollersShare: 0.05 }
-const JOB = {
-  type: "structured_runner",
-  project: "noop",
-  runner_command: ["python3", "job.py"],
-  requirements: { cpu: 1, memory_mb: 64 },
-  timeout_s: 60,
-  runtime_hint_s: 1,
-}
 
-interface Outcome {
-  /** What was measured, in words and as numbers. */
-  figure: string
-  facts: Json
-  target: string
-  met: boolean
-}
-
-const unknown = values.part.filter((name) => !(name in PARTS))
-if (unknown.length > 0) throw new Error(`no part ${unknown.join(", ")}: there are ${Object.keys(PARTS).join(", ")}`)
-
-console.log(calibrate())
-const outcomes: Json[] = []
-for (const name of values.part) {
-  const outcome = await PARTS[name]?.()
-  if (outcome === undefined) continue
-  outcomes.push({ part: name, ...outcome.facts, target: outcome.target, met: outcome.met })
-  console.log(`${name}: ${outcome.figure} (target ${outcome.target}: ${outcome.met ? "met" : "NOT met"})`)
-}
-console.log(calibrate())
-console.log(JSON.stringify({ bench: "submit", parts: outcomes }))
+await runParts("submit", PARTS, values.part)
 
 async function openFleet(): Promise<BenchFleet> {
   const fleet = await startBenchFleet({
     nodeArgs: values.profile === undefined ? [] : ["--cpu-prof", `--cpu-prof-dir=${values.profile}`],
     credit: 1_000_000,
   })
-  await pushProject(fleet, "noop", { Dockerfile: "FROM scratch\n", "job.py": "pass\n" })
+  await pushProject(fleet, "noop", NOOP_PROJECT)
   return fleet
 }
 
@@ -84,7 +50,7 @@ async function submissions(): Promise<Outcome> {
   let sent = 0
   const body = (): string =>
     JSON.stringify({
-      ...JOB,
+      ...NOOP_JOB,
       payload: { learning_rate: 0.001, seed: sent++, data: "train-2026-11.parquet" },
       tags: ["bench", `batch-${sent % 100}`],
       client_ref: `run-${sent}`,
@@ -139,14 +105,14 @@ async function activeHolds(fleet: BenchFleet): Promise<number> {
 
 async function batch(): Promise<Outcome> {
   await using fleet = await openFleet()
-  const jobs = Array.from({ length: 200 }, (_, n) => ({ ...JOB, payload: { seed: n }, tags: ["bench"] }))
+  const jobs = Array.from({ length: 200 }, (_, n) => ({ ...NOOP_JOB, payload: { seed: n }, tags: ["bench"] }))
   return await posted(fleet, "batch of 200", "/api/v1/jobs/batch", { jobs }, TARGETS.batchMs)
 }
 
 async function sweep(): Promise<Outcome> {
   await using fleet = await openFleet()
   const ten = Array.from({ length: 10 }, (_, n) => n / 10)
-  const body = { ...JOB, type: "sweep", parameters: { alpha: ten, beta: ten, gamma: ten }, rank_by: "value" }
+  const body = { ...NOOP_JOB, type: "sweep", parameters: { alpha: ten, beta: ten, gamma: ten }, rank_by: "value" }
   return await posted(fleet, "sweep of 1,000", "/api/v1/jobs", body, TARGETS.sweepMs)
 }
 
@@ -196,16 +162,9 @@ async function documents(): Promise<Outcome> {
 /** Each asks for a job of its own; of 64 a task runs, the others wait. Beside it stands what the same fleet costs unasked. */
 async function pollers(): Promise<Outcome> {
   await using fleet = await openFleet()
-  await fleet.addNode("scripts/bench/noop-agent.ts", "noop", [
-    "--runtime=process",
-    "--allow-unsandboxed",
-    "--cpus=64",
-    "--memory-mb=65536",
-    "--storage-gb=64",
-    "--drain=now",
-  ])
+  await fleet.addNode("scripts/bench/noop-agent.ts", "noop", [...NOOP_NODE, "--drain=now"])
   const ids: string[] = []
-  const job = { ...JOB, timeout_s: 3_600, payload: { bench_sleep_ms: 3_600_000 } }
+  const job = { ...NOOP_JOB, timeout_s: 3_600, payload: { bench_sleep_ms: 3_600_000 } }
   while (ids.length < POLLERS) ids.push(await fleet.submit(job))
   const clients = ids.map(() => keepAliveClient(fleet.origin, fleet.bearer))
   const latencies: number[] = []
