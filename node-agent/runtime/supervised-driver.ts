@@ -57,8 +57,8 @@ export function createSupervisedDriver(place: DriverPlace, ways: DriverWays): Ru
         deadline: limits.deadline,
       }
       const supervised = await launcher.start(command, ways.groupLimits(spec), recordOf(spec))
-      void supervised.done.then(({ cause, left_over: leftOver }) => {
-        if (leftOver || cause === "lost") disks.keepApart?.(attemptDir)
+      void supervised.done.then(({ cause, exit_code: exitCode, left_over: leftOver }) => {
+        if (leftOver || cause !== "program" || exitCode !== 0) disks.keepApart?.(attemptDir)
       })
       return runningAttempt(attemptDir, limits, supervised, signs(attemptDir))
     },

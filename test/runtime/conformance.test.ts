@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process"
 import { once } from "node:events"
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs"
+import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, statSync, writeFileSync } from "node:fs"
 import { hostname } from "node:os"
 import { join } from "node:path"
 import { setTimeout as pause } from "node:timers/promises"
@@ -201,6 +201,24 @@ print(json.dumps({
       expect(next.stdout.trim()).toBe("['from-image']")
       expect(readdirSync(join(bench.image.layers[0] ?? "", "app"))).toEqual(["from-image"])
     })
+
+    test.skipIf(!enforces.has("disk"))(
+      "a disk goes on, empty, from an attempt that ended well, and not from one that failed",
+      async () => {
+        const well = await diskOf("echo mine > /app/new && mkdir -p /tmp/a/b && chmod 0 /tmp/a")
+        const next = await diskOf("test ! -e /app/new && test ! -e /tmp/a && exit 1")
+        expect(next).toEqual({ place: well.place, exitCode: 1 })
+        expect((await diskOf("true")).place).not.toBe(well.place)
+      },
+    )
+
+    async function diskOf(script: string): Promise<{ place: string; exitCode: number | null }> {
+      const spec = await bench.spec({ command: ["sh", "-c", script], limits: { diskBytes: 80 * MEBIBYTE } })
+      const place = readlinkSync(join(spec.attemptDir, "disk"))
+      const { exitCode } = await (await bench.driver.start(spec)).done
+      await bench.driver.release(spec.attemptDir)
+      return { place, exitCode }
+    }
 
     test.skipIf(!sandboxed)(
       "mounts show host directories, read-only ones cannot be written, and writable ones keep what is written",

@@ -1,4 +1,16 @@
-import { mkdirSync, mkdtempSync, readdirSync, readlinkSync, rmSync, statfsSync, writeFileSync } from "node:fs"
+import { execFileSync } from "node:child_process"
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  statfsSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { expect, onTestFinished, test } from "vitest"
@@ -44,6 +56,55 @@ test.skipIf(!canMount)("closing leaves the attempts' disks and no spare", async 
   await new Promise((later) => setTimeout(later, 200))
   expect(made()).toHaveLength(2)
 })
+
+test.skipIf(!canMount)("a disk that comes back with little in it serves the next attempt, empty", async () => {
+  const { disks, attempt, made } = await openTestDisks()
+  const disk = await disks.make(attempt("c1"), 16 * MEBIBYTE)
+  const place = readlinkSync(disk)
+  mkdirSync(join(disk, ".root/work/work"), { recursive: true, mode: 0 })
+  mkdirSync(join(disk, "work/a/b"), { recursive: true })
+  writeFileSync(join(disk, "work/a/b/.secret"), "c1's")
+  symlinkSync("/etc", join(disk, "work/link"))
+  const { bfree, ffree } = statfsSync(disk)
+  await disks.remove(attempt("c1"))
+  await disks.remove(attempt("c1"))
+  const next = await disks.make(attempt("c2"), 16 * MEBIBYTE)
+  expect(readlinkSync(next)).toBe(place)
+  expect(readdirSync(next)).toEqual([])
+  expect(statfsSync(next).ffree).toBeGreaterThan(ffree)
+  expect(statfsSync(next).bfree).toBeGreaterThan(bfree)
+  expect(readdirSync("/etc").length).toBeGreaterThan(0)
+  // The first is asked to go once more, late: it has nothing of the second's.
+  await disks.remove(attempt("c1"))
+  expect(made()).toContain(place)
+})
+
+const notReused: Record<string, (disk: string, disks: AttemptDisks, attemptDir: string) => void> = {
+  "its attempt did not end well": (_, disks, attemptDir) => disks.keepApart?.(attemptDir),
+  "hundreds of files are in it": (disk) => {
+    for (let n = 0; n < 300; n++) writeFileSync(join(disk, String(n)), "")
+  },
+  "it took much room": (disk) => writeFileSync(join(disk, "large"), Buffer.alloc(24 * MEBIBYTE, 1)),
+  "somebody still has a file of it open": (disk) => {
+    writeFileSync(join(disk, "open"), "x")
+    const held = openSync(join(disk, "open"), "r")
+    setTimeout(() => closeSync(held), 1_000)
+  },
+}
+
+for (const [why, spoil] of Object.entries(notReused)) {
+  test.skipIf(!canMount)(`a disk is given to no other when ${why}`, async () => {
+    const { disks, attempt, made } = await openTestDisks()
+    const disk = await disks.make(attempt("c1"), 64 * MEBIBYTE)
+    const place = readlinkSync(disk)
+    spoil(disk, disks, attempt("c1"))
+    // The machine's image grows when the kernel writes back.
+    execFileSync("sync", ["-f", disk])
+    await disks.remove(attempt("c1"))
+    await expect.poll(() => made().includes(place)).toBe(false)
+    expect(readlinkSync(await disks.make(attempt("c2"), 64 * MEBIBYTE))).not.toBe(place)
+  })
+}
 
 interface TestDisks {
   disks: AttemptDisks
