@@ -30,7 +30,7 @@ export const PROJECT_RUNTIME = {
   summary: "Tasks of a project run in its own image, in a sandbox, on a machine that other tenants use too.",
   setup: PROJECT_LIFECYCLE.setup,
   validation:
-    "The manifest's validation names executables, files and commands that must be there; where one fails the node does not take the project.",
+    "The manifest's validation names executables, files and commands that must be there; commands run in the image with the project's environment, so that they can try imports and credentials. Where one fails the node does not take the project.",
   task_env:
     "Layers, later ones win: the image, the tarball's .computalot.env, computalot.env and .env, the project's env, meta.env of the job. COMPUTALOT_* is set by the platform.",
 }

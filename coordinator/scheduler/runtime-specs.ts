@@ -79,6 +79,8 @@ const HOLDERS_NAMED = 8
 const ADDRESSES_TOLD = 4
 /** Beside the one that built it. */
 const BUILDERS_NAMED = 4
+/** With it, a frame still has room for all else that it names. */
+const LARGEST_CHECK_ENV_BYTES = 96 * 1024
 
 export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
   const known = new Map<string, KnownRevision>()
@@ -128,7 +130,6 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
     const { project, revision, manifest } = one
     // Nodes that have the revision ready never fetch it: missing bytes (after a restore, say) stop only those that would.
     const tarball = (await parts.content.ref(revision.tarball.digest)) ?? { ...revision.tarball, pieceListDigest: null }
-    const validation = manifest?.validation
     return {
       revision: id,
       tarball: toWireRef(tarball),
@@ -136,18 +137,28 @@ export function createRuntimeSpecs(parts: RuntimeSpecParts): RuntimeSpecs {
       workdir: manifest?.runtime.workdir ?? null,
       remote_dir: project.remoteDir,
       setup_timeout_ms: project.setupTimeoutSeconds * 1000,
-      validation: validation
-        ? {
-            executables: validation.executables ?? [],
-            files: validation.files ?? [],
-            commands: (validation.commands ?? []).map(({ label, command }) => ({
-              label: label ?? command.join(" "),
-              command,
-            })),
-          }
-        : null,
+      validation: validationOf(one),
       content_grant: grantFor(member, one, tarball),
       holders: holdersOf(id, member),
+    }
+  }
+
+  function validationOf({ project, revision, manifest }: KnownRevision): RuntimeSpec["validation"] {
+    const checks = manifest?.validation
+    if (!checks) return null
+    const env = taskEnvLayers(revision.env, project.env, undefined)
+    // One that is larger keeps every task from running, and its jobs say so (dispatch): checks do not tell more.
+    const fits = Buffer.byteLength(JSON.stringify(env)) <= LARGEST_CHECK_ENV_BYTES
+    return {
+      executables: checks.executables ?? [],
+      files: checks.files ?? [],
+      commands: (checks.commands ?? []).map((check) => ({
+        label: check.label ?? check.command.join(" "),
+        command: check.command,
+        ...(check.cwd !== undefined && { cwd: check.cwd }),
+        ...(check.env && { env: { ...taskEnvLayers({}, {}, check.env) } }),
+      })),
+      ...(checks.commands?.length && fits && { env: { ...env } }),
     }
   }
 

@@ -36,8 +36,9 @@ export async function validateRuntime(
 ): Promise<{ message: string; logTail: string } | null> {
   const missing = missingFiles(parts, files, validation)
   if (missing !== null) return { message: missing, logTail: "" }
-  for (const [index, { label, command }] of validation.commands.entries()) {
-    const ended = await runCheck(parts, `${name}-${index}`, files, command, signal)
+  for (const [index, check] of validation.commands.entries()) {
+    const { label } = check
+    const ended = await runCheck(parts, `${name}-${index}`, files, check, validation.env ?? {}, signal)
     signal.throwIfAborted()
     if (ended.exit.failureKind === null) continue
     const why = ended.exit.message ?? ended.exit.failureKind
@@ -49,7 +50,7 @@ export async function validateRuntime(
 function missingFiles(
   parts: ValidateParts,
   files: RuntimeFiles,
-  { executables, files: paths }: Validation,
+  { executables, files: paths, commands }: Validation,
 ): string | null {
   const view = files.kind === "image" ? viewImage(files.layers) : viewImage(["/"])
   const workdir = files.kind === "image" ? (files.workdir ?? "/") : files.directory
@@ -65,6 +66,10 @@ function missingFiles(
   for (const path of paths) {
     if (view.find(posix.resolve(workdir, path)) === null) return `the file ${path} is missing`
   }
+  for (const { label, cwd } of commands) {
+    if (cwd === undefined || view.find(posix.resolve(workdir, cwd))?.stats.isDirectory()) continue
+    return `the directory ${cwd}, in which the check ${label} is to run, is missing`
+  }
   return null
 }
 
@@ -75,7 +80,8 @@ async function runCheck(
   parts: ValidateParts,
   name: string,
   files: RuntimeFiles,
-  command: string[],
+  { command, cwd = ".", env = {} }: Validation["commands"][number],
+  layers: Readonly<Record<string, string>>,
   signal: AbortSignal,
 ): Promise<{ exit: Pick<AttemptExit, "failureKind" | "message">; output: string }> {
   const { driver } = parts
@@ -91,8 +97,13 @@ async function runCheck(
       attemptDir,
       ...(workspace.rootfs === null ? {} : { rootfs: workspace.rootfs }),
       command,
-      env: taskEnvironment({ base, project: {}, paths: workspace.inside, venvBin: workspace.venvBin }),
-      workdir: workspace.workdir,
+      env: taskEnvironment({
+        base,
+        project: { ...layers, ...env },
+        paths: workspace.inside,
+        venvBin: workspace.venvBin,
+      }),
+      workdir: posix.resolve(workspace.workdir, cwd),
       mounts: workspace.mounts,
       limits: { ...LIMITS, timeoutMs: LONGEST_CHECK_MS, deadline: Date.now() + LONGEST_CHECK_MS },
       network: parts.network,

@@ -328,7 +328,17 @@ const runtimeSpec = z.object({
     .object({
       executables: z.array(z.string()),
       files: z.array(z.string()),
-      commands: z.array(z.object({ label: z.string(), command: z.array(z.string()) })),
+      commands: z.array(
+        z.object({
+          label: z.string(),
+          command: z.array(z.string()),
+          /** Below the workdir, or absolute; absent: the workdir. */
+          cwd: z.string().optional(),
+          env: z.record(z.string(), z.string()).optional(),
+        }),
+      ),
+      /** Layers above the image's environment for all of them, as tasks get them (M-009); absent: none. */
+      env: z.record(z.string(), z.string()).optional(),
     })
     .nullable(),
   /** Signed leave to fetch the blobs named in it, and who may have them. */

@@ -42,12 +42,14 @@ async function untilStatus(project: string, fits: Json): Promise<Json> {
   await expect.poll(() => statusOf(project), { timeout: 30_000 }).toMatchObject(fits)
   return await statusOf(project)
 }
-/** A manifest whose validation runs this Python once on each node. */
-const validatedBy = (...programs: string[]): string =>
+const manifestWith = (commands: Json[]): string =>
   JSON.stringify({
     ...(JSON.parse(PROJECT_FILES["computalot.project.json"] ?? "") as Json),
-    validation: { commands: programs.map((program) => ({ command: ["python3", "-c", program] })) },
+    validation: { commands },
   })
+/** A manifest whose validation runs this Python once on each node. */
+const validatedBy = (...programs: string[]): string =>
+  manifestWith(programs.map((program) => ({ command: ["python3", "-c", program] })))
 
 const STATUS_KEYS =
   "project project_ready can_accept_new_jobs ready_for_jobs init_state availability_status progress_phase pending_init content_hash status_message next_action last_ready_at ready_replicas initializing_replicas failed_replicas stale_replicas total_replicas queue_depth queued_tasks active_jobs active_tasks"
@@ -122,6 +124,47 @@ describe("from the first push on", () => {
     ).toBe(200)
     expect(await run("once")).toMatchObject({ status: "completed" })
     expect(readFileSync(mark, "utf8")).toBe("xx")
+  })
+
+  test("M-005, M-009: a check runs in its cwd, with the env files, the project's env and its own above them", async () => {
+    const mark = join(marks, "checked")
+    const check = `import os, json
+seen = {name: os.environ.get(name) for name in ("FROM_FILE", "FROM_PROJECT", "OWN", "COMPUTALOT_MINE")}
+json.dump({**seen, "cwd": os.listdir(".")}, open(${JSON.stringify(mark)}, "w"))`
+    const own = { FROM_PROJECT: "by the check", OWN: "too", COMPUTALOT_MINE: "the platform's" }
+    const manifest = manifestWith([{ command: ["python3", "-c", check], cwd: "sub", env: own }])
+    const files = {
+      "job.py": RUN,
+      "sub/data.txt": "x",
+      ".env": "FROM_FILE=file\n",
+      "computalot.project.json": manifest,
+    }
+    await client.project("checked", files, { env: { FROM_PROJECT: "project" } })
+    expect(await run("checked")).toMatchObject({ status: "completed" })
+    expect(JSON.parse(readFileSync(mark, "utf8"))).toEqual({
+      FROM_FILE: "file",
+      FROM_PROJECT: "by the check",
+      OWN: "too",
+      COMPUTALOT_MINE: null,
+      cwd: ["data.txt"],
+    })
+  })
+
+  test("rulings, Manifest: a check's directory that is not there is told, at the push or at preparation", async () => {
+    const outside = manifestWith([{ label: "imports", command: ["python3", "-c", "pass"], cwd: "/no/such/place" }])
+    await client.project("nowhere", { "job.py": RUN, "computalot.project.json": outside })
+    await on("POST", "nowhere", "/init", {})
+    await untilStatus("nowhere", { init_state: "attention_required" })
+    const details = await on("GET", "nowhere", "/status/details")
+    expect(JSON.stringify(details.json)).toContain(
+      "the directory /no/such/place, in which the check imports is to run, is missing",
+    )
+    const inside = manifestWith([{ command: ["python3", "-c", "pass"], cwd: "sub" }])
+    const refused = await client.push("nowhere", { "job.py": RUN, "computalot.project.json": inside })
+    expect([refused.status, JSON.stringify(refused.json)]).toEqual([
+      422,
+      expect.stringContaining("validation.commands[0].cwd") as string,
+    ])
   })
 
   test("C-31: what preparing takes is no part of a task's time", async () => {

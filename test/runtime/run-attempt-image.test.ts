@@ -28,6 +28,10 @@ import { startInputsRig } from "../support/inputs.ts"
 const skipped = missingTools("bwrap", "mmdebstrap", "setpriv", "tar") !== null
 
 /** A project's image on the python base, its attempts in bubblewrap, as a node runs them. */
+const CHECK = `import os
+seen = [os.getcwd(), *(os.environ.get(name) for name in ("FROM_IMAGE", "FROM_PROJECT", "OWN"))]
+assert seen == ["/workspace/deep", "yes", "project", "own"], seen`
+
 describe.skipIf(skipped)("attempts in an image", () => {
   const home = mkdtempSync(join(tmpdir(), "computalot-image-run-"))
   const attemptsDir = join(home, "attempts")
@@ -109,6 +113,7 @@ describe.skipIf(skipped)("attempts in an image", () => {
     const code = await layerOf(home, [
       { name: "workspace/", type: "directory", mode: 0o755 },
       { name: "workspace/data.txt", content: "from the image", mode: 0o644 },
+      { name: "workspace/deep/", type: "directory", mode: 0o755 },
     ])
     const blob = await blobs.put({ file: code.path })
     const config = { env: { ...base.image.config.env, FROM_IMAGE: "yes" }, workdir: "/workspace", user: "" }
@@ -129,7 +134,13 @@ describe.skipIf(skipped)("attempts in an image", () => {
       workdir: null,
       remote_dir: "/root/project",
       setup_timeout_ms: 120_000,
-      validation: { executables: ["python3"], files: ["/workspace/data.txt"], commands: [] },
+      // Nothing below runs where this fails.
+      validation: {
+        executables: ["python3"],
+        files: ["/workspace/data.txt"],
+        commands: [{ label: "cwd and env", command: ["python3", "-c", CHECK], cwd: "deep", env: { OWN: "own" } }],
+        env: { FROM_PROJECT: "project" },
+      },
       content_grant: "",
       holders: [],
     }
