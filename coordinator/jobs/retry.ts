@@ -59,10 +59,12 @@ export interface RetriedJob {
 
 /**
  * Runs tasks of a job that has ended again, inside the same job: one write opens its next round with a hold of its own, or
- * nothing (rulings, Retry of a finished job). Refuses: `not_found`; a job that has not ended, whose code is gone, that depends
- * on one which did not complete, or on which one depends that has not ended and counts on what it came to (409); a selection that names no task (422); an account that is short (402, with a
- * stored quote). The tasks of a large selection are put back afterwards, slice by slice; the earlier results stay readable
- * until the new attempts end. It waits for those it depends on as it did at first.
+ * nothing (rulings, Retry of a finished job). The tasks of a large selection are put back afterwards, slice by slice; the
+ * earlier results stay readable until the new attempts end. It waits for those it depends on as it did at first.
+ *
+ * Refuses: `not_found`; a selection that names no task (422); an account that is short (402, with a stored quote); with 409 a
+ * job that has not ended, whose code is gone, that depends on one which did not complete, or on which one depends that has not
+ * ended and counts on what it came to.
  */
 export async function retryJob(parts: RetryParts, request: RetryRequest): Promise<RetriedJob> {
   const { store } = parts
