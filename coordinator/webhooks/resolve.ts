@@ -1,4 +1,6 @@
 import { lookup, Resolver } from "node:dns/promises"
+import { readFile } from "node:fs/promises"
+import { isIP } from "node:net"
 
 export interface ResolvedAddress {
   address: string
@@ -9,13 +11,16 @@ export interface ResolvedAddress {
 export type Resolve = (name: string, signal: AbortSignal) => Promise<ResolvedAddress[]>
 
 /**
- * Asks the machine's name servers without its thread pool, which files need too and which slow names would fill; only what they
- * do not know is looked up the machine's own way (its hosts file), one name at a time.
+ * Looks into the machine's hosts file, then asks its name servers without its thread pool, which files need too and which slow
+ * names would fill; only what neither knows is looked up the machine's own way (search domains, say), one name at a time.
  */
-export function createResolve(): Resolve {
+export function createResolve(hostsFile = "/etc/hosts"): Resolve {
   let lookingUp: Promise<unknown> = Promise.resolve()
   return async (name, signal) => {
     if (/^(?:.*\.)?localhost\.?$/.test(name)) return LOOPBACK
+    const known = await inHosts(hostsFile, name)
+    signal.throwIfAborted()
+    if (known.length > 0) return known
     const resolver = new Resolver({ timeout: TRY_MS, tries: 2 })
     const cancel = (): void => resolver.cancel()
     signal.addEventListener("abort", cancel, { once: true })
@@ -35,6 +40,16 @@ export function createResolve(): Resolve {
     lookingUp = answer.catch(() => undefined)
     return (await answer).map(({ address, family }) => ({ address, family: family === 6 ? 6 : 4 }))
   }
+}
+
+async function inHosts(file: string, name: string): Promise<ResolvedAddress[]> {
+  const text = await readFile(file, "utf8").catch(() => "")
+  const wanted = name.toLowerCase().replace(/\.$/, "")
+  return text.split("\n").flatMap((line) => {
+    const [address = "", ...names] = line.replace(/#.*/, "").trim().toLowerCase().split(/\s+/)
+    const family = isIP(address)
+    return family !== 0 && names.includes(wanted) ? [{ address, family: family === 6 ? 6 : 4 }] : []
+  })
 }
 
 const TRY_MS = 2_000

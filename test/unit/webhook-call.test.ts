@@ -1,5 +1,8 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { createServer as createTcpServer, type Socket } from "node:net"
-import { afterEach, expect, test } from "vitest"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { afterEach, expect, onTestFinished, test } from "vitest"
 import { systemClock } from "../../protocol/base/clock.ts"
 import { callReceiver, type CallOutcome } from "../../coordinator/webhooks/call.ts"
 import { createResolve, type ResolvedAddress } from "../../coordinator/webhooks/resolve.ts"
@@ -198,4 +201,21 @@ test("localhost is this machine, and is never asked of a name server", async () 
   const resolve = createResolve()
   for (const name of ["localhost", "x.localhost", "localhost."])
     expect((await resolve(name, NEVER)).map(({ address }) => address)).toEqual(["127.0.0.1", "::1"])
+})
+
+test("what the hosts file knows is asked of nobody, so that names that never answer do not hold it up", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "computalot-hosts-"))
+  onTestFinished(() => rmSync(folder, { recursive: true, force: true }))
+  const file = join(folder, "hosts")
+  writeFileSync(
+    file,
+    "# 192.0.2.9 hooks.invalid\n192.0.2.1\tother.invalid Hooks.invalid # ours\n\n2001:db8::1 hooks.invalid\nnot-an-address hooks.invalid\n",
+  )
+  const resolve = createResolve(file)
+  for (const name of ["hooks.invalid", "HOOKS.invalid."])
+    expect(await resolve(name, NEVER)).toEqual([
+      { address: "192.0.2.1", family: 4 },
+      { address: "2001:db8::1", family: 6 },
+    ])
+  await expect(resolve("ooks.invalid", NEVER)).rejects.toThrow()
 })
