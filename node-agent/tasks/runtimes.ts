@@ -93,7 +93,7 @@ interface Entry {
 }
 
 /** A revision that failed is not tried again by grants within this: each would fetch and check for nothing. */
-const FAILURE_RESTS_MS = 10_000
+export const FAILURE_RESTS_MS = 10_000
 /** A prepare asks again on purpose, but a coordinator that asks at every failure must not spin. */
 const ASKED_AGAIN_MS = 2_000
 /** As many as the standing claim can name. */

@@ -1,7 +1,13 @@
 import type { RuntimeSpec, ToCoordinator } from "../../protocol/wire/control.ts"
 import type { DriverProbe, RuntimeDriver } from "../../node-agent/runtime/driver.ts"
 import type { ChosenDriver } from "../../node-agent/runtime/choose-driver.ts"
-import { RuntimeFailure, type HeldRuntime, type Runtimes, type RuntimesParts } from "../../node-agent/tasks/runtimes.ts"
+import {
+  FAILURE_RESTS_MS,
+  RuntimeFailure,
+  type HeldRuntime,
+  type Runtimes,
+  type RuntimesParts,
+} from "../../node-agent/tasks/runtimes.ts"
 import type { Program } from "./machine.ts"
 
 /** Revisions become ready after a while, without being fetched: content has simulations of its own (test/mesh). */
@@ -9,7 +15,8 @@ export function scriptedRuntimes(program: Program, disk: Set<string>): (parts: R
   const prepareMs = program.chance.between(5, 1500)
   return (parts) => {
     const making = new Map<string, Promise<void>>()
-    const failed = new Set<string>()
+    /** When it failed last, by revision. */
+    const failed = new Map<string, number>()
     const say = (revision: string): void => {
       const state = disk.has(revision) ? "ready" : failed.has(revision) ? "failed" : "initializing"
       const message: ToCoordinator = { type: "replica", revision, state, message: null, log_tail: null }
@@ -17,7 +24,10 @@ export function scriptedRuntimes(program: Program, disk: Set<string>): (parts: R
     }
     const make = (spec: RuntimeSpec): Promise<void> => {
       const known = making.get(spec.revision)
-      if (known) return known
+      // As the agent's own: what failed is tried, and told, again.
+      const failedAtMs = failed.get(spec.revision) ?? Infinity
+      if (known && program.clock.monotonicMs() - failedAtMs <= FAILURE_RESTS_MS) return known
+      failed.delete(spec.revision)
       const { promise, resolve, reject } = Promise.withResolvers<void>()
       promise.catch(() => {})
       making.set(spec.revision, promise)
@@ -26,7 +36,7 @@ export function scriptedRuntimes(program: Program, disk: Set<string>): (parts: R
         say(spec.revision)
         program.clock.after(prepareMs, () => {
           if (spec.remote_dir === NEVER_PREPARED) {
-            failed.add(spec.revision)
+            failed.set(spec.revision, program.clock.monotonicMs())
             say(spec.revision)
             return reject(new RuntimeFailure("validation", "it is never ready"))
           }
@@ -52,7 +62,7 @@ export function scriptedRuntimes(program: Program, disk: Set<string>): (parts: R
       warm: () => [...disk],
       knows: (revision) => disk.has(revision) || making.has(revision),
       announce() {
-        for (const revision of [...disk, ...failed]) say(revision)
+        for (const revision of [...disk, ...failed.keys()]) say(revision)
       },
       async restore() {},
       async [Symbol.asyncDispose]() {},
