@@ -28,7 +28,8 @@ export default defineConfig({
     include: ["test/**/*.test.ts"],
     setupFiles: process.env["COMPUTALOT_TEST_FULL"] === undefined ? [] : ["test/support/full-run.ts"],
     testTimeout: TEST_TIMEOUT_MS,
-    hookTimeout: TEST_TIMEOUT_MS,
+    // Hooks stop whole fleets, which finish what they do.
+    hookTimeout: 2 * TEST_TIMEOUT_MS,
     // Waiting for a state: the default of one second is too short on such machines.
     expect: { poll: { timeout: 20_000, interval: 20 } },
     pool: "forks",
