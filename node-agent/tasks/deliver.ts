@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs"
 import { createBackoff } from "../../protocol/base/backoff.ts"
 import { sleep, type Clock, type Timer } from "../../protocol/base/clock.ts"
 import { errorText } from "../../protocol/base/error-text.ts"
@@ -172,8 +173,10 @@ export function createDelivery(parts: DeliveryParts): Delivery {
           furthest = Math.max(furthest, bytes)
         }
         while (!(await tryUpload(claimNumber(item.claim), file, signal, sent))) {
-          await sleep(clock, backoff.next(), signal)
           // Spent or cancelled meanwhile: its files are gone.
+          if (unansweredAt(at) === null) return
+          if (!existsSync(file.path)) return giveUp(claimNumber(item.claim))
+          await sleep(clock, backoff.next(), signal)
           if (unansweredAt(at) === null) return
         }
         advanced()
@@ -185,6 +188,17 @@ export function createDelivery(parts: DeliveryParts): Delivery {
       if (uploads.get(item.claim) === abort) uploads.delete(item.claim)
       wakeSoon()
     }
+  }
+
+  /**
+   * Its files are gone, and it is unanswered: a crash forgot the answer that they went with, and the coordinator forgot it too
+   * (an older copy was restored). The task runs again.
+   */
+  function giveUp(claim: ClaimNumber): void {
+    log.error("a result's files are gone: its task is given back", { claim })
+    outbox.forget([claim])
+    void parts.discard(claim)
+    parts.send({ type: "give_back", items: [{ claim, reason: "the files of its result are gone from the node" }] })
   }
 
   async function tryUpload(

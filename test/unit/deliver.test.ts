@@ -11,7 +11,8 @@ import type { ToCoordinator } from "../../protocol/wire/control.ts"
 import { endAttempts } from "../support/ended-attempts.ts"
 
 const LIFE_MS = 60_000
-const FILES = [{ digest: "f".repeat(64), size: 1_000, path: "/nowhere" }]
+/** Its path stands for that of any file that is there. */
+const FILES = [{ digest: "f".repeat(64), size: 1_000, path: "/" }]
 
 test("architecture §5.4: every ended attempt is renewed while uploads advance, also those whose turn has not come", async () => {
   const rig = await startDelivery([1, 2, 3, 4, 5, 6])
@@ -133,6 +134,19 @@ test("a result that is wanted no more is neither uploaded again nor reported", a
   expect(rig.delivery.advancing()).toEqual([3, 4])
 })
 
+test("issue 4: a result whose files are gone is given back, so that its task runs again, and is not tried for ever", async () => {
+  const rig = await startDelivery([1, 2], [{ digest: "f".repeat(64), size: 1_000, path: "/nowhere" }])
+  rig.uploads[0]?.fail(new Error("ENOENT"))
+  await rig.turns()
+  expect(rig.said.filter(({ type }) => type === "give_back")).toEqual([
+    { type: "give_back", items: [{ claim: 1, reason: "the files of its result are gone from the node" }] },
+  ])
+  expect(rig.outbox.held().map(({ claim }) => claim)).toEqual([2])
+  rig.passes(LIFE_MS)
+  await rig.turns()
+  expect(rig.uploads.map(({ claim }) => claim)).toEqual([1, 2])
+})
+
 interface Upload {
   claim: number
   sent: (bytes: number) => void
@@ -146,16 +160,17 @@ interface Rig {
   /** In the order in which they began. */
   uploads: Upload[]
   reported: () => number[]
+  said: ToCoordinator[]
   passes: (ms: number) => void
   /** What was set off has happened. */
   turns: () => Promise<void>
 }
 
 /** Connected, with ended attempts that each have a file to upload. */
-async function startDelivery(claims: number[]): Promise<Rig> {
+async function startDelivery(claims: number[], files = FILES): Promise<Rig> {
   const home = mkdtempSync(join(tmpdir(), "computalot-deliver-"))
   const outbox = openOutbox(join(home, "outbox.sqlite"), 0)
-  endAttempts(outbox, claims, FILES)
+  endAttempts(outbox, claims, files)
   const uploads: Upload[] = []
   const said: ToCoordinator[] = []
   const { clock, passes } = steppedClock()
@@ -184,7 +199,7 @@ async function startDelivery(claims: number[]): Promise<Rig> {
   delivery.welcome(LIFE_MS)
   await turns()
   const reports = () => said.flatMap((message) => (message.type === "report" ? message.items : []))
-  return { outbox, delivery, uploads, reported: () => reports().map(({ claim }) => claim), passes, turns }
+  return { outbox, delivery, uploads, reported: () => reports().map(({ claim }) => claim), said, passes, turns }
 }
 
 /** Stands still until it is told. */
