@@ -25,6 +25,7 @@ import {
   type IdempotencyKeys,
 } from "./idempotency.ts"
 import { JsonPieces, Reply } from "./reply.ts"
+import { createRouteTable, type RouteTable } from "./route-table.ts"
 import { sendJson, sendPieces } from "./send-json.ts"
 import { createWriteProbe } from "./write-probe.ts"
 
@@ -144,6 +145,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
   const stopping = new AbortController()
   let running: RunningCore | null = null
   let router: Router | null = null
+  let table: RouteTable<Route> | null = null
   const memory = newBodyMemory()
   const originOf = createRequestOrigins(parts.trustProxy ?? [])
 
@@ -152,17 +154,10 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
   app.disable("etag")
   app.set("case sensitive routing", true)
   app.use((request, response, next) => {
-    response.locals[REQUEST_ID] = requestIdOf(request, parts.random)
-    response.setHeader("x-request-id", response.locals[REQUEST_ID] as string)
-    // Artifacts are what strangers made: a browser shall not guess what they are.
-    response.setHeader("x-content-type-options", "nosniff")
-    if (stopping.signal.aborted) response.setHeader("connection", "close")
-    const startedAtMs = parts.clock.monotonicMs()
-    response.once("close", () => noteAnswer(request, response, parts.clock.monotonicMs() - startedAtMs))
-    if (!isDecodable(request.originalUrl))
-      throw new ComputalotError("malformed_path", "a percent sign in the address starts no valid escape")
-    if (running === null && request.path.startsWith("/api/v1"))
-      throw unavailable(`the coordinator is ${stopping.signal.aborted ? "stopping" : "starting"}`)
+    const exchange = begin(request, response)
+    response.locals[EXCHANGE] = exchange
+    checkAddress(request.originalUrl, request.path)
+    exchange.query = request.query
     next()
   })
   app.use((request, response, next) => (router ??= buildRouter(routes, serve))(request, response, next))
@@ -171,22 +166,67 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       recommendedAction: "GET /api/v1/docs lists what there is.",
     })
   })
-  app.use((error: unknown, request: Request, response: Response, _next: unknown) => {
+  app.use((error: unknown, _request: Request, response: Response, _next: unknown) =>
+    refuse(exchangeOf(response), error),
+  )
+
+  /** What has a row and a plain address is served at once; Express says what is wrong with everything else. */
+  function listener(request: IncomingMessage, response: ServerResponse): void {
+    table ??= createRouteTable(routes, ({ row }) => row)
+    const found = table.find(request.method ?? "", request.url ?? "")
+    if (found === null) return void app(request, response)
+    const exchange = begin(request, response)
+    exchange.params = found.params
+    exchange.query = found.query
+    answerStraight(found.route, exchange)
+      .catch((error: unknown) => refuse(exchange, error))
+      .catch((error: unknown) => {
+        parts.log.error("refusal failed", { request_id: exchange.id, error: errorText(error) })
+        response.destroy()
+      })
+  }
+
+  async function answerStraight(route: Route, exchange: Exchange): Promise<void> {
+    checkAddress(exchange.url, exchange.url)
+    await serve(route, exchange)
+  }
+
+  /** Every answer names its request, and every request is counted and logged once its answer is whole. */
+  function begin(request: IncomingMessage, response: ServerResponse): Exchange {
+    const id = requestIdOf(request, parts.random)
+    const url = request.url ?? ""
+    const exchange = { request, response, id, url, route: "unmatched", isStream: false, params: {}, query: {} }
+    response.setHeader("x-request-id", id)
+    // Artifacts are what strangers made: a browser shall not guess what they are.
+    response.setHeader("x-content-type-options", "nosniff")
+    if (stopping.signal.aborted) response.setHeader("connection", "close")
+    const startedAtMs = parts.clock.monotonicMs()
+    response.once("close", () => noteAnswer(exchange, parts.clock.monotonicMs() - startedAtMs))
+    return exchange
+  }
+
+  function checkAddress(url: string, path: string): void {
+    if (!isDecodable(url))
+      throw new ComputalotError("malformed_path", "a percent sign in the address starts no valid escape")
+    if (running === null && path.startsWith("/api/v1"))
+      throw unavailable(`the coordinator is ${stopping.signal.aborted ? "stopping" : "starting"}`)
+  }
+
+  function refuse({ request, response, id }: Exchange, error: unknown): void {
     if (error instanceof ClientGone || isGone(request, response)) {
-      if (!(error instanceof ClientGone))
-        parts.log.debug("client left", { request_id: response.locals[REQUEST_ID], error: errorText(error) })
+      if (!(error instanceof ClientGone)) parts.log.debug("client left", { request_id: id, error: errorText(error) })
       return void response.destroy()
     }
-    sendError(request, response, error, response.locals[REQUEST_ID] as string, parts.log)
-  })
+    sendError(request, response, error, id, parts.log)
+  }
 
-  function noteAnswer({ method }: Request, response: Response, ms: number): void {
-    const { [ROUTE]: route = "unmatched", [IS_STREAM]: isStream = false } = response.locals as Partial<Locals>
+  function noteAnswer({ request, response, id, route, isStream }: Exchange, ms: number): void {
+    const { method = "" } = request
     const status = response.writableFinished ? response.statusCode : CLIENT_LEFT
     parts.onAnswered?.({ method, route, status, ms, isStream })
     const isRead = (method === "GET" || method === "HEAD") && status < 500
     parts.log[isRead ? "debug" : "info"]("request", {
-      request_id: response.locals[REQUEST_ID],
+      request_id: id,
       method,
       route,
       status,
@@ -194,31 +234,34 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     })
   }
 
-  async function serve({ row, handle, before }: Route, request: Request, response: Response): Promise<void> {
-    response.locals[ROUTE] = row.path
-    response.locals[IS_STREAM] = row.stream === "events"
+  async function serve({ row, handle, before }: Route, exchange: Exchange): Promise<void> {
+    exchange.route = row.path
+    exchange.isStream = row.stream === "events"
+    const { request, response } = exchange
     const core = running
     const identities: Identities = core ?? { identify: async () => null }
     const caller = await authorize(identities, row.access, request)
-    const gone = new AbortController()
+    const signalOf = whenGone(row.stream === undefined ? null : stopping.signal)
     const jsonLimit = row.access === "public" ? PUBLIC_JSON_LIMIT_BYTES : JSON_LIMIT_BYTES
     const body = requestBody(request, response, row.rawBody?.limitBytes ?? jsonLimit, awaitsContinue(request))
     response.on("close", () => {
       // Whoever had the whole answer is not gone early; most requests end here, and an abort costs as much as a small read.
       const isWhole = response.writableFinished && row.stream === undefined
-      if (!isWhole) gone.abort(new ClientGone("the client closed the connection"))
+      if (!isWhole) signalOf.abort()
       body.release()
     })
     const parsed = {
-      id: response.locals[REQUEST_ID] as string,
+      id: exchange.id,
       origin: originOf(request),
       caller,
-      params: row.params === undefined ? request.params : parseFields(row.params, request.params),
-      query: row.query === undefined ? {} : parseFields(row.query, request.query),
+      params: row.params === undefined ? exchange.params : parseFields(row.params, exchange.params),
+      query: row.query === undefined ? {} : parseFields(row.query, exchange.query),
       headers: request.headers,
       method: request.method,
-      signal: row.stream === undefined ? gone.signal : AbortSignal.any([gone.signal, stopping.signal]),
-      account: () => accountOf(asCaller(caller), request.query),
+      get signal() {
+        return signalOf.signal()
+      },
+      account: () => accountOf(asCaller(caller), exchange.query),
       stillAllowed: () => isStillAllowed(identities, row, request),
       idempotency: noIdempotency,
       response,
@@ -227,19 +270,18 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     if (before && !(await isAnswered(core, row, caller, request))) await before(parsed as unknown as HttpRequest)
     if (row.body !== undefined || row.rawBody !== undefined) body.checkDeclaredSize()
     const json = row.body === undefined ? null : await body.readJson(memory, { form: row.form === true })
-    const full = {
-      ...parsed,
+    const full = Object.assign(parsed, {
       body: row.body === undefined || json === null ? undefined : parseFields(row.body, json.value),
       bodyText: json?.text ?? "{}",
       openBody: () => body.open(),
-    }
+    })
 
     const key = request.headers["idempotency-key"]
     if (core === null || row.creates === undefined || typeof key !== "string") {
       return answer(row, request, response, await handle(full as unknown as HttpRequest))
     }
     const taken = await core.keys.take(asCaller(caller), key, {
-      line: `${request.method} ${request.originalUrl}`,
+      line: `${request.method} ${exchange.url}`,
       bodyDigest: () => body.digest(),
       toJson: stringifyJson,
     })
@@ -257,14 +299,19 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     core: RunningCore | null,
     row: Endpoint,
     caller: Parameters<typeof asCaller>[0],
-    request: Request,
+    request: IncomingMessage,
   ): Promise<boolean> {
     const key = request.headers["idempotency-key"]
     if (core === null || row.creates === undefined || typeof key !== "string") return false
     return await core.keys.isAnswered(asCaller(caller), key)
   }
 
-  async function answer(row: Endpoint, request: Request, response: Response, result: unknown): Promise<void> {
+  async function answer(
+    row: Endpoint,
+    request: IncomingMessage,
+    response: ServerResponse,
+    result: unknown,
+  ): Promise<void> {
     if (result === undefined && row.stream !== undefined) return
     const reply = result instanceof Reply ? result : new Reply(row.status ?? 200, result)
     for (const [name, value] of Object.entries(reply.headers)) response.setHeader(name, value)
@@ -287,7 +334,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
   }
 
   return {
-    listener: app,
+    listener,
     readiness,
     add(route) {
       assert(
@@ -296,6 +343,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       )
       routes.push(route)
       router = null
+      table = null
     },
     rows: () => routes.map(({ row }) => row),
     isOpen: () => running !== null,
@@ -311,13 +359,22 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
   }
 }
 
-const REQUEST_ID = "requestId"
-const ROUTE = "route"
-const IS_STREAM = "isStream"
-interface Locals {
-  [ROUTE]: string
-  [IS_STREAM]: boolean
+/** A request on its way to its answer. */
+interface Exchange {
+  readonly request: IncomingMessage
+  readonly response: ServerResponse
+  readonly id: string
+  /** As it came, with its query. */
+  readonly url: string
+  /** As the endpoint table has it; `unmatched` where there is nothing. */
+  route: string
+  isStream: boolean
+  params: Record<string, unknown>
+  query: Record<string, unknown>
 }
+
+const EXCHANGE = "exchange"
+const exchangeOf = (response: Response): Exchange => response.locals[EXCHANGE] as Exchange
 /** As nginx calls it. */
 const CLIENT_LEFT = 499
 
@@ -344,19 +401,18 @@ function runCore(core: HttpCore, parts: HttpAppParts): RunningCore {
 const SWEEP_EVERY_MS = 10 * 60 * 1000
 
 /** One Express route for each path, static words first, and 405 with `Allow` for the methods it lacks. */
-function buildRouter(
-  routes: Route[],
-  serve: (route: Route, request: Request, response: Response) => Promise<void>,
-): Router {
+function buildRouter(routes: Route[], serve: (route: Route, exchange: Exchange) => Promise<void>): Router {
   const router = express.Router({ caseSensitive: true, strict: true })
   const byPath = Map.groupBy(routes, (route) => route.row.path)
   for (const [path, group] of [...byPath].sort(([a], [b]) => compareSpecificity(a, b))) {
     const one = router.route(path)
     for (const route of group)
-      one[METHODS[route.row.method]]((request: Request, response: Response) => serve(route, request, response))
+      one[METHODS[route.row.method]](({ params }: Request, response: Response) =>
+        serve(route, Object.assign(exchangeOf(response), { params })),
+      )
     const allowed = group.flatMap(({ row }) => (row.method === "GET" ? ["GET", "HEAD"] : [row.method])).join(", ")
     one.all((request: Request, response: Response) => {
-      response.locals[ROUTE] = path
+      exchangeOf(response).route = path
       throw new ComputalotError("method_not_allowed", `${request.method} is not possible here`, {
         recommendedAction: `Use ${allowed}.`,
         headers: { allow: allowed },
@@ -397,7 +453,25 @@ function quoteNamedBy(refusal: ComputalotError): string | null {
   return typeof quote === "object" && quote !== null && "id" in quote && typeof quote.id === "string" ? quote.id : null
 }
 
-async function isStillAllowed(identities: Identities, row: Endpoint, request: Request): Promise<boolean> {
+/** The signal of one request, made when it is asked for: most reads are done without it. */
+function whenGone(stopping: AbortSignal | null): { signal(): AbortSignal; abort(): void } {
+  let [gone, signal, isAborted]: [AbortController | null, AbortSignal | null, boolean] = [null, null, false]
+  const reason = (): ClientGone => new ClientGone("the client closed the connection")
+  return {
+    signal() {
+      if (signal) return signal
+      gone = new AbortController()
+      if (isAborted) gone.abort(reason())
+      return (signal = stopping === null ? gone.signal : AbortSignal.any([gone.signal, stopping]))
+    },
+    abort() {
+      isAborted = true
+      gone?.abort(reason())
+    },
+  }
+}
+
+async function isStillAllowed(identities: Identities, row: Endpoint, request: IncomingMessage): Promise<boolean> {
   try {
     await authorize(identities, row.access, request)
     return true

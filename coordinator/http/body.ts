@@ -42,13 +42,13 @@ export function requestBody(
   limitBytes: number,
   awaitsContinue: boolean,
 ): RequestBody {
-  const hash = createHash("sha256")
   let opened: Readable | null = null
   let digested: string | null = null
   const taken: { memory: BodyMemory; bytes: number }[] = []
 
   async function* counted(): AsyncGenerator<Buffer> {
     if (awaitsContinue) response.writeContinue()
+    const hash = createHash("sha256")
     let received = 0
     for await (const chunk of withoutIdling(request)) {
       received += chunk.length
