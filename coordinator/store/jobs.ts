@@ -192,6 +192,11 @@ export async function jobTexts(view: View, seq: number): Promise<{ request: stri
   return row ?? null
 }
 
+/** The stored aggregate alone; null before the job's last write, and when the job is gone. */
+export async function jobOutcome(view: View, seq: number): Promise<string | null> {
+  return (await view.get<{ outcome: string | null }>("SELECT outcome FROM jobs WHERE seq = ?", seq))?.outcome ?? null
+}
+
 export interface JobFilter {
   /** Null: all accounts. */
   account: AccountId | null
@@ -214,16 +219,34 @@ export async function pageOfJobs(
   limit: number,
   offset: number,
 ): Promise<{ seqs: number[]; total: number }> {
-  const { where, parameters } = conditionsOf(filter)
+  const wanted = await withoutIdleExpiry(view, filter)
+  const tagged = await countTagged(view, wanted)
+  const { where, parameters } = conditionsOf(wanted, tagged)
   const rows = await view.all<{ seq: number }>(
     `SELECT seq FROM jobs ${where} ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?`,
     ...parameters,
     limit,
     offset,
   )
-  const count = await view.get<{ total: number }>(`SELECT count(*) AS total FROM jobs ${where}`, ...parameters)
-  return { seqs: rows.map(({ seq }) => seq), total: count?.total ?? 0 }
+  const seqs = rows.map(({ seq }) => seq)
+  if (tagged !== null && isOfTagAlone(wanted)) return { seqs, total: tagged }
+  const counted = conditionsOf(wanted)
+  const count = await view.get<{ total: number }>(
+    `SELECT count(*) AS total FROM jobs ${counted.where}`,
+    ...counted.parameters,
+  )
+  return { seqs, total: count?.total ?? 0 }
 }
+
+/** How many jobs of the account have the tag; null where no tag is asked for, or of all accounts. */
+async function countTagged(view: View, { account, tag }: JobFilter): Promise<number | null> {
+  if (account === null || tag === null) return null
+  const sql = "SELECT count(*) AS jobs FROM job_tags WHERE account = ? AND tag = ?"
+  return (await view.get<{ jobs: number }>(sql, account, tag))?.jobs ?? 0
+}
+
+const isOfTagAlone = ({ statuses, project, type, clientRef, userId, ids, expiredUpto }: JobFilter): boolean =>
+  [statuses, project, type, clientRef, userId, ids].every((each) => each === null) && expiredUpto === undefined
 
 /** How many of the matching jobs have each value of `by`, by status. A job counts under each of its tags, or under null. */
 export async function groupJobs(
@@ -231,7 +254,7 @@ export async function groupJobs(
   filter: JobFilter,
   by: "project" | "client_ref" | "tag" | "type" | "status" | "nothing",
 ): Promise<{ key: string | null; status: StoredJobStatus; jobs: number }[]> {
-  const { where, parameters } = conditionsOf(filter)
+  const { where, parameters } = conditionsOf(await withoutIdleExpiry(view, filter))
   const key = by === "tag" ? "job_tags.tag" : "key"
   const tags = by === "tag" ? "LEFT JOIN job_tags ON job_tags.job = matching.seq" : ""
   // In the order of lists, because the index of that order has all columns: grouped directly the rows themselves would be read.
@@ -245,7 +268,18 @@ export async function groupJobs(
   )
 }
 
-function conditionsOf(filter: JobFilter): { where: string; parameters: SqlValue[] } {
+/** Most of the time nothing waits to be removed, and a condition that holds for every row is asked of every row. */
+async function withoutIdleExpiry(view: View, { expiredUpto, ...filter }: JobFilter): Promise<JobFilter> {
+  if (expiredUpto === undefined) return filter
+  const expired = await view.get("SELECT 1 FROM jobs WHERE completed_at <= ? + 0 LIMIT 1", expiredUpto)
+  return expired === undefined ? filter : { ...filter, expiredUpto }
+}
+
+/** A tag that many jobs have is looked for job by job: the page is full soon. Of others a list is made, and all are counted by it. */
+const MANY_TAGGED = 1_000
+
+/** @param tagged how many jobs have the tag, where that is known: for pages */
+function conditionsOf(filter: JobFilter, tagged: number | null = null): { where: string; parameters: SqlValue[] } {
   const conditions: string[] = []
   const parameters: SqlValue[] = []
   const add = (condition: string, ...values: SqlValue[]): void => {
@@ -263,8 +297,12 @@ function conditionsOf(filter: JobFilter): { where: string; parameters: SqlValue[
   if (filter.expiredUpto !== undefined)
     add("jobs.seq NOT IN (SELECT seq FROM jobs WHERE completed_at <= ?)", filter.expiredUpto)
   if (ids) add(ids.length === 0 ? "FALSE" : `id IN (${ids.map(() => "?").join(", ")})`, ...ids)
-  if (filter.tag !== null && account !== null)
-    add("seq IN (SELECT job FROM job_tags WHERE account = ? AND tag = ?)", account, filter.tag)
+  if (filter.tag !== null && account !== null) {
+    const isCommon = tagged !== null && tagged > MANY_TAGGED
+    const one = "EXISTS (SELECT 1 FROM job_tags WHERE account = ? AND tag = ? AND job = jobs.seq)"
+    const list = "seq IN (SELECT job FROM job_tags WHERE account = ? AND tag = ?)"
+    add(isCommon ? one : list, account, filter.tag)
+  }
   if (filter.tag !== null && account === null) add("seq IN (SELECT job FROM job_tags WHERE tag = ?)", filter.tag)
   return { where: conditions.length > 0 ? `WHERE ${conditions.join(" AND ")}` : "", parameters }
 }

@@ -33,7 +33,7 @@ export async function indexesInStates(
   return rows.map(({ id }) => indexOfTask(id))
 }
 
-interface TaskOutput {
+export interface TaskOutput {
   index: number
   state: StoredTaskState
   claim: ClaimNumber | null
@@ -138,6 +138,18 @@ export async function leftBehind(view: View, job: number): Promise<{ results: bo
     ...range,
   )
   return { results: row?.results === 1, outputs: row?.outputs === 1 }
+}
+
+/** `outputs` of `leftBehind` alone. */
+export async function leftOutput(view: View, job: number): Promise<boolean> {
+  const row = await view.get<{ outputs: number }>(
+    `SELECT EXISTS (SELECT 1 FROM (
+       SELECT output FROM task_results WHERE task >= ? + 0 AND task < ? + 0 ORDER BY task LIMIT 1000
+     ) AS first WHERE output <> '') AS outputs`,
+    taskKey(job, 0),
+    taskKey(job + 1, 0),
+  )
+  return row?.outputs === 1
 }
 
 /** How many of the tasks `from` … `upto` − 1 completed with a result, and how many ended ones printed anything. */

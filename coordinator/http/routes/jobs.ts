@@ -14,7 +14,7 @@ import { jobId, type AccountId, type JobId } from "../../../protocol/domain/ids.
 import { chargedByJob } from "../../billing/holds.ts"
 import { createAggregates } from "../../jobs/read/aggregates.ts"
 import { eventOnWire, readLog } from "../../jobs/read/events.ts"
-import { jobOnWire, newJobOnWire, retriedJobOnWire, summaryFacts } from "../../jobs/read/job-object.ts"
+import { jobOnWire, newJobOnWire, readJobOnWire, retriedJobOnWire, summaryFacts } from "../../jobs/read/job-object.ts"
 import { leaseOnWire } from "../../jobs/read/lease.ts"
 import { findJobs, jobListRows, storedStatuses } from "../../jobs/read/list.ts"
 import { metricsOnWire } from "../../jobs/read/metrics.ts"
@@ -78,7 +78,7 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
     return new Reply(200, new JsonPieces(objectWithRows("jobs", rows, (count) => ({ count, limit, offset, total }))))
   })
 
-  mount(app, getJob, async (request) => jobOnWire(parts, await find(request)))
+  mount(app, getJob, async (request) => readJobOnWire(parts, jobId(request.params.id), scopeOf(request)))
 
   mount(app, cancelJob, async (request) => {
     const { head } = await find(request)

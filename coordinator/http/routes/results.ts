@@ -8,8 +8,8 @@ import { jobId } from "../../../protocol/domain/ids.ts"
 import { TERMINAL_JOB_STATUSES } from "../../../protocol/domain/statuses.ts"
 import type { Aggregates } from "../../jobs/read/aggregates.ts"
 import { countGroups, findJobs, type JobFilter } from "../../jobs/read/list.ts"
-import { readJob, readJobsBySeq, type ReadJob, type ReadParts } from "../../jobs/read/read-job.ts"
-import { countResults, jobResults, resultOnWire, type JobResults } from "../../jobs/read/results.ts"
+import { readJob, type ReadJob, type ReadParts } from "../../jobs/read/read-job.ts"
+import { countResults, jobResults, jobResultsBySeq, resultOnWire } from "../../jobs/read/results.ts"
 import { pageOfIndexes, pageOfResults, taskRows } from "../../jobs/read/tasks.ts"
 import { mount, type HttpApp } from "../app.ts"
 import { rowsWithin } from "../job-stream.ts"
@@ -69,21 +69,15 @@ const MOST_IDS = 1_000
 
 async function* jobRows(parts: ResultRouteParts, seqs: readonly number[], includeTasks: boolean) {
   for (const slice of slices(seqs, includeTasks ? 1 : JOBS_AT_ONCE)) {
-    // Read together: each turn may wait for a write beside it.
-    const jobs = await readJobsBySeq(parts.store, slice)
-    yield* await Promise.all(jobs.map((job) => jobRow(parts, job, includeTasks)))
+    for (const { job, results } of await jobResultsBySeq(parts, slice)) {
+      yield includeTasks ? { ...results, tasks: await taskTexts(parts, job) } : results
+    }
   }
 }
 
-async function jobRow(
-  parts: ResultRouteParts,
-  job: ReadJob,
-  includeTasks: boolean,
-): Promise<JobResults & { tasks?: unknown }> {
-  const row = await jobResults(parts, job)
-  if (!includeTasks) return row
+async function taskTexts(parts: ResultRouteParts, job: ReadJob): Promise<unknown> {
   const { indexes } = await pageOfIndexes(parts, job, null, { limit: INCLUDED_TASKS, offset: 0 })
-  return { ...row, tasks: await rowsWithin(taskRows(parts, job, indexes), INCLUDED_CHARACTERS) }
+  return await rowsWithin(taskRows(parts, job, indexes), INCLUDED_CHARACTERS)
 }
 
 function filterOf(query: Query, account: JobFilter["account"]): JobFilter {

@@ -1,12 +1,13 @@
 import { assert } from "../../../protocol/base/assert.ts"
 import { splitJsonObject } from "../../../protocol/base/json-text.ts"
-import { jobTexts, type JobHead } from "../../store/jobs.ts"
+import { jobOutcome, type JobHead } from "../../store/jobs.ts"
 import { aggregateJob } from "../finish.ts"
 import type { ReadParts } from "./read-job.ts"
 
 /** What jobs' results add up to, as JSON texts by their names in `summary`; also while they run (RS-007). */
 export interface Aggregates {
-  of(job: JobHead): Promise<ReadonlyMap<string, string>>
+  /** `outcome`: the stored aggregate, where it was read beside `job`. */
+  of(job: JobHead, outcome?: string | null): Promise<ReadonlyMap<string, string>>
 }
 
 /** Jobs that run, whose last aggregate is kept: the same number of ended tasks has the same one. */
@@ -58,15 +59,17 @@ export function createAggregates(parts: Pick<ReadParts, "store" | "files" | "clo
     return entry.text
   }
 
+  const read = (job: JobHead): Promise<string | null> => parts.store.read((view) => jobOutcome(view, job.seq))
+
   function isGood(known: Kept, ended: number): boolean {
     if (known.ended === ended || known.madeAtMs === Number.POSITIVE_INFINITY) return known.ended === ended
     return known.tookMs > LONG_MS && parts.clock.monotonicMs() - known.madeAtMs < 10 * known.tookMs
   }
 
   return {
-    async of(job) {
-      const stored = job.completedAt === null ? null : await parts.store.read((view) => jobTexts(view, job.seq))
-      const texts = splitJsonObject(stored?.outcome ?? (await made(job)))
+    async of(job, outcome) {
+      const stored = job.completedAt === null ? null : outcome === undefined ? await read(job) : outcome
+      const texts = splitJsonObject(stored ?? (await made(job)))
       assert(texts, "an aggregate is an object")
       return texts
     },

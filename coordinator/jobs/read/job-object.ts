@@ -8,7 +8,7 @@ import type {
 } from "../../../protocol/api/jobs.ts"
 import { present } from "../../../protocol/base/assert.ts"
 import { JsonText } from "../../../protocol/base/json-text.ts"
-import { taskId } from "../../../protocol/domain/ids.ts"
+import { taskId, type AccountId, type JobId } from "../../../protocol/domain/ids.ts"
 import { usd } from "../../../protocol/domain/money.ts"
 import type { Requirements } from "../../../protocol/domain/requirements.ts"
 import type { FailureKind } from "../../../protocol/domain/statuses.ts"
@@ -27,8 +27,8 @@ import { checkpointText } from "../resume.ts"
 import type { Submission } from "../submission/submission.ts"
 import { actionAfterDependency, errorSnippet, recommendedAction } from "../text.ts"
 import type { Aggregates } from "./aggregates.ts"
-import { JOB_OUTPUT_LIMITS, jobOutput } from "./output.ts"
-import { taskCounts, type QueueReason, type ReadJob, type ReadParts } from "./read-job.ts"
+import { firstTaskOutputs, JOB_OUTPUT_LIMITS, jobOutput } from "./output.ts"
+import { isUntouched, readJobAnd, taskCounts, type QueueReason, type ReadJob, type ReadParts } from "./read-job.ts"
 import { jsonOrNull, liveAttempt, percentOf } from "./task-row.ts"
 
 type JobOnWire = z.output<typeof jobObject>
@@ -39,20 +39,41 @@ const MOST_SUSPECTS = 1_000
 
 /** A job in full (J-030). Its aggregate stands in `summary` once it has ended; while it runs /results has it. */
 export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, job: ReadJob): Promise<JobOnWire> {
+  return await shownJob(parts, job, await parts.store.read((view) => jobDetails(view, job)))
+}
+
+/** The same for a job that is still to be found (`readJob`), all of it in one snapshot: what clients poll. */
+export async function readJobOnWire(
+  parts: ReadParts & { aggregates: Aggregates },
+  id: JobId,
+  account: AccountId | null,
+): Promise<JobOnWire> {
+  const { job, seen } = await readJobAnd(parts, id, account, jobDetails)
+  return await shownJob(parts, job, seen)
+}
+
+/** What is stored of a job beside its head, as far as its object shows it. */
+async function jobDetails(view: View, { head, submission }: ReadJob) {
+  const untouched = isUntouched(head)
+  return {
+    ...present(await jobTexts(view, head.seq), "a job's texts"),
+    ...(await summaryFacts(view, head)),
+    failureKind: head.failed > 0 ? await firstFailureKind(view, head.seq) : null,
+    budgetMs: untouched ? null : await shortestBudgetMs(view, head.seq, head.taskCount),
+    checkpoints: submission.checkpointing?.enabled ? await checkpointTotals(view, head.seq) : null,
+    broken: await brokenBy(view, head),
+    firstOutputs: untouched ? [] : await firstTaskOutputs(view, head),
+  }
+}
+
+async function shownJob(
+  parts: ReadParts & { aggregates: Aggregates },
+  job: ReadJob,
+  facts: Awaited<ReturnType<typeof jobDetails>>,
+): Promise<JobOnWire> {
   const { head } = job
-  // Asked together they are read in one turn; each turn may wait for a write beside it.
-  const [facts, aggregate, printed] = await Promise.all([
-    parts.store.read(async (view) => ({
-      request: present(await jobTexts(view, head.seq), "a job's texts").request,
-      ...(await summaryFacts(view, head)),
-      failureKind: head.failed > 0 ? await firstFailureKind(view, head.seq) : null,
-      budgetMs: await shortestBudgetMs(view, head.seq, head.taskCount),
-      checkpoints: job.submission.checkpointing?.enabled ? await checkpointTotals(view, head.seq) : null,
-      broken: await brokenBy(view, head),
-    })),
-    isEnded(head.status) ? parts.aggregates.of(head) : null,
-    jobOutput(parts, job, JOB_OUTPUT_LIMITS),
-  ])
+  const aggregate = isEnded(head.status) ? await parts.aggregates.of(head, facts.outcome) : null
+  const printed = await jobOutput(parts, job, JOB_OUTPUT_LIMITS, facts.firstOutputs)
   const live = attemptsOf(parts.members, new Set([head.seq])).get(head.seq) ?? []
   return {
     ...commonFields(head, job.submission, live, queueReasonOf(parts, job, live)),
@@ -146,7 +167,7 @@ export async function summaryFacts(view: View, head: JobHead): Promise<SummaryFa
   return {
     hold: await findHold(view, head.hold),
     suspects: head.suspect > 0 ? await suspectIndexes(view, head.seq, MOST_SUSPECTS) : [],
-    left: await leftBehind(view, head.seq),
+    left: isUntouched(head) ? { results: false, outputs: false } : await leftBehind(view, head.seq),
   }
 }
 

@@ -1,11 +1,10 @@
 import type { JobStatus } from "../../../protocol/domain/statuses.ts"
-import { groupJobs, jobHeadBySeq, pageOfJobs, type JobFilter, type StoredJobStatus } from "../../store/jobs.ts"
+import { groupJobs, pageOfJobs, type JobFilter, type StoredJobStatus } from "../../store/jobs.ts"
 import type { Store } from "../../store/store.ts"
-import { leftBehind } from "../../store/task-reads.ts"
+import { leftOutput } from "../../store/task-reads.ts"
 import { expiredUpto, type RetentionParts } from "../retention.ts"
-import type { Submission } from "../submission/submission.ts"
 import { attemptsOf, jobListRowOnWire, type JobListRow } from "./job-object.ts"
-import { blockedBy, type ReadParts } from "./read-job.ts"
+import { isUntouched, readJobsAnd, type ReadParts } from "./read-job.ts"
 
 export type { JobFilter } from "../../store/jobs.ts"
 
@@ -53,19 +52,11 @@ export async function* jobListRows(
   const live = attemptsOf(parts.members, new Set(seqs))
   for (let from = 0; from < seqs.length; from += JOBS_AT_ONCE) {
     const slice = seqs.slice(from, from + JOBS_AT_ONCE)
-    const found = await parts.store.read(async (view) => {
-      const jobs = []
-      for (const seq of slice) {
-        const head = await jobHeadBySeq(view, seq)
-        if (!head) continue
-        jobs.push({ head, hasOutput: (await leftBehind(view, seq)).outputs, blockedBy: await blockedBy(view, head) })
-      }
-      return jobs
-    })
-    for (const { head, hasOutput, blockedBy: waitsFor } of found) {
-      const submission = JSON.parse(head.submission) as Submission
-      const job = { head, submission, blockedBy: waitsFor }
-      yield jobListRowOnWire(parts, job, live.get(head.seq) ?? [], hasOutput)
+    const found = await readJobsAnd(parts.store, slice, async (view, { head }) =>
+      isUntouched(head) ? false : await leftOutput(view, head.seq),
+    )
+    for (const { job, seen: hasOutput } of found) {
+      yield jobListRowOnWire(parts, job, live.get(job.head.seq) ?? [], hasOutput)
     }
   }
 }

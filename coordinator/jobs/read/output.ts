@@ -1,4 +1,6 @@
-import { taskOutputs } from "../../store/task-reads.ts"
+import type { JobHead } from "../../store/jobs.ts"
+import type { View } from "../../store/store.ts"
+import { taskOutputs, type TaskOutput } from "../../store/task-reads.ts"
 import { isEnded } from "../job-state.ts"
 import type { ReadJob, ReadParts } from "./read-job.ts"
 import { liveAttempt, shownDiagnostics, taskStatus } from "./task-row.ts"
@@ -19,19 +21,22 @@ const SLICE_TASKS = 500
 
 /**
  * What a job's tasks printed, joined in index order, each with its own cap; and its error, else that of the first task that
- * has one (J-031, J-032). Where a limit cuts, the last line says so and where the rest is.
+ * has one (J-031, J-032). Where a limit cuts, the last line says so and where the rest is. `firstSlice`: what `firstTaskOutputs`
+ * has read already.
  */
 export async function jobOutput(
   parts: ReadParts,
   { head }: ReadJob,
   limits: OutputLimits,
+  firstSlice: TaskOutput[] | null = null,
 ): Promise<{ output: string; error: string | null }> {
   const texts: string[] = []
   let characters = 0
   let error = head.error
   for (let from = 0; from < Math.min(head.taskCount, limits.tasks);) {
     const first = from
-    const slice = await parts.store.read((view) => taskOutputs(view, head.seq, first, SLICE_TASKS))
+    const known = first === 0 ? firstSlice : null
+    const slice = known ?? (await parts.store.read((view) => taskOutputs(view, head.seq, first, SLICE_TASKS)))
     for (const task of slice.slice(0, limits.tasks - from)) {
       const status = taskStatus(task.state, isEnded(head.status))
       const shown = shownDiagnostics(status, task, liveAttempt(parts, task.claim)?.attempt.outputTail ?? null)
@@ -46,6 +51,11 @@ export async function jobOutput(
     if (slice.length < SLICE_TASKS) return { output: joined(texts), error }
   }
   return { output: head.taskCount > limits.tasks ? cutBefore(texts, limits.tasks, head) : joined(texts), error }
+}
+
+/** For `jobOutput`, where more is read of the job in the same snapshot. */
+export function firstTaskOutputs(view: View, { seq }: JobHead): Promise<TaskOutput[]> {
+  return taskOutputs(view, seq, 0, SLICE_TASKS)
 }
 
 /** One task's text stays exactly as it was printed; between the texts of several a line always ends. */

@@ -51,10 +51,25 @@ export async function readJob(
   id: JobId,
   account: AccountId | null,
 ): Promise<ReadJob> {
-  const found = await parts.store.read(async (view) => withWaits(view, await jobHeadById(view, id, account)))
-  const endedAt = found?.head.completedAt ?? null
-  if (!found || (endedAt !== null && endedAt <= expiredUpto(parts))) throw notFound(`the job ${id}`)
-  return { ...found, submission: JSON.parse(found.head.submission) as Submission }
+  return (await readJobAnd(parts, id, account, async () => null)).job
+}
+
+/** As `readJob`, with what else is to be seen of it in the same snapshot: each turn may wait for a write beside it. */
+export async function readJobAnd<Seen>(
+  parts: RetentionParts & { store: Store },
+  id: JobId,
+  account: AccountId | null,
+  look: (view: View, job: ReadJob) => Promise<Seen>,
+): Promise<{ job: ReadJob; seen: Seen }> {
+  const upto = expiredUpto(parts)
+  const found = await parts.store.read(async (view) => {
+    const head = await jobHeadById(view, id, account)
+    if (head === null || (head.completedAt !== null && head.completedAt <= upto)) return null
+    const job = await withWaits(view, head)
+    return { job, seen: await look(view, job) }
+  })
+  if (found === null) throw notFound(`the job ${id}`)
+  return found
 }
 
 /** As `readJob`, for a job whose seq is known; null when it is gone. */
@@ -65,21 +80,41 @@ export async function readJobBySeq(store: Store, seq: number): Promise<ReadJob |
 
 /** Those of these jobs that are there, in this order, as one snapshot has them. Submissions may be large: a few at once. */
 export async function readJobsBySeq(store: Store, seqs: readonly number[]): Promise<ReadJob[]> {
-  const found = await store.read(async (view) => {
-    const jobs = []
-    for (const seq of seqs) jobs.push(await withWaits(view, await jobHeadBySeq(view, seq)))
-    return jobs.filter((job) => job !== null)
-  })
-  return found.map((job) => ({ ...job, submission: JSON.parse(job.head.submission) as Submission }))
+  return (await readJobsAnd(store, seqs, async () => null)).map(({ job }) => job)
 }
 
-async function withWaits(view: View, head: JobHead | null): Promise<Omit<ReadJob, "submission"> | null> {
-  return head && { head, blockedBy: await blockedBy(view, head) }
+/** As `readJobsBySeq`, with what else is to be seen of each in the same snapshot. */
+export async function readJobsAnd<Seen>(
+  store: Store,
+  seqs: readonly number[],
+  look: (view: View, job: ReadJob) => Promise<Seen>,
+): Promise<{ job: ReadJob; seen: Seen }[]> {
+  return await store.read(async (view) => {
+    const found: { job: ReadJob; seen: Seen }[] = []
+    for (const seq of seqs) {
+      const head = await jobHeadBySeq(view, seq)
+      if (head === null) continue
+      const job = await withWaits(view, head)
+      found.push({ job, seen: await look(view, job) })
+    }
+    return found
+  })
+}
+
+async function withWaits(view: View, head: JobHead): Promise<ReadJob> {
+  const submission = JSON.parse(head.submission) as Submission
+  return { head, submission, blockedBy: submission.dependsOn === undefined ? [] : await blockedBy(view, head) }
 }
 
 /** The jobs that a queued one waits for, oldest first. */
 export async function blockedBy(view: View, { seq, status }: JobHead): Promise<JobId[]> {
   return status === "queued" ? (await openDependencies(view, seq)).map(({ id }) => id) : []
+}
+
+/** Nothing of it was handed to a node or has ended, so that no task has left anything to look for: as most jobs that wait. */
+export function isUntouched({ status, round, attempts, completed, failed, cancelled }: JobHead): boolean {
+  const isWaiting = status === "planning" || status === "queued"
+  return isWaiting && round === 1 && attempts + completed + failed + cancelled === 0
 }
 
 /**

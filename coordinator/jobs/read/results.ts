@@ -2,14 +2,16 @@ import { setImmediate as turn } from "node:timers/promises"
 import type { z } from "zod"
 import { timestampText } from "../../../protocol/api/common.ts"
 import type { jobResultsReply, resultRow } from "../../../protocol/api/jobs.ts"
+import type { Instant } from "../../../protocol/base/clock.ts"
 import { JsonText } from "../../../protocol/base/json-text.ts"
 import type { JobId } from "../../../protocol/domain/ids.ts"
-import type { JobHead } from "../../store/jobs.ts"
+import { jobOutcome, type JobHead } from "../../store/jobs.ts"
+import type { View } from "../../store/store.ts"
 import { artifactIdsOfJob, countLeftBehind } from "../../store/task-reads.ts"
 import { jobStatus } from "../job-state.ts"
 import type { Aggregates } from "./aggregates.ts"
 import { summaryFacts, summaryOnWire } from "./job-object.ts"
-import type { ReadJob, ReadParts } from "./read-job.ts"
+import { readJobsAnd, type ReadJob, type ReadParts } from "./read-job.ts"
 import type { TaskOnWire } from "./task-row.ts"
 
 export type JobResults = Omit<
@@ -22,16 +24,38 @@ const MOST_ARTIFACTS = 10_000
 
 /** What a job's results add up to, so far where it still runs (RS-001, RS-007). */
 export async function jobResults(parts: ReadParts & { aggregates: Aggregates }, job: ReadJob): Promise<JobResults> {
-  const { head, submission } = job
   const at = parts.clock.now()
-  // Asked together they are read in one turn.
-  const [aggregate, facts] = await Promise.all([
-    parts.aggregates.of(head),
-    parts.store.read(async (view) => ({
-      ...(await summaryFacts(view, head)),
-      artifacts: await artifactIdsOfJob(view, head.id, at, MOST_ARTIFACTS),
-    })),
-  ])
+  const facts = await parts.store.read((view) => resultFacts(view, job, at))
+  return await shownResults(parts, job, facts)
+}
+
+/** The same of several jobs by seq, without those that are gone, all of them in one snapshot. */
+export async function jobResultsBySeq(
+  parts: ReadParts & { aggregates: Aggregates },
+  seqs: readonly number[],
+): Promise<{ job: ReadJob; results: JobResults }[]> {
+  const at = parts.clock.now()
+  const found = await readJobsAnd(parts.store, seqs, (view, job) => resultFacts(view, job, at))
+  return await Promise.all(found.map(async ({ job, seen }) => ({ job, results: await shownResults(parts, job, seen) })))
+}
+
+type ResultFacts = Awaited<ReturnType<typeof resultFacts>>
+
+async function resultFacts(view: View, { head }: ReadJob, at: Instant) {
+  return {
+    ...(await summaryFacts(view, head)),
+    outcome: await jobOutcome(view, head.seq),
+    artifacts: await artifactIdsOfJob(view, head.id, at, MOST_ARTIFACTS),
+  }
+}
+
+async function shownResults(
+  parts: ReadParts & { aggregates: Aggregates },
+  job: ReadJob,
+  facts: ResultFacts,
+): Promise<JobResults> {
+  const { head, submission } = job
+  const aggregate = await parts.aggregates.of(head, facts.outcome)
   const json = (name: string): JsonText => new JsonText(aggregate.get(name) ?? "null")
   return {
     job_id: head.id,
