@@ -74,16 +74,14 @@ export async function readJobAnd<Seen>(
 
 /** As `readJob`, for a job whose seq is known; null when it is gone. */
 export async function readJobBySeq(store: Store, seq: number): Promise<ReadJob | null> {
-  const [job = null] = await readJobsBySeq(store, [seq])
-  return job
+  const [found] = await readJobsAnd(store, [seq], async () => null)
+  return found?.job ?? null
 }
 
-/** Those of these jobs that are there, in this order, as one snapshot has them. Submissions may be large: a few at once. */
-export async function readJobsBySeq(store: Store, seqs: readonly number[]): Promise<ReadJob[]> {
-  return (await readJobsAnd(store, seqs, async () => null)).map(({ job }) => job)
-}
-
-/** As `readJobsBySeq`, with what else is to be seen of each in the same snapshot. */
+/**
+ * Those of these jobs that are there, in this order, and what else is to be seen of each, as one snapshot has them. Submissions
+ * may be large: a few at once.
+ */
 export async function readJobsAnd<Seen>(
   store: Store,
   seqs: readonly number[],
