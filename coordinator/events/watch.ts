@@ -31,31 +31,16 @@ export function createJobWatch(): JobWatch {
   const listeners = new Set<JobListener>()
   let versions = 0
 
-  function wake(watcher: Watcher): void {
-    if (watcher.waiting) return
-    watcher.waiting = true
-    setImmediate(() => {
-      watcher.waiting = false
-      const change = { rows: watcher.rows, spoke: watcher.spoke }
-      watcher.rows = false
-      watcher.spoke = new Set()
-      if (!watcher.over) watcher.woken(change)
-    })
-  }
-
   return {
     watch(job, woken) {
-      const watcher: Watcher = { woken, rows: false, spoke: new Set(), waiting: false, over: false }
       const known = watched.get(job) ?? { version: ++versions, watchers: new Set() }
       watched.set(job, known)
+      const watcher = new Watcher(woken, () => {
+        known.watchers.delete(watcher)
+        if (known.watchers.size === 0 && watched.get(job) === known) watched.delete(job)
+      })
       known.watchers.add(watcher)
-      return {
-        [Symbol.dispose]() {
-          watcher.over = true
-          known.watchers.delete(watcher)
-          if (known.watchers.size === 0 && watched.get(job) === known) watched.delete(job)
-        },
-      }
+      return watcher
     },
     listen(heard) {
       listeners.add(heard)
@@ -67,18 +52,14 @@ export function createJobWatch(): JobWatch {
         const known = watched.get(job)
         if (!known) continue
         known.version = ++versions
-        for (const watcher of known.watchers) {
-          watcher.rows = true
-          wake(watcher)
-        }
+        for (const watcher of known.watchers) watcher.changed()
       }
       for (const listener of listeners) listener.changed?.()
     },
     spoke(job, taskIndex) {
-      for (const watcher of watched.get(job)?.watchers ?? []) {
-        watcher.spoke.add(taskIndex)
-        wake(watcher)
-      }
+      const known = watched.get(job)
+      if (known) known.version = ++versions
+      for (const watcher of known?.watchers ?? []) watcher.heard(taskIndex)
       for (const listener of listeners) listener.spoke?.(job)
     },
   }
@@ -89,10 +70,46 @@ interface WatchedJob {
   watchers: Set<Watcher>
 }
 
-interface Watcher {
-  woken: (change: JobChange) => void
-  rows: boolean
-  spoke: Set<number>
-  waiting: boolean
-  over: boolean
+class Watcher implements Disposable {
+  readonly #woken: (change: JobChange) => void
+  readonly #leave: () => void
+  #rows = false
+  #spoke: Set<number> | null = null
+  #waiting = false
+  #over = false
+
+  constructor(woken: (change: JobChange) => void, leave: () => void) {
+    this.#woken = woken
+    this.#leave = leave
+  }
+
+  changed(): void {
+    this.#rows = true
+    this.#wake()
+  }
+
+  heard(taskIndex: number): void {
+    this.#spoke ??= new Set()
+    this.#spoke.add(taskIndex)
+    this.#wake()
+  }
+
+  #wake(): void {
+    if (this.#waiting) return
+    this.#waiting = true
+    setImmediate(() => {
+      this.#waiting = false
+      const change = { rows: this.#rows, spoke: this.#spoke ?? NOTHING }
+      this.#rows = false
+      this.#spoke = null
+      if (!this.#over) this.#woken(change)
+    })
+  }
+
+  [Symbol.dispose](): void {
+    this.#over = true
+    this.#leave()
+  }
 }
+
+const NOTHING: ReadonlySet<number> = new Set()

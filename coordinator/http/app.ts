@@ -143,6 +143,8 @@ interface Route {
 export function createHttpApp(parts: HttpAppParts): HttpApp {
   const routes: Route[] = []
   const stopping = new AbortController()
+  /** Those that are told when the coordinator stops. */
+  const streams = new Set<Ending>()
   let running: RunningCore | null = null
   let router: Router | null = null
   let table: RouteTable<Route> | null = null
@@ -241,15 +243,11 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     const core = running
     const identities: Identities = core ?? { identify: async () => null }
     const caller = await authorize(identities, row.access, request)
-    const signalOf = whenGone(row.stream === undefined ? null : stopping.signal)
+    const ending = whenGone()
     const jsonLimit = row.access === "public" ? PUBLIC_JSON_LIMIT_BYTES : JSON_LIMIT_BYTES
-    const body = requestBody(request, response, row.rawBody?.limitBytes ?? jsonLimit, awaitsContinue(request))
-    response.on("close", () => {
-      // Whoever had the whole answer is not gone early; most requests end here, and an abort costs as much as a small read.
-      const isWhole = response.writableFinished && row.stream === undefined
-      if (!isWhole) signalOf.abort()
-      body.release()
-    })
+    const bodyLimit = row.rawBody?.limitBytes ?? jsonLimit
+    // What is open for hours keeps nothing that it does not need.
+    const body = exchange.isStream ? null : requestBody(request, response, bodyLimit, awaitsContinue(request))
     const parsed = {
       id: exchange.id,
       origin: originOf(request),
@@ -259,15 +257,24 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       headers: request.headers,
       method: request.method,
       get signal() {
-        return signalOf.signal()
+        return ending.signal()
       },
       account: () => accountOf(asCaller(caller), exchange.query),
       stillAllowed: () => isStillAllowed(identities, row, request),
       idempotency: noIdempotency,
       response,
     }
+    if (row.stream !== undefined) streams.add(ending)
+    response.on("close", () => {
+      streams.delete(ending)
+      // Whoever had the whole answer is not gone early; most requests end here, and an abort costs as much as a small read.
+      const isWhole = response.writableFinished && row.stream === undefined
+      if (!isWhole) ending.abort(new ClientGone("the client closed the connection"))
+      body?.release()
+    })
     // What is said of a request before its body is read is not said of one that was answered already: its answer is.
     if (before && !(await isAnswered(core, row, caller, request))) await before(parsed as unknown as HttpRequest)
+    if (body === null) return follow({ row, handle }, parsed as unknown as HttpRequest, exchange)
     if (row.body !== undefined || row.rawBody !== undefined) body.checkDeclaredSize()
     const json = row.body === undefined ? null : await body.readJson(memory, { form: row.form === true })
     const full = Object.assign(parsed, {
@@ -293,6 +300,13 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       handle({ ...full, idempotency: taken.held } as unknown as HttpRequest),
     )
     return answer(row, request, response, reply)
+  }
+
+  /** An event stream is open for hours: nobody waits for it. */
+  function follow({ row, handle }: Pick<Route, "row" | "handle">, parsed: HttpRequest, exchange: Exchange): void {
+    handle(parsed)
+      .then((result) => answer(row, exchange.request, exchange.response, result))
+      .catch((error: unknown) => refuse(exchange, error))
   }
 
   async function isAnswered(
@@ -354,7 +368,9 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     close() {
       running?.sweeping[Symbol.dispose]()
       running = null
-      stopping.abort(new Error("the coordinator is stopping"))
+      const reason = new Error("the coordinator is stopping")
+      stopping.abort(reason)
+      for (const stream of streams) stream.abort(reason)
     },
   }
 }
@@ -453,20 +469,26 @@ function quoteNamedBy(refusal: ComputalotError): string | null {
   return typeof quote === "object" && quote !== null && "id" in quote && typeof quote.id === "string" ? quote.id : null
 }
 
-/** The signal of one request, made when it is asked for: most reads are done without it. */
-function whenGone(stopping: AbortSignal | null): { signal(): AbortSignal; abort(): void } {
-  let [gone, signal, isAborted]: [AbortController | null, AbortSignal | null, boolean] = [null, null, false]
-  const reason = (): ClientGone => new ClientGone("the client closed the connection")
+/** What ends a request before its answer does. */
+interface Ending {
+  signal(): AbortSignal
+  /** The first reason stays. */
+  abort(reason: Error): void
+}
+
+/** The signal is made when it is asked for: most reads are done without it. */
+function whenGone(): Ending {
+  let controller: AbortController | null = null
+  let reason: Error | null = null
   return {
     signal() {
-      if (signal) return signal
-      gone = new AbortController()
-      if (isAborted) gone.abort(reason())
-      return (signal = stopping === null ? gone.signal : AbortSignal.any([gone.signal, stopping]))
+      controller ??= new AbortController()
+      if (reason) controller.abort(reason)
+      return controller.signal
     },
-    abort() {
-      isAborted = true
-      gone?.abort(reason())
+    abort(why) {
+      reason ??= why
+      controller?.abort(reason)
     },
   }
 }

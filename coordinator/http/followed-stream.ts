@@ -1,18 +1,24 @@
 import type { IncomingHttpHeaders, ServerResponse } from "node:http"
 import { isTerminal } from "../../protocol/domain/statuses.ts"
+import type { AccountId } from "../../protocol/domain/ids.ts"
+import type { Caller } from "../accounts/authenticate.ts"
 import { wasLogged } from "../jobs/read/events.ts"
 import { logPosition, type JobNews } from "../jobs/read/followed.ts"
 import { renderJobFrame, type Follower, type JobFeed, type JobFeedParts, type JobFrame } from "./job-feed.ts"
+import type { SnapshotTurns } from "./snapshot-turns.ts"
 import { eventFrame, lastEventId, openEventStream, type EventStream } from "./sse.ts"
 import { eventOf, frameId, idFrom, isDoneId } from "./stream-position.ts"
 
 export interface FollowedStreamParts extends JobFeedParts {
   feed: JobFeed
+  /** Of all streams together. */
+  snapshotTurns: SnapshotTurns
   ssePingMs: number
   sseLimitMs: number
 }
 
 export interface StreamRequest {
+  caller: Pick<Caller, "account">
   headers: IncomingHttpHeaders
   method: string
   signal: AbortSignal
@@ -62,8 +68,8 @@ export async function serveFollowed(
   try {
     const followed = new FollowedStream(parts, following, stream)
     using _following = await parts.feed.follow(followed)
-    await followed.begin(position)
-    await stream.over
+    await followed.begin(position, request.caller.account)
+    await new Promise<void>((resolve) => stream.whenEnded(resolve))
   } finally {
     stream.end()
   }
@@ -92,16 +98,17 @@ class FollowedStream implements Follower {
     return this.#following.withResults
   }
 
-  async begin(position: number | null): Promise<void> {
+  async begin(position: number | null, account: AccountId | null): Promise<void> {
     const missed = position === null ? null : await this.#following.missed(position)
     if (position !== null && missed !== null) {
       this.#position = position
       await this.#sendMissed(missed)
     } else {
+      using turn = await this.#parts.snapshotTurns.take(account)
       // Before anything is read: what happens from here on comes again, and nothing falls between.
       this.#position = frameId(await logPosition(this.#parts.store), "snapshot")
       const head = { event: "snapshot", id: String(this.#position) }
-      await this.#stream.sendInPieces(head, this.#following.snapshot())
+      await this.#stream.sendInPieces(head, this.#following.snapshot(), turn)
     }
     await this.#sendLate()
     this.#endIfDone()
@@ -128,7 +135,7 @@ class FollowedStream implements Follower {
   async #sendLate(): Promise<void> {
     for (;;) {
       const [first] = this.#late ?? []
-      if (!first || this.#stream.ended.aborted) {
+      if (!first || this.#stream.hasEnded) {
         this.#late = null
         return
       }

@@ -1,5 +1,6 @@
 import type { Clock } from "../../protocol/base/clock.ts"
 import { JsonText, stringifyJson } from "../../protocol/base/json-text.ts"
+import type { AccountId } from "../../protocol/domain/ids.ts"
 import type { JobWatch } from "../events/watch.ts"
 import { eventOnWire, logEnd, readLog, wasLogged, type EventRow } from "../jobs/read/events.ts"
 import type { Aggregates } from "../jobs/read/aggregates.ts"
@@ -8,7 +9,9 @@ import { jobOnWire } from "../jobs/read/job-object.ts"
 import { readJobBySeq, type ReadJob, type ReadParts } from "../jobs/read/read-job.ts"
 import { taskRows } from "../jobs/read/tasks.ts"
 import type { StreamRequest } from "./followed-stream.ts"
+import type { JobSnapshot, SharedSnapshots } from "./shared-snapshots.ts"
 import type { SharedWork } from "./shared-work.ts"
+import type { SnapshotTurns } from "./snapshot-turns.ts"
 import { eventFrame, lastEventId, openEventStream, type EventStream } from "./sse.ts"
 import { eventOf, frameId, idFrom, isDoneId } from "./stream-position.ts"
 
@@ -18,6 +21,9 @@ export interface JobStreamParts extends ReadParts {
   watch: JobWatch
   /** What streams of one job read at the same time is read once. */
   shared: SharedWork
+  snapshots: SharedSnapshots
+  /** Of all streams together. */
+  snapshotTurns: SnapshotTurns
   ssePingMs: number
   sseLimitMs: number
 }
@@ -54,7 +60,7 @@ export async function serveJobStream(parts: JobStreamParts, seq: number, request
     beginsWithSnapshot: resumed === null,
   })
   try {
-    await new JobStream(parts, seq, stream).run(resumed)
+    await new JobStream(parts, seq, stream).run(resumed, request.caller.account)
   } finally {
     stream.end()
   }
@@ -103,17 +109,17 @@ class JobStream {
     this.#stream = stream
   }
 
-  async run(position: number | null): Promise<void> {
+  async run(position: number | null, account: AccountId | null): Promise<void> {
     // Before the first look, so that nothing falls between.
     using _watching = this.#parts.watch.watch(this.#seq, ({ rows, spoke }) => {
       if (rows) this.#grown = true
       for (const index of spoke) this.#heard(index)
       if (rows) this.#wake?.()
     })
-    this.#stream.ended.addEventListener("abort", () => this.#wake?.(), { once: true })
-    if (position === null) await this.#sendSnapshot()
+    this.#stream.whenEnded(() => this.#wake?.())
+    if (position === null) await this.#sendSnapshot(account)
     else this.#position = position
-    while (!this.#stream.ended.aborted) {
+    while (!this.#stream.hasEnded) {
       if (this.#grown) {
         this.#grown = false
         if ((await this.#sendEvents()) === "over") return
@@ -123,13 +129,13 @@ class JobStream {
     }
   }
 
-  async #sendSnapshot(): Promise<void> {
-    const last = await logEnd(this.#parts.store, this.#seq)
-    const job = await readJobBySeq(this.#parts.store, this.#seq)
-    if (!job) return
-    this.#position = frameId(last, "snapshot")
-    const head = { event: "snapshot", id: String(this.#position) }
-    await this.#stream.sendInPieces(head, snapshotPieces(this.#parts, job))
+  async #sendSnapshot(account: AccountId | null): Promise<void> {
+    using turn = await this.#parts.snapshotTurns.take(account)
+    if (this.#stream.hasEnded) return
+    const snapshot = await this.#parts.snapshots.of(this.#seq, () => makeSnapshot(this.#parts, this.#seq))
+    if (!snapshot) return
+    this.#position = snapshot.id
+    await this.#stream.sendInPieces({ event: "snapshot", id: String(snapshot.id) }, snapshot.pieces, turn)
   }
 
   /** Everything the log has behind the position; `over` once the job has ended and all of it was sent. */
@@ -184,10 +190,16 @@ class JobStream {
   }
 
   async #sleep(): Promise<void> {
-    if (this.#stream.ended.aborted) return
+    if (this.#stream.hasEnded) return
     await new Promise<void>((resolve) => (this.#wake = resolve))
     this.#wake = null
   }
+}
+
+async function makeSnapshot(parts: JobStreamParts, seq: number): Promise<JobSnapshot | null> {
+  const last = await logEnd(parts.store, seq)
+  const job = await readJobBySeq(parts.store, seq)
+  return job && { id: frameId(last, "snapshot"), pieces: snapshotPieces(parts, job) }
 }
 
 /** `{job, tasks, total}` as JSON, some rows at a time: of a client that reads nothing no more is kept than of any other. */

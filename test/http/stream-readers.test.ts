@@ -8,9 +8,11 @@ import { readLog } from "../../coordinator/jobs/read/events.ts"
 import { createAggregates } from "../../coordinator/jobs/read/aggregates.ts"
 import { serveFollowed, type Following, type FollowedStreamParts } from "../../coordinator/http/followed-stream.ts"
 import { serveJobStream } from "../../coordinator/http/job-stream.ts"
+import { createSharedSnapshots } from "../../coordinator/http/shared-snapshots.ts"
 import { createSharedWork } from "../../coordinator/http/shared-work.ts"
 import { eventFrame } from "../../coordinator/http/sse.ts"
 import { frameId } from "../../coordinator/http/stream-position.ts"
+import { createSnapshotTurns } from "../../coordinator/http/snapshot-turns.ts"
 import { fundedAccount } from "../support/accounts.ts"
 import { openSocket, untilClosed } from "../support/http-door.ts"
 import { startJobRig, type JobRig } from "../support/job-rig.ts"
@@ -43,10 +45,12 @@ const parts = () => ({
       throw new Error("no contact is lost")
     },
   },
+  snapshots: createSharedSnapshots(rig.clock, rig.watch),
+  snapshotTurns: createSnapshotTurns(rig.clock),
   ssePingMs: 100,
   sseLimitMs: 60_000,
 })
-const allowed = { signal: new AbortController().signal, stillAllowed: async () => true }
+const allowed = { caller: { account: null }, signal: new AbortController().signal, stillAllowed: async () => true }
 
 test("of a large snapshot no more waits than of anything else, and who reads nothing of it is cut off", async () => {
   // Of a map_reduce the job itself stays small.

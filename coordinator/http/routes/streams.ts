@@ -10,13 +10,17 @@ import { serveJobStream, type JobStreamParts } from "../job-stream.ts"
 import { serveJobsWatch, watchedIds } from "../jobs-watch.ts"
 import { serveProjectStream } from "../project-stream.ts"
 import { scopeOf } from "../scope.ts"
+import { createSharedSnapshots } from "../shared-snapshots.ts"
 import { createSharedWork } from "../shared-work.ts"
+import { createSnapshotTurns } from "../snapshot-turns.ts"
 
-export type StreamRouteParts = Omit<JobStreamParts, "shared">
+export type StreamRouteParts = Omit<JobStreamParts, "shared" | "snapshots" | "snapshotTurns">
 
 /** Live frames of one job, of up to a hundred, and of a project (ST-*). */
 export function mountStreams(app: Pick<HttpApp, "add">, given: StreamRouteParts): void {
-  const parts = { ...given, shared: createSharedWork(), feed: createJobFeed(given) }
+  const snapshotTurns = createSnapshotTurns(given.clock)
+  const snapshots = createSharedSnapshots(given.clock, given.watch)
+  const parts = { ...given, shared: createSharedWork(), feed: createJobFeed(given), snapshots, snapshotTurns }
 
   mount(app, streamJob, async (request) => {
     const { head } = await readJob(parts, jobId(request.params.id), scopeOf(request))
