@@ -258,7 +258,8 @@ export async function openBlobs(parts: BlobsParts): Promise<Blobs> {
       if (known?.whole) return null
       assert(known?.writing !== true, "one writer per partial blob")
       let entry = known
-      if (entry !== undefined && entry.blob.pieceListDigest !== blob.pieceListDigest) {
+      // A crash may have come before a new file got its size, which is all that is known of a blob of one piece.
+      if (entry && (entry.blob.pieceListDigest !== blob.pieceListDigest || entry.blob.size !== blob.size)) {
         await forget(blob.digest)
         entry = undefined
       }

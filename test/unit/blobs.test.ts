@@ -139,6 +139,24 @@ test("after a restart whole blobs are there, a partial one goes on where it was,
   expect(await partial.finish()).toEqual(part.ref)
 })
 
+test("a partial file that a crash left before it had its size is begun anew: right pieces are not taken for wrong ones", async () => {
+  for (const size of [1_000, 3 * MIB]) {
+    const directory = newDirectory()
+    const part = newTestBlob(size)
+    {
+      await using blobs = await openTestBlobs({ directory })
+      await using _ = present(await blobs.begin(part.ref, part.list), "a new partial blob")
+    }
+    writeFileSync(join(directory, `${part.ref.digest}.part`), "")
+    await using blobs = await openTestBlobs({ directory })
+    await using partial = present(await blobs.begin(part.ref, part.list), "the partial blob")
+    for (let index = 0; index < pieceCount(part.list); index++)
+      expect(await partial.write(index, pieceOf(part, index))).toBe(true)
+    expect(await partial.finish()).toEqual(part.ref)
+    expect(Buffer.compare(await readWhole(blobs, part), part.bytes)).toBe(0)
+  }
+})
+
 test("a damaged blob is found when it is read, by piece or whole, and dropped", async () => {
   const directory = newDirectory()
   const first = newTestBlob(2 * MIB)
