@@ -146,7 +146,7 @@ export const MUTANTS: readonly Mutant[] = [
       {
         file: "coordinator/scheduler/job-life.ts",
         from: 'else if (job.status === "finishing") finish([job.seq])',
-        to: 'else if (job.status === "finishing") continue',
+        to: 'else if (job.status === "finishing") void 0',
       },
     ],
   },
