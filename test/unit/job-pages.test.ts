@@ -4,6 +4,7 @@ import { TERMINAL_JOB_STATUSES } from "../../protocol/domain/statuses.ts"
 import { groupJobs, pageOfJobs, type JobFilter } from "../../coordinator/store/jobs.ts"
 import { fundedAccount } from "../support/accounts.ts"
 import { startJobRig, type JobRig } from "../support/job-rig.ts"
+import { EVERY_JOB } from "../support/job-filter.ts"
 
 const COPIES = 1_500
 let rig: JobRig
@@ -59,17 +60,6 @@ beforeAll(async () => {
 })
 afterAll(() => rig[Symbol.asyncDispose]())
 
-const NONE: JobFilter = {
-  account: null,
-  statuses: null,
-  project: null,
-  type: null,
-  tag: null,
-  clientRef: null,
-  userId: null,
-  ids: null,
-}
-
 /** What a page shall hold, told by all rows one by one. */
 function expected(filter: JobFilter): number[] {
   const { account: whose, statuses, tag, expiredUpto = -1 } = filter
@@ -89,7 +79,13 @@ test("RS-009, J-028: pages and totals are the same however many jobs have the ta
       // None has expired, none could, half have.
       for (const expiredUpto of [0, undefined, ends[ends.length / 2] ?? 0]) {
         for (const whose of [account, null]) {
-          const filter = { ...NONE, account: whose, tag, statuses, ...(expiredUpto !== undefined && { expiredUpto }) }
+          const filter = {
+            ...EVERY_JOB,
+            account: whose,
+            tag,
+            statuses,
+            ...(expiredUpto !== undefined && { expiredUpto }),
+          }
           const all = expected(filter)
           for (const [limit, offset] of [
             [20, 0],
@@ -108,15 +104,19 @@ test("RS-009, J-028: pages and totals are the same however many jobs have the ta
 })
 
 test("a tag together with another filter counts both", async () => {
-  const first = expected({ ...NONE, account, tag: "common" })[0] ?? 0
+  const first = expected({ ...EVERY_JOB, account, tag: "common" })[0] ?? 0
   const head = await rig.store.read((view) => view.get<{ id: string }>("SELECT id FROM jobs WHERE seq = ?", first))
   const { id } = head ?? { id: "" }
   for (const other of [{ project: "elsewhere" }, { type: "sweep" as const }, { clientRef: "x" }, { userId: 999 }]) {
-    const page = await rig.store.read((view) => pageOfJobs(view, { ...NONE, account, tag: "common", ...other }, 10, 0))
+    const page = await rig.store.read((view) =>
+      pageOfJobs(view, { ...EVERY_JOB, account, tag: "common", ...other }, 10, 0),
+    )
     expect(page).toEqual({ seqs: [], total: 0 })
   }
   const ids = [id as NonNullable<JobFilter["ids"]>[number]]
-  expect(await rig.store.read((view) => pageOfJobs(view, { ...NONE, account, tag: "common", ids }, 10, 0))).toEqual({
+  expect(
+    await rig.store.read((view) => pageOfJobs(view, { ...EVERY_JOB, account, tag: "common", ids }, 10, 0)),
+  ).toEqual({
     seqs: [first],
     total: 1,
   })

@@ -51,6 +51,7 @@ import {
 import { fundedAccount } from "../support/accounts.ts"
 import { startJobRig } from "../support/job-rig.ts"
 import { fillWithHistory, watchStatements, wholeReads, type Statements } from "../support/watched-store.ts"
+import { EVERY_JOB } from "../support/job-filter.ts"
 
 /** A deployment that has done much: with `--full` the million tasks of the issue, else enough for a scan to show. */
 const HISTORY =
@@ -215,16 +216,7 @@ test("architecture §4: no statement of a job's life reads a growing table whole
   await findJobPlaces(parts, [job.id, left.id], account)
   const limits = { listed: 200, recent: 20, since: 0 }
   await projectJobs(rig.store, await accountsWithProject(rig.store, null, "p"), "p", limits)
-  const filter = {
-    account,
-    statuses: null,
-    project: null,
-    type: null,
-    tag: null,
-    clientRef: null,
-    userId: null,
-    ids: null,
-  }
+  const filter = { ...EVERY_JOB, account }
   for (const one of [
     filter,
     { ...filter, statuses: ["completed"] as const },

@@ -18,6 +18,7 @@ import type { JobRow } from "../../coordinator/store/jobs.ts"
 import { taskKey } from "../../coordinator/store/tasks.ts"
 import { fundedAccount } from "../support/accounts.ts"
 import { failedItem, LEAST_JOB, startJobRig, type JobRig } from "../support/job-rig.ts"
+import { EVERY_JOB } from "../support/job-filter.ts"
 
 const DAY = 86_400_000
 const NO_SIGNAL = new AbortController().signal
@@ -51,16 +52,7 @@ afterEach(async () => rig[Symbol.asyncDispose]())
 
 const items = (count: number): object => ({ fan_out: { items: Array.from({ length: count }, (_, n) => ({ n })) } })
 const sweep = (signal = NO_SIGNAL): Promise<number> => sweepExpiredJobs(rig, signal)
-const filter = () => ({
-  account,
-  statuses: null,
-  project: null,
-  type: null,
-  tag: null,
-  clientRef: null,
-  userId: null,
-  ids: null,
-})
+const filter = () => ({ ...EVERY_JOB, account })
 const listed = async (more: object = {}): Promise<{ ids: number[]; total: number }> => {
   const { seqs, total } = await findJobs(rig, { ...filter(), ...more }, { limit: 50, offset: 0 })
   return { ids: seqs, total }
