@@ -25,7 +25,9 @@ export class ActRunner {
         resolve(outcome)
       }
       const failed = (error: unknown): void => settle({ ok: false, error })
-      this.#overrun = () => failed(new Error("an act awaited something other than its tx or view"))
+      // Not written straight into the field: V8 makes such a function old from the start, and it would keep all that the act saw.
+      const overrun = (): void => failed(new Error("an act awaited something other than its tx or view"))
+      this.#overrun = overrun
       try {
         const running = this.#strict ? insideAct.run(true, () => act(handle)) : act(handle)
         running.then((value) => settle({ ok: true, value }), failed)
