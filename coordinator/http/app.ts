@@ -12,18 +12,12 @@ import { parseFields } from "../../protocol/api/parse.ts"
 import { ComputalotError } from "../../protocol/domain/errors.ts"
 import { quoteId, type AccountId } from "../../protocol/domain/ids.ts"
 import type { Store } from "../store/store.ts"
-import type { Caller } from "../accounts/authenticate.ts"
-import { accountOf, authorize, type CallerOf, type Identities, type NodeCaller } from "./auth.ts"
+import { authorize, type CallerOf, type Identities } from "./auth.ts"
 import { createRequestOrigins, type RequestOrigin } from "./client-address.ts"
 import { ClientGone, JSON_LIMIT_BYTES, newBodyMemory, PUBLIC_JSON_LIMIT_BYTES, requestBody } from "./body.ts"
 import { asRefusal, sendError, unavailable } from "./errors.ts"
-import {
-  createIdempotencyKeys,
-  noIdempotency,
-  type HeldKey,
-  type Idempotency,
-  type IdempotencyKeys,
-} from "./idempotency.ts"
+import { createIdempotencyKeys, type HeldKey, type Idempotency, type IdempotencyKeys } from "./idempotency.ts"
+import { asCaller, ParsedRequest } from "./parsed-request.ts"
 import { JsonPieces, Reply } from "./reply.ts"
 import { createRouteTable, type RouteTable } from "./route-table.ts"
 import { sendJson, sendPieces } from "./send-json.ts"
@@ -97,13 +91,13 @@ export interface HttpRequest<Row extends Endpoint = Endpoint> {
   readonly headers: IncomingHttpHeaders
   readonly method: string
   /** Aborted when the client is gone, and for streams also when the coordinator stops. */
-  readonly signal: AbortSignal
+  signal(): AbortSignal
   /** The account this request is about: the caller's, or the one an administrator names by `?account_id=` (422 without). */
-  readonly account: () => AccountId
+  account(): AccountId
   /** Is the token still good for this? Streams ask again while they run. */
-  readonly stillAllowed: () => Promise<boolean>
+  stillAllowed(): Promise<boolean>
   /** The bytes of a `rawBody` endpoint; `100 Continue` and the first read happen now, so check everything else before. */
-  readonly openBody: () => Readable
+  openBody(): Readable
   /** Of a `creates` endpoint: hand `remember(…)` to the act, so that the answer is stored in the act's own write. */
   readonly idempotency: Idempotency
   /** For `stream` endpoints, which write their reply themselves. */
@@ -144,7 +138,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
   const routes: Route[] = []
   const stopping = new AbortController()
   /** Those that are told when the coordinator stops. */
-  const streams = new Set<Ending>()
+  const streams = new Set<ParsedRequest>()
   let running: RunningCore | null = null
   let router: Router | null = null
   let table: RouteTable<Route> | null = null
@@ -243,62 +237,57 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     const core = running
     const identities: Identities = core ?? { identify: async () => null }
     const caller = await authorize(identities, row.access, request)
-    const ending = whenGone()
     const jsonLimit = row.access === "public" ? PUBLIC_JSON_LIMIT_BYTES : JSON_LIMIT_BYTES
     const bodyLimit = row.rawBody?.limitBytes ?? jsonLimit
     // What is open for hours keeps nothing that it does not need.
-    const body = exchange.isStream ? null : requestBody(request, response, bodyLimit, awaitsContinue(request))
-    const parsed = {
+    const content = exchange.isStream ? null : requestBody(request, response, bodyLimit, awaitsContinue(request))
+    const parsed = new ParsedRequest({
       id: exchange.id,
+      row,
+      request,
+      response,
+      identities,
       origin: originOf(request),
       caller,
       params: row.params === undefined ? exchange.params : parseFields(row.params, exchange.params),
+      rawQuery: exchange.query,
       query: row.query === undefined ? {} : parseFields(row.query, exchange.query),
-      headers: request.headers,
-      method: request.method,
-      get signal() {
-        return ending.signal()
-      },
-      account: () => accountOf(asCaller(caller), exchange.query),
-      stillAllowed: () => isStillAllowed(identities, row, request),
-      idempotency: noIdempotency,
-      response,
-    }
-    if (row.stream !== undefined) streams.add(ending)
+      content,
+    })
+    const asRequest = parsed as unknown as HttpRequest
+    if (row.stream !== undefined) streams.add(parsed)
     response.on("close", () => {
-      streams.delete(ending)
+      streams.delete(parsed)
       // Whoever had the whole answer is not gone early; most requests end here, and an abort costs as much as a small read.
       const isWhole = response.writableFinished && row.stream === undefined
-      if (!isWhole) ending.abort(new ClientGone("the client closed the connection"))
-      body?.release()
+      if (!isWhole) parsed.end(new ClientGone("the client closed the connection"))
+      content?.release()
     })
     // What is said of a request before its body is read is not said of one that was answered already: its answer is.
-    if (before && !(await isAnswered(core, row, caller, request))) await before(parsed as unknown as HttpRequest)
-    if (body === null) return follow({ row, handle }, parsed as unknown as HttpRequest, exchange)
-    if (row.body !== undefined || row.rawBody !== undefined) body.checkDeclaredSize()
-    const json = row.body === undefined ? null : await body.readJson(memory, { form: row.form === true })
-    const full = Object.assign(parsed, {
-      body: row.body === undefined || json === null ? undefined : parseFields(row.body, json.value),
-      bodyText: json?.text ?? "{}",
-      openBody: () => body.open(),
-    })
+    if (before && !(await isAnswered(core, row, caller, request))) await before(asRequest)
+    if (content === null) return follow({ row, handle }, asRequest, exchange)
+    if (row.body !== undefined || row.rawBody !== undefined) content.checkDeclaredSize()
+    if (row.body !== undefined) {
+      const { value, text } = await content.readJson(memory, { form: row.form === true })
+      parsed.body = parseFields(row.body, value)
+      parsed.bodyText = text
+    }
 
     const key = request.headers["idempotency-key"]
     if (core === null || row.creates === undefined || typeof key !== "string") {
-      return answer(row, request, response, await handle(full as unknown as HttpRequest))
+      return answer(row, request, response, await handle(asRequest))
     }
     const taken = await core.keys.take(asCaller(caller), key, {
       line: `${request.method} ${exchange.url}`,
-      bodyDigest: () => body.digest(),
+      bodyDigest: () => content.digest(),
       toJson: stringifyJson,
     })
     if (taken.kind === "answered") {
       response.setHeader("idempotent-replayed", "true")
       return sendJson(request, response, taken.status, taken.bodyJson)
     }
-    const reply = await withHeldKey(taken.held, row, () =>
-      handle({ ...full, idempotency: taken.held } as unknown as HttpRequest),
-    )
+    parsed.idempotency = taken.held
+    const reply = await withHeldKey(taken.held, row, () => handle(asRequest))
     return answer(row, request, response, reply)
   }
 
@@ -370,7 +359,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       running = null
       const reason = new Error("the coordinator is stopping")
       stopping.abort(reason)
-      for (const stream of streams) stream.abort(reason)
+      for (const stream of streams) stream.end(reason)
     },
   }
 }
@@ -452,7 +441,8 @@ async function withHeldKey(held: HeldKey, row: Endpoint, act: () => Promise<unkn
   try {
     const result = await act()
     const reply = result instanceof Reply ? result : new Reply(row.status ?? 200, result)
-    if (!held.remembered && !held.staysOpen && reply.status >= 200 && reply.status < 300) await held.storeReply(reply)
+    const isGood = reply.status >= 200 && reply.status < 300
+    if (isGood && !held.isRemembered() && !held.staysOpen()) await held.storeReply(reply)
     return result
   } catch (error) {
     const quote = quoteNamedBy(asRefusal(error))
@@ -467,44 +457,6 @@ async function withHeldKey(held: HeldKey, row: Endpoint, act: () => Promise<unkn
 function quoteNamedBy(refusal: ComputalotError): string | null {
   const quote = refusal.status === 402 ? refusal.body?.["quote"] : undefined
   return typeof quote === "object" && quote !== null && "id" in quote && typeof quote.id === "string" ? quote.id : null
-}
-
-/** What ends a request before its answer does. */
-interface Ending {
-  signal(): AbortSignal
-  /** The first reason stays. */
-  abort(reason: Error): void
-}
-
-/** The signal is made when it is asked for: most reads are done without it. */
-function whenGone(): Ending {
-  let controller: AbortController | null = null
-  let reason: Error | null = null
-  return {
-    signal() {
-      controller ??= new AbortController()
-      if (reason) controller.abort(reason)
-      return controller.signal
-    },
-    abort(why) {
-      reason ??= why
-      controller?.abort(reason)
-    },
-  }
-}
-
-async function isStillAllowed(identities: Identities, row: Endpoint, request: IncomingMessage): Promise<boolean> {
-  try {
-    await authorize(identities, row.access, request)
-    return true
-  } catch {
-    return false
-  }
-}
-
-function asCaller(caller: Caller | NodeCaller | null): Caller {
-  assert(caller !== null && "role" in caller, "only callers with an account are asked for it")
-  return caller
 }
 
 async function wholeText({ pieces }: JsonPieces): Promise<string> {

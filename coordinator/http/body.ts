@@ -36,62 +36,83 @@ export interface RequestBody {
   digest(): Promise<string>
 }
 
+/** The body of `request`. Nothing of it is read before it is asked for. */
 export function requestBody(
   request: IncomingMessage,
   response: ServerResponse,
   limitBytes: number,
   awaitsContinue: boolean,
 ): RequestBody {
-  let opened: Readable | null = null
-  let digested: string | null = null
-  const taken: { memory: BodyMemory; bytes: number }[] = []
+  return new IncomingBody(request, response, limitBytes, awaitsContinue)
+}
 
-  async function* counted(): AsyncGenerator<Buffer> {
-    if (awaitsContinue) response.writeContinue()
+/** A class on purpose: a generator function made anew for each request kept 3 KB of it alive until the next full collection. */
+class IncomingBody implements RequestBody {
+  readonly #request: IncomingMessage
+  readonly #response: ServerResponse
+  readonly #limitBytes: number
+  readonly #awaitsContinue: boolean
+  #isOpen = false
+  #digest: string | null = null
+  #taken: { memory: BodyMemory; bytes: number } | null = null
+
+  constructor(request: IncomingMessage, response: ServerResponse, limitBytes: number, awaitsContinue: boolean) {
+    this.#request = request
+    this.#response = response
+    this.#limitBytes = limitBytes
+    this.#awaitsContinue = awaitsContinue
+  }
+
+  checkDeclaredSize(): void {
+    const { headers } = this.#request
+    if (Number(headers["content-length"] ?? 0) > this.#limitBytes) throw tooLarge(this.#limitBytes)
+    const encoding = headers["content-encoding"]
+    if (encoding !== undefined && encoding !== "identity")
+      throw invalidField("Content-Encoding", "must be left out: bodies are sent as they are")
+  }
+
+  open(): Readable {
+    assert(!this.#isOpen, "a request's body is read once")
+    this.#isOpen = true
+    return Readable.from(this.#counted(), { objectMode: false })
+  }
+
+  async readJson(memory: BodyMemory, { form = false } = {}): Promise<{ value: JsonObject; text: string }> {
+    const taken = (this.#taken = { memory, bytes: 0 })
+    const chunks: Buffer[] = []
+    for await (const chunk of this.open() as AsyncIterable<Buffer>) {
+      if (memory.leftBytes < chunk.length) throw new ComputalotError("busy", "too many large requests at once")
+      memory.leftBytes -= chunk.length
+      taken.bytes += chunk.length
+      chunks.push(chunk)
+    }
+    const bytes = Buffer.concat(chunks)
+    return form && isForm(this.#request, bytes) ? formFields(bytes) : jsonObject(bytes)
+  }
+
+  release(): void {
+    if (this.#taken) this.#taken.memory.leftBytes += this.#taken.bytes
+    this.#taken = null
+  }
+
+  async digest(): Promise<string> {
+    if (!this.#isOpen) for await (const _ of this.open());
+    assert(this.#digest !== null, "the digest of a body is asked for once it was read")
+    return this.#digest
+  }
+
+  async *#counted(): AsyncGenerator<Buffer> {
+    if (this.#awaitsContinue) this.#response.writeContinue()
     const hash = createHash("sha256")
     let received = 0
-    for await (const chunk of withoutIdling(request)) {
+    for await (const chunk of withoutIdling(this.#request)) {
       received += chunk.length
-      if (received > limitBytes) throw tooLarge(limitBytes)
+      if (received > this.#limitBytes) throw tooLarge(this.#limitBytes)
       hash.update(chunk)
       yield chunk
     }
-    digested = hash.digest("hex")
+    this.#digest = hash.digest("hex")
   }
-
-  const body: RequestBody = {
-    checkDeclaredSize() {
-      if (Number(request.headers["content-length"] ?? 0) > limitBytes) throw tooLarge(limitBytes)
-      const encoding = request.headers["content-encoding"]
-      if (encoding !== undefined && encoding !== "identity")
-        throw invalidField("Content-Encoding", "must be left out: bodies are sent as they are")
-    },
-    open() {
-      assert(opened === null, "a request's body is read once")
-      opened = Readable.from(counted(), { objectMode: false })
-      return opened
-    },
-    async readJson(memory, { form = false } = {}) {
-      const chunks: Buffer[] = []
-      for await (const chunk of body.open() as AsyncIterable<Buffer>) {
-        if (memory.leftBytes < chunk.length) throw new ComputalotError("busy", "too many large requests at once")
-        memory.leftBytes -= chunk.length
-        taken.push({ memory, bytes: chunk.length })
-        chunks.push(chunk)
-      }
-      const bytes = Buffer.concat(chunks)
-      return form && isForm(request, bytes) ? formFields(bytes) : jsonObject(bytes)
-    },
-    release() {
-      for (const { memory, bytes } of taken.splice(0)) memory.leftBytes += bytes
-    },
-    async digest() {
-      if (opened === null) for await (const _ of body.open());
-      assert(digested !== null, "the digest of a body is asked for once it was read")
-      return digested
-    },
-  }
-  return body
 }
 
 /** The client went away in the middle of its body: nobody is left to answer. */

@@ -21,8 +21,8 @@ export interface StreamRequest {
   caller: Pick<Caller, "account">
   headers: IncomingHttpHeaders
   method: string
-  signal: AbortSignal
-  stillAllowed: () => Promise<boolean>
+  signal(): AbortSignal
+  stillAllowed(): Promise<boolean>
   response: ServerResponse
 }
 
@@ -59,8 +59,8 @@ export async function serveFollowed(
   const stream = openEventStream({
     response,
     clock: parts.clock,
-    signal: request.signal,
-    stillAllowed: request.stillAllowed,
+    signal: request.signal(),
+    stillAllowed: () => request.stillAllowed(),
     pingMs: parts.ssePingMs,
     limitMs: parts.sseLimitMs,
     beginsWithSnapshot: position === null,

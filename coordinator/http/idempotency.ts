@@ -53,9 +53,9 @@ export const noIdempotency: Idempotency = {
 /** One request that holds a key, until it is released. */
 export interface HeldKey extends Idempotency {
   /** Has the act stored its answer in its own write? */
-  readonly remembered: boolean
+  readonly isRemembered: () => boolean
   /** Is the answer not to be stored? */
-  readonly staysOpen: boolean
+  readonly staysOpen: () => boolean
   /** Stores the answer of an act that could not do so itself. */
   storeReply(reply: RememberedReply): Promise<void>
   storeQuote(quote: QuoteId): Promise<void>
@@ -148,12 +148,8 @@ function holdKey(
   return {
     earlierQuote: stored?.quote ?? null,
     remember: (toReply) => async (tx, result) => storeIn(tx, await known(), toReply(result)),
-    get remembered() {
-      return remembered
-    },
-    get staysOpen() {
-      return staysOpen
-    },
+    isRemembered: () => remembered,
+    staysOpen: () => staysOpen,
     stayOpen: () => void (staysOpen = true),
     async partsMade() {
       hasParts = true

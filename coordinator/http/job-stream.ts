@@ -53,8 +53,8 @@ export async function serveJobStream(parts: JobStreamParts, seq: number, request
   const stream = openEventStream({
     response,
     clock: parts.clock,
-    signal: request.signal,
-    stillAllowed: request.stillAllowed,
+    signal: request.signal(),
+    stillAllowed: () => request.stillAllowed(),
     pingMs: parts.ssePingMs,
     limitMs: parts.sseLimitMs,
     beginsWithSnapshot: resumed === null,

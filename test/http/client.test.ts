@@ -82,20 +82,23 @@ beforeAll(async () => {
     return { name: params.name, part: params.part, limit: query.limit }
   })
   mount(door.app, makeThing, async ({ body }) => body)
-  mount(door.app, putBytes, async ({ openBody }) => {
+  mount(door.app, putBytes, async (request) => {
     let bytes = 0
-    for await (const chunk of openBody()) bytes += (chunk as Buffer).length
+    for await (const chunk of request.openBody()) bytes += (chunk as Buffer).length
     return { bytes }
   })
   mount(door.app, getBytes, async ({ params, response }) => {
     if (params.id === "missing") throw notFound("the bytes")
     response.writeHead(200, { "content-type": "application/octet-stream" }).end(Buffer.alloc(100_000, params.id))
   })
-  mount(door.app, watch, async ({ params, headers, response, signal, stillAllowed }) => {
+  mount(door.app, watch, async (request) => {
+    const { params, headers, response } = request
     const from = lastEventId(headers)
     if (params.how === "steps") resumedFrom.push(from)
     if (from === "5") return new Reply(204, undefined)
     const limitMs = params.how === "steps" ? 60 : 60_000
+    const stillAllowed = (): Promise<boolean> => request.stillAllowed()
+    const signal = request.signal()
     const stream = openEventStream({ response, clock: systemClock, signal, stillAllowed, pingMs: 100, limitMs })
     if (params.how === "flood") {
       const frame = eventFrame({ event: "job", data: "x".repeat(100_000) })
@@ -246,7 +249,10 @@ test("what readers that take nothing hold together is bounded; the others go on"
 
 test("streams end when the coordinator stops", async () => {
   await using other = await startHttpDoor()
-  mount(other.app, watch, async ({ response, signal, stillAllowed }) => {
+  mount(other.app, watch, async (request) => {
+    const { response } = request
+    const stillAllowed = (): Promise<boolean> => request.stillAllowed()
+    const signal = request.signal()
     openEventStream({ response, clock: systemClock, signal, stillAllowed, pingMs: 60_000, limitMs: 60_000 })
   })
   other.app.open({

@@ -64,9 +64,9 @@ beforeAll(async () => {
   mount(
     door.app,
     upload,
-    async ({ openBody }) => {
+    async (request) => {
       let bytes = 0
-      for await (const chunk of openBody()) bytes += (chunk as Buffer).length
+      for await (const chunk of request.openBody()) bytes += (chunk as Buffer).length
       return { bytes }
     },
     { before: isThere },

@@ -74,9 +74,9 @@ function mountTests(app: HttpApp, store: Store): void {
     await new Promise<void>((resolve) => (letGo = resolve))
     return { run: ++slowRuns }
   })
-  mount(app, upload, async ({ openBody }) => {
+  mount(app, upload, async (request) => {
     let bytes = 0
-    for await (const chunk of openBody()) bytes += (chunk as Buffer).length
+    for await (const chunk of request.openBody()) bytes += (chunk as Buffer).length
     return { bytes, run: ++uploads }
   })
 }

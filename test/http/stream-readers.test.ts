@@ -50,7 +50,11 @@ const parts = () => ({
   ssePingMs: 100,
   sseLimitMs: 60_000,
 })
-const allowed = { caller: { account: null }, signal: new AbortController().signal, stillAllowed: async () => true }
+const allowed = {
+  caller: { account: null },
+  signal: () => new AbortController().signal,
+  stillAllowed: async () => true,
+}
 
 test("of a large snapshot no more waits than of anything else, and who reads nothing of it is cut off", async () => {
   // Of a map_reduce the job itself stays small.

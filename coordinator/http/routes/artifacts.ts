@@ -117,7 +117,7 @@ async function sendBytes(
     request.method === "HEAD" || length === 0 ? null : await openArtifact(parts, artifact, range ?? undefined)
   response.writeHead(range === null ? 200 : 206, { ...headers, ...partly, "content-length": length })
   if (open === null) return void response.end()
-  await streamTo(response, open, request.signal)
+  await streamTo(response, open, request.signal())
 }
 
 /** The status line is out: from here on a failure can only end the connection, which is what tells the client. */

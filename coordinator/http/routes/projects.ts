@@ -27,7 +27,8 @@ export interface ProjectRouteParts extends PushParts, InitParts {
 
 /** Projects: create, read, change, delete, push, init, invalidate, cancel-queued and status (P-001 … P-031, PR-001 … PR-016). */
 export function mountProjects(app: Pick<HttpApp, "add">, parts: ProjectRouteParts): void {
-  mount(app, api.createProject, async ({ body, idempotency, account }) => {
+  mount(app, api.createProject, async (request) => {
+    const { body, idempotency } = request
     const required = {
       name: body.name,
       remoteDir: body.remote_dir,
@@ -38,11 +39,11 @@ export function mountProjects(app: Pick<HttpApp, "add">, parts: ProjectRoutePart
     }
     const wanted = { ...BLANK, ...fieldsOf({ ...body, name: undefined }), ...required }
     const remember = idempotency.remember((made: Project) => ({ status: 201, body: projectBody(made) }))
-    return projectBody(await createProject(parts, account(), wanted, remember))
+    return projectBody(await createProject(parts, request.account(), wanted, remember))
   })
 
-  mount(app, api.listProjects, async ({ account }) => {
-    const projects = await listProjects(parts, account())
+  mount(app, api.listProjects, async (request) => {
+    const projects = await listProjects(parts, request.account())
     return { count: projects.length, projects: projects.map(projectBody) }
   })
 
@@ -69,7 +70,7 @@ export function mountProjects(app: Pick<HttpApp, "add">, parts: ProjectRoutePart
     api.pushProject,
     async (request) => {
       const also = request.idempotency.remember((pushed: Pushed) => ({ status: 200, body: pushBody(pushed) }))
-      const { signal } = request
+      const signal = request.signal()
       return pushBody(
         await pushProject(parts, scopeOf(request), request.params.name, request.openBody(), { signal, also }),
       )

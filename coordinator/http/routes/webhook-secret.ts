@@ -7,10 +7,10 @@ import { mount, type HttpApp } from "../app.ts"
 export function mountWebhookSecret(app: Pick<HttpApp, "add">, parts: secrets.SecretParts): void {
   mount(app, getWebhookSecret, async (request) => body(await secrets.getWebhookSecret(parts, request.account())))
 
-  mount(app, rotateWebhookSecret, async ({ account, idempotency }) => {
+  mount(app, rotateWebhookSecret, async (request) => {
     // Whoever may repeat the request may read the secret as well.
-    const also = idempotency.remember((made: secrets.ShownSecret) => ({ status: 200, body: body(made) }))
-    return body(await secrets.rotateWebhookSecret(parts, account(), also))
+    const also = request.idempotency.remember((made: secrets.ShownSecret) => ({ status: 200, body: body(made) }))
+    return body(await secrets.rotateWebhookSecret(parts, request.account(), also))
   })
 }
 
