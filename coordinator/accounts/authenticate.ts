@@ -51,10 +51,9 @@ export function createAuthenticator(parts: { store: Store; clock: Clock; bootstr
   return {
     async identify(token) {
       const hash = sha256Hex(token)
-      if (timingSafeEqual(Buffer.from(hash), bootstrapHash)) return BOOTSTRAP
       const remembered = known.get(hash)
-      if (remembered === undefined) return lookUp(hash)
-      return hasEnded(remembered.expiresAt) ? null : remembered.caller
+      if (remembered !== undefined) return hasEnded(remembered.expiresAt) ? null : remembered.caller
+      return timingSafeEqual(Buffer.from(hash), bootstrapHash) ? BOOTSTRAP : lookUp(hash)
     },
     forget(key) {
       revocations += 1

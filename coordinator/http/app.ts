@@ -197,12 +197,13 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
     response.setHeader("x-content-type-options", "nosniff")
     if (stopping.signal.aborted) response.setHeader("connection", "close")
     const startedAtMs = parts.clock.monotonicMs()
-    response.once("close", () => noteAnswer(exchange, parts.clock.monotonicMs() - startedAtMs))
+    // It comes once: `once` would only wrap the function.
+    response.on("close", () => noteAnswer(exchange, parts.clock.monotonicMs() - startedAtMs))
     return exchange
   }
 
   function checkAddress(url: string, path: string): void {
-    if (!isDecodable(url))
+    if (url.includes("%") && !isDecodable(url))
       throw new ComputalotError("malformed_path", "a percent sign in the address starts no valid escape")
     if (running === null && path.startsWith("/api/v1"))
       throw unavailable(`the coordinator is ${stopping.signal.aborted ? "stopping" : "starting"}`)

@@ -60,6 +60,23 @@ export async function findHold(view: View, id: HoldId): Promise<HoldRow | null> 
   return row ? toHold(row) : null
 }
 
+/** A job's large texts, and the hold of its present round where it has one: one statement, since clients poll jobs. */
+export async function textsAndHold(
+  view: View,
+  job: { seq: number; hold: HoldId },
+): Promise<{ request: string; outcome: string | null; hold: Pick<HoldRow, "id" | "amount" | "status"> | null } | null> {
+  type Row = { request: string; outcome: string | null; amount: RawHold["amount"] | null; status: HoldStatus | null }
+  const row = await view.get<Row>(
+    `SELECT jobs.request, jobs.outcome, holds.amount, holds.status FROM jobs LEFT JOIN holds ON holds.id = jobs.hold
+     WHERE jobs.seq = ?`,
+    job.seq,
+  )
+  if (row === undefined) return null
+  const { request, outcome, amount, status } = row
+  const hold = amount === null || status === null ? null : { id: job.hold, amount: moneyFrom(amount), status }
+  return { request, outcome, hold }
+}
+
 /** All rounds of a job, the first one first. */
 export async function holdsOfJob(view: View, job: JobId): Promise<HoldRow[]> {
   const rows = await view.all<RawHold>(`SELECT ${HOLD_COLUMNS} FROM holds WHERE job_id = ? ORDER BY round`, job)

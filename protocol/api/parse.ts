@@ -49,7 +49,7 @@ function pathText(path: readonly PropertyKey[], root: string): string {
  * have none and come back themselves: a copy of each body costs more than all else that is checked of it.
  */
 function withoutNulls(schema: z.core.$ZodType, value: unknown): unknown {
-  if (typeof value !== "object" || value === null) return value
+  if (typeof value !== "object" || value === null || isFlat(value)) return value
   const inner = unwrapped(schema)
   if (inner instanceof z.ZodArray && Array.isArray(value)) {
     const items = value.map((item) => withoutNulls(inner.element, item))
@@ -75,6 +75,9 @@ function withoutNulls(schema: z.core.$ZodType, value: unknown): unknown {
       .map(([name, item]) => [name, changed.has(name) ? changed.get(name) : item]),
   )
 }
+
+/** Nothing in it is null or has parts of its own, as in the parameters of most addresses. */
+const isFlat = (value: object): boolean => Object.values(value).every((item) => typeof item !== "object")
 
 function unwrapped(schema: z.core.$ZodType): z.core.$ZodType {
   if (schema instanceof z.ZodOptional || schema instanceof z.ZodExactOptional) return unwrapped(schema.unwrap())

@@ -12,11 +12,11 @@ import { taskId, type AccountId, type JobId } from "../../../protocol/domain/ids
 import { usd } from "../../../protocol/domain/money.ts"
 import type { Requirements } from "../../../protocol/domain/requirements.ts"
 import type { FailureKind } from "../../../protocol/domain/statuses.ts"
-import type { HeldAttempt, Members } from "../../fleet/members.ts"
+import type { HeldAttempt } from "../../fleet/members.ts"
 import { checkpointTotals } from "../../store/checkpoints.ts"
 import { brokenDependency } from "../../store/dependencies.ts"
-import { findHold, type HoldRow } from "../../store/holds.ts"
-import { jobTexts, type JobHead, type JobRow } from "../../store/jobs.ts"
+import { findHold, textsAndHold, type HoldRow } from "../../store/holds.ts"
+import { type JobHead, type JobRow } from "../../store/jobs.ts"
 import type { View } from "../../store/store.ts"
 import { firstFailureKind, leftBehind, shortestBudgetMs } from "../../store/task-reads.ts"
 import { indexOfTask, suspectIndexes } from "../../store/tasks.ts"
@@ -56,8 +56,8 @@ export async function readJobOnWire(
 async function jobDetails(view: View, { head, submission }: ReadJob) {
   const untouched = isUntouched(head)
   return {
-    ...present(await jobTexts(view, head.seq), "a job's texts"),
-    ...(await summaryFacts(view, head)),
+    ...present(await textsAndHold(view, head), "a job's texts"),
+    ...(await countedFacts(view, head)),
     failureKind: head.failed > 0 ? await firstFailureKind(view, head.seq) : null,
     budgetMs: untouched ? null : await shortestBudgetMs(view, head.seq, head.taskCount),
     checkpoints: submission.checkpointing?.enabled ? await checkpointTotals(view, head.seq) : null,
@@ -74,7 +74,7 @@ async function shownJob(
   const { head } = job
   const aggregate = isEnded(head.status) ? await parts.aggregates.of(head, facts.outcome) : null
   const printed = await jobOutput(parts, job, JOB_OUTPUT_LIMITS, facts.firstOutputs)
-  const live = attemptsOf(parts.members, new Set([head.seq])).get(head.seq) ?? []
+  const live = [...parts.members.ofJob(head.seq)]
   return {
     ...commonFields(head, job.submission, live, queueReasonOf(parts, job, live)),
     request: new JsonText(facts.request),
@@ -142,20 +142,6 @@ export function jobListRowOnWire(
   }
 }
 
-/** The attempts in memory of these jobs: looked for once, however many jobs are asked for. */
-export function attemptsOf(members: Members, jobs: ReadonlySet<number>): Map<number, HeldAttempt[]> {
-  const found = new Map<number, HeldAttempt[]>()
-  for (const member of members.all()) {
-    for (const attempt of member.attempts.values()) {
-      if (!jobs.has(attempt.job)) continue
-      const its = found.get(attempt.job)
-      if (its) its.push(attempt)
-      else found.set(attempt.job, [attempt])
-    }
-  }
-  return found
-}
-
 interface SummaryFacts {
   hold: Pick<HoldRow, "id" | "amount" | "status"> | null
   suspects: number[]
@@ -164,8 +150,11 @@ interface SummaryFacts {
 }
 
 export async function summaryFacts(view: View, head: JobHead): Promise<SummaryFacts> {
+  return { hold: await findHold(view, head.hold), ...(await countedFacts(view, head)) }
+}
+
+async function countedFacts(view: View, head: JobHead): Promise<Omit<SummaryFacts, "hold">> {
   return {
-    hold: await findHold(view, head.hold),
     suspects: head.suspect > 0 ? await suspectIndexes(view, head.seq, MOST_SUSPECTS) : [],
     left: isUntouched(head) ? { results: false, outputs: false } : await leftBehind(view, head.seq),
   }

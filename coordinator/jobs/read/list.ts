@@ -3,7 +3,7 @@ import { groupJobs, pageOfJobs, type JobFilter, type StoredJobStatus } from "../
 import type { Store } from "../../store/store.ts"
 import { leftOutput } from "../../store/task-reads.ts"
 import { expiredUpto, type RetentionParts } from "../retention.ts"
-import { attemptsOf, jobListRowOnWire, type JobListRow } from "./job-object.ts"
+import { jobListRowOnWire, type JobListRow } from "./job-object.ts"
 import { isUntouched, readJobsAnd, type ReadParts } from "./read-job.ts"
 
 export type { JobFilter } from "../../store/jobs.ts"
@@ -49,14 +49,13 @@ export async function* jobListRows(
   parts: ReadParts,
   seqs: readonly number[],
 ): AsyncGenerator<JobListRow, void, undefined> {
-  const live = attemptsOf(parts.members, new Set(seqs))
   for (let from = 0; from < seqs.length; from += JOBS_AT_ONCE) {
     const slice = seqs.slice(from, from + JOBS_AT_ONCE)
     const found = await readJobsAnd(parts.store, slice, async (view, { head }) =>
       isUntouched(head) ? false : await leftOutput(view, head.seq),
     )
     for (const { job, seen: hasOutput } of found) {
-      yield jobListRowOnWire(parts, job, live.get(job.head.seq) ?? [], hasOutput)
+      yield jobListRowOnWire(parts, job, [...parts.members.ofJob(job.head.seq)], hasOutput)
     }
   }
 }
