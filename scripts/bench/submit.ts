@@ -1,3 +1,5 @@
+import { spawn, type ChildProcess } from "node:child_process"
+import { once } from "node:events"
 import { parseArgs } from "node:util"
 import { documentEndpoints } from "../../protocol/api/documents.ts"
 import { cpuSeconds, pushProject, quantile, startBenchFleet, type BenchFleet, type Json } from "./bench-fleet.ts"
@@ -28,6 +30,9 @@ const { values } = parseArgs({
 const rounds = Number(values.rounds)
 const POLLERS = 200
 const POLL_EVERY_MS = 2_000
+const POLL_ROUNDS = 3
+const POLL_ROUND_MS = 20_000
+const WARM_UP_MS = 20_000
 const TARGETS = { submissionsMs: 100, batchMs: 150, sweepMs: 200, documentMs: 2, pollersShare: 0.05 }
 
 await runParts("submit", PARTS, values.part)
@@ -159,40 +164,68 @@ async function documents(): Promise<Outcome> {
   }
 }
 
-/** Each asks for a job of its own; of 64 a task runs, the others wait. Beside it stands what the same fleet costs unasked. */
+/**
+ * Each asks for a job of its own; of 64 a task runs, the others wait. Beside it stands what the same fleet costs unasked, and what
+ * Node's bare server costs under the same requests: a machine whose cores others share takes twice as long for both.
+ */
 async function pollers(): Promise<Outcome> {
   await using fleet = await openFleet()
   await fleet.addNode("scripts/bench/noop-agent.ts", "noop", [...NOOP_NODE, "--drain=now"])
   const ids: string[] = []
   const job = { ...NOOP_JOB, timeout_s: 3_600, payload: { bench_sleep_ms: 3_600_000 } }
   while (ids.length < POLLERS) ids.push(await fleet.submit(job))
-  const clients = ids.map(() => keepAliveClient(fleet.origin, fleet.bearer))
-  const latencies: number[] = []
-  const poll = async (lastMs: number): Promise<void> => {
-    const start = performance.now()
-    await Promise.all(
-      clients.map(async (client, at) => {
-        const first = start + (POLL_EVERY_MS * at) / POLLERS
-        for (let dueAt = first; dueAt < start + lastMs; dueAt += POLL_EVERY_MS) {
-          await pause(dueAt - performance.now())
-          latencies.push((await client.ask("GET", `/api/v1/jobs/${ids[at]}`)).ms)
-        }
-      }),
-    )
+  const bare = await startBareServer()
+  try {
+    const asked = { pid: fleet.coordinator.process.pid, origin: fleet.origin }
+    const latencies: number[] = []
+    for (const { origin } of [asked, bare]) await polled(fleet, origin, ids, WARM_UP_MS, [])
+    const costs: number[] = []
+    const bareCosts: number[] = []
+    for (let round = 0; round < POLL_ROUNDS; round++) {
+      const without = await shareOf(asked.pid, () => pause(POLL_ROUND_MS / 2))
+      const with_ = await shareOf(asked.pid, () => polled(fleet, asked.origin, ids, POLL_ROUND_MS, latencies))
+      bareCosts.push(await shareOf(bare.pid, () => polled(fleet, bare.origin, ids, POLL_ROUND_MS, [])))
+      costs.push(with_ - without)
+      console.log(`  ${share(with_)}, without them ${share(without)}; a bare server ${share(bareCosts.at(-1) ?? 0)}`)
+    }
+    const [cost, bareCost] = [quantile(costs, 0.5), quantile(bareCosts, 0.5)]
+    const each = (cost * POLL_EVERY_MS) / POLLERS
+    return {
+      figure: `${POLLERS} pollers at ${POLL_EVERY_MS / 1000} s cost ${share(cost)}, ${each.toFixed(2)} ms of cpu a request, ${(cost / bareCost).toFixed(1)} × a bare server; p50 ${ms(quantile(latencies, 0.5))}`,
+      facts: { share: cost, shares: costs, bare_shares: bareCosts, cpu_ms_each: each },
+      target: `≤ ${share(TARGETS.pollersShare)}`,
+      met: cost <= TARGETS.pollersShare,
+    }
+  } finally {
+    bare.process.kill("SIGKILL")
   }
-  await poll(20_000)
-  latencies.length = 0
-  const { pid } = fleet.coordinator.process
-  const [without, with_] = [await shareOf(pid, () => pause(20_000)), await shareOf(pid, () => poll(30_000))]
-  for (const client of clients) client[Symbol.dispose]()
-  const cost = with_ - without
-  const each = (cost * POLL_EVERY_MS) / POLLERS
-  return {
-    figure: `${POLLERS} pollers at ${POLL_EVERY_MS / 1000} s cost ${share(cost)} (${share(with_)}, without them ${share(without)}), ${each.toFixed(2)} ms of cpu a request; p50 ${ms(quantile(latencies, 0.5))}`,
-    facts: { share: cost, share_without: without, cpu_ms_each: each },
-    target: `≤ ${share(TARGETS.pollersShare)}`,
-    met: cost <= TARGETS.pollersShare,
-  }
+}
+
+/** All of them for so long, evenly spread over each interval. */
+async function polled(
+  fleet: BenchFleet,
+  from: string,
+  ids: readonly string[],
+  lastMs: number,
+  latencies: number[],
+): Promise<void> {
+  const start = performance.now()
+  await Promise.all(
+    ids.map(async (id, at) => {
+      using client = keepAliveClient(from, fleet.bearer)
+      const first = start + (POLL_EVERY_MS * at) / POLLERS
+      for (let dueAt = first; dueAt < start + lastMs; dueAt += POLL_EVERY_MS) {
+        await pause(dueAt - performance.now())
+        latencies.push((await client.ask("GET", `/api/v1/jobs/${id}`)).ms)
+      }
+    }),
+  )
+}
+
+async function startBareServer(): Promise<{ process: ChildProcess; pid: number | undefined; origin: string }> {
+  const child = spawn(process.execPath, ["scripts/bench/bare-http.ts"], { stdio: ["ignore", "pipe", "inherit"] })
+  const [line] = (await once(child.stdout, "data")) as [Buffer]
+  return { process: child, pid: child.pid, origin: line.toString().trim() }
 }
 
 /** How much of a core the process takes while `run` runs. */
