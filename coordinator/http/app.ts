@@ -203,7 +203,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
   }
 
   function checkAddress(url: string, path: string): void {
-    if (url.includes("%") && !isDecodable(url))
+    if (!isDecodable(url))
       throw new ComputalotError("malformed_path", "a percent sign in the address starts no valid escape")
     if (running === null && path.startsWith("/api/v1"))
       throw unavailable(`the coordinator is ${stopping.signal.aborted ? "stopping" : "starting"}`)
@@ -261,7 +261,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       streams.delete(parsed)
       // Whoever had the whole answer is not gone early; most requests end here, and an abort costs as much as a small read.
       const isWhole = response.writableFinished && row.stream === undefined
-      if (!isWhole) parsed.end(new ClientGone("the client closed the connection"))
+      if (!isWhole) parsed.abort(new ClientGone("the client closed the connection"))
       content?.release()
     })
     // What is said of a request before its body is read is not said of one that was answered already: its answer is.
@@ -360,7 +360,7 @@ export function createHttpApp(parts: HttpAppParts): HttpApp {
       running = null
       const reason = new Error("the coordinator is stopping")
       stopping.abort(reason)
-      for (const stream of streams) stream.end(reason)
+      for (const stream of streams) stream.abort(reason)
     },
   }
 }
@@ -480,6 +480,7 @@ function requestIdOf(request: IncomingMessage, random: Random): string {
 }
 
 function isDecodable(address: string): boolean {
+  if (!address.includes("%")) return true
   try {
     decodeURIComponent(address)
     return true

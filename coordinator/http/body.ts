@@ -81,6 +81,8 @@ class IncomingBody implements RequestBody {
     const taken = (this.#taken = { memory, bytes: 0 })
     const chunks: Buffer[] = []
     for await (const chunk of this.open() as AsyncIterable<Buffer>) {
+      // What was on its way when the client left would be taken after all was given back, and stay taken for ever.
+      if (this.#taken === null) throw new ClientGone("the client closed the connection")
       if (memory.leftBytes < chunk.length) throw new ComputalotError("busy", "too many large requests at once")
       memory.leftBytes -= chunk.length
       taken.bytes += chunk.length

@@ -47,7 +47,7 @@ export class ParsedRequest {
   readonly #rawQuery: Record<string, unknown>
   readonly #content: RequestBody | null
   #controller: AbortController | null = null
-  #ended: Error | null = null
+  #aborted: Error | null = null
 
   constructor(facts: RequestFacts) {
     this.id = facts.id
@@ -68,14 +68,14 @@ export class ParsedRequest {
   /** Made when it is asked for: most reads are done without it. */
   signal(): AbortSignal {
     this.#controller ??= new AbortController()
-    if (this.#ended) this.#controller.abort(this.#ended)
+    if (this.#aborted) this.#controller.abort(this.#aborted)
     return this.#controller.signal
   }
 
   /** Ends it before its answer does. The first reason stays. */
-  end(why: Error): void {
-    this.#ended ??= why
-    this.#controller?.abort(this.#ended)
+  abort(why: Error): void {
+    this.#aborted ??= why
+    this.#controller?.abort(this.#aborted)
   }
 
   account(): AccountId {
