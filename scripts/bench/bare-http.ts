@@ -8,4 +8,6 @@ const server = createServer((_request, response) => {
   response.setHeader("content-length", Buffer.byteLength(text))
   response.end(text)
 })
+// Whoever started it holds its input: it ends with them, however they end.
+process.stdin.resume().on("end", () => process.exit())
 server.listen(0, "127.0.0.1", () => console.log(`http://127.0.0.1:${(server.address() as AddressInfo).port}`))

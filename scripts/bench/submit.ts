@@ -5,7 +5,7 @@ import { documentEndpoints } from "../../protocol/api/documents.ts"
 import { cpuSeconds, pushProject, quantile, startBenchFleet, type BenchFleet, type Json } from "./bench-fleet.ts"
 import { NOOP_JOB, NOOP_NODE, NOOP_PROJECT } from "./noop-work.ts"
 import { runParts, type Outcome } from "./parts.ts"
-import { keepAliveClient } from "./keep-alive.ts"
+import { keepAliveClient, type KeepAliveClient } from "./keep-alive.ts"
 
 /**
  * The submission lane: what it costs to take jobs in, one by one, in batches and as sweeps, and what reading documents and
@@ -176,15 +176,18 @@ async function pollers(): Promise<Outcome> {
   while (ids.length < POLLERS) ids.push(await fleet.submit(job))
   const bare = await startBareServer()
   try {
-    const asked = { pid: fleet.coordinator.process.pid, origin: fleet.origin }
+    const { pid } = fleet.coordinator.process
+    // Connections are kept over all rounds: to open one is no poll.
+    using asked = keptClients(fleet.origin, fleet.bearer)
+    using askedBare = keptClients(bare.origin, fleet.bearer)
     const latencies: number[] = []
-    for (const { origin } of [asked, bare]) await polled(fleet, origin, ids, WARM_UP_MS, [])
+    for (const { clients } of [asked, askedBare]) await polled(clients, ids, WARM_UP_MS, [])
     const costs: number[] = []
     const bareCosts: number[] = []
     for (let round = 0; round < POLL_ROUNDS; round++) {
-      const without = await shareOf(asked.pid, () => pause(POLL_ROUND_MS / 2))
-      const with_ = await shareOf(asked.pid, () => polled(fleet, asked.origin, ids, POLL_ROUND_MS, latencies))
-      bareCosts.push(await shareOf(bare.pid, () => polled(fleet, bare.origin, ids, POLL_ROUND_MS, [])))
+      const without = await shareOf(pid, () => pause(POLL_ROUND_MS / 2))
+      const with_ = await shareOf(pid, () => polled(asked.clients, ids, POLL_ROUND_MS, latencies))
+      bareCosts.push(await shareOf(bare.pid, () => polled(askedBare.clients, ids, POLL_ROUND_MS, [])))
       costs.push(with_ - without)
       console.log(`  ${share(with_)}, without them ${share(without)}; a bare server ${share(bareCosts.at(-1) ?? 0)}`)
     }
@@ -203,27 +206,35 @@ async function pollers(): Promise<Outcome> {
 
 /** All of them for so long, evenly spread over each interval. */
 async function polled(
-  fleet: BenchFleet,
-  from: string,
+  clients: readonly KeepAliveClient[],
   ids: readonly string[],
   lastMs: number,
   latencies: number[],
 ): Promise<void> {
   const start = performance.now()
   await Promise.all(
-    ids.map(async (id, at) => {
-      using client = keepAliveClient(from, fleet.bearer)
+    clients.map(async (client, at) => {
       const first = start + (POLL_EVERY_MS * at) / POLLERS
       for (let dueAt = first; dueAt < start + lastMs; dueAt += POLL_EVERY_MS) {
         await pause(dueAt - performance.now())
-        latencies.push((await client.ask("GET", `/api/v1/jobs/${id}`)).ms)
+        latencies.push((await client.ask("GET", `/api/v1/jobs/${ids[at]}`)).ms)
       }
     }),
   )
 }
 
+function keptClients(origin: string, bearer: string): Disposable & { clients: KeepAliveClient[] } {
+  const clients = Array.from({ length: POLLERS }, () => keepAliveClient(origin, bearer))
+  return {
+    clients,
+    [Symbol.dispose]() {
+      for (const client of clients) client[Symbol.dispose]()
+    },
+  }
+}
+
 async function startBareServer(): Promise<{ process: ChildProcess; pid: number | undefined; origin: string }> {
-  const child = spawn(process.execPath, ["scripts/bench/bare-http.ts"], { stdio: ["ignore", "pipe", "inherit"] })
+  const child = spawn(process.execPath, ["scripts/bench/bare-http.ts"], { stdio: ["pipe", "pipe", "inherit"] })
   const [line] = (await once(child.stdout, "data")) as [Buffer]
   return { process: child, pid: child.pid, origin: line.toString().trim() }
 }
