@@ -14,6 +14,8 @@ export interface GroupCommitParts {
   strict: boolean
   /** Tests: one act in ten runs twice, its first run rolled back, as another engine might do it. */
   repeatWrites: Random | null
+  /** Called after each COMMIT, before those who asked for it have their answers. */
+  onCommitted: () => void
   /** COMMIT failed and may have committed: the process must end and find out at its next start. */
   onFatal: (error: Error) => void
 }
@@ -151,7 +153,6 @@ export class GroupCommit {
   #commit(): ComputalotError | null {
     try {
       this.#control("COMMIT")
-      return null
     } catch (error) {
       if (isCertainlyNotCommitted(error)) return this.#giveUp(error)
       this.#unknownOutcome = true
@@ -160,6 +161,8 @@ export class GroupCommit {
       this.#parts.onFatal(new Error("a write may or may not be stored: the process must end", { cause: error }))
       return null
     }
+    this.#parts.onCommitted()
+    return null
   }
 
   /** Undoes the group. What the disk refused is tried again by a probe; until it works writes are refused at once. */

@@ -10,6 +10,7 @@ import { lockDataDir } from "./data-dir-lock.ts"
 import { databaseFile, restoringFolder } from "./database-file.ts"
 import { GroupCommit } from "./group-commit.ts"
 import { DatabaseDamaged } from "./integrity.ts"
+import { noteJobChanges } from "./job-changes.ts"
 import { knownMigrations, migrate, type Migration } from "./migrate.ts"
 import { SnapshotReads } from "./snapshot-reads.ts"
 import { Connection } from "./statements.ts"
@@ -65,6 +66,9 @@ export async function openStore(options: StoreOptions): Promise<Store> {
   const reader = cleanup.adopt(new Database(file, { readonly: true, timeout: LOCK_WAIT_MS }), (database) =>
     database.close(),
   )
+  // Tests of the migrations themselves bring other tables.
+  const changedJobs = options.migrations === undefined ? noteJobChanges(writer) : new Set<number>()
+  const jobListeners = new Set<(jobs: ReadonlySet<number>) => void>()
   let isDamaged = false
   const onDamage = (error: unknown): void => {
     if (!isDamaged) options.onFatal(new DatabaseDamaged(dataDir, errorText(error)))
@@ -75,6 +79,11 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     log,
     strict,
     repeatWrites: options.repeatWrites ?? null,
+    onCommitted() {
+      if (changedJobs.size === 0) return
+      for (const heard of jobListeners) heard(changedJobs)
+      changedJobs.clear()
+    },
     onFatal: options.onFatal,
   })
   const reads = new SnapshotReads(new Connection(reader, onDamage), clock, strict)
@@ -92,6 +101,10 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     async readAside(read, ...args) {
       if (strict) assertOutsideActs()
       return aside ? aside.read(read, args) : reads.read((view) => read.run(view, ...args))
+    },
+    onJobsChanged(heard) {
+      jobListeners.add(heard)
+      return { [Symbol.dispose]: () => void jobListeners.delete(heard) }
     },
     writeProblem: () => writes.problem(),
     async [Symbol.asyncDispose]() {

@@ -47,6 +47,11 @@ export interface Store extends AsyncDisposable {
    * it is at: SQLite is not interrupted.
    */
   readAside<Answer, Args extends readonly unknown[]>(read: AsideRead<Answer, Args>, ...args: Args): Promise<Answer>
+  /**
+   * Calls `heard` after each COMMIT that changed what is stored of jobs (job-changes.ts), with their seqs, before its writers
+   * have their answers: what was read of a job holds until then. `jobs` is good during the call only.
+   */
+  onJobsChanged(heard: (jobs: ReadonlySet<number>) => void): Disposable
   /** Null while writes work; else why they do not (disk full, read-only): `/ready` and refusals show it. */
   writeProblem(): string | null
 }

@@ -7,7 +7,7 @@ import type { Tx, View } from "./store.ts"
 export type TaskKey = number
 
 /** More than any job may have (100,000). */
-const TASKS_PER_JOB = 131_072
+export const TASKS_PER_JOB = 131_072
 
 export const taskKey = (job: number, index: number): TaskKey => job * TASKS_PER_JOB + index
 export const jobOfTask = (key: TaskKey): number => Math.floor(key / TASKS_PER_JOB)

@@ -30,6 +30,7 @@ export async function openTestStore(options: Partial<StoreOptions> = {}): Promis
     write: (act) => store.write(act),
     read: (look) => store.read(look),
     readAside: (read, ...args) => store.readAside(read, ...args),
+    onJobsChanged: (heard) => store.onJobsChanged(heard),
     writeProblem: () => store.writeProblem(),
     async [Symbol.asyncDispose]() {
       await store[Symbol.asyncDispose]()

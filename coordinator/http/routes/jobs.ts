@@ -14,11 +14,13 @@ import { jobId, type AccountId, type JobId } from "../../../protocol/domain/ids.
 import { chargedByJob } from "../../billing/holds.ts"
 import { createAggregates } from "../../jobs/read/aggregates.ts"
 import { eventOnWire, readLog } from "../../jobs/read/events.ts"
-import { jobOnWire, newJobOnWire, readJobOnWire, retriedJobOnWire, summaryFacts } from "../../jobs/read/job-object.ts"
+import { createJobMemory } from "../../jobs/read/job-memory.ts"
+import { jobOnWire, newJobOnWire, retriedJobOnWire, summaryFacts } from "../../jobs/read/job-object.ts"
 import { leaseOnWire } from "../../jobs/read/lease.ts"
 import { findJobs, jobListRows, storedStatuses } from "../../jobs/read/list.ts"
 import { metricsOnWire } from "../../jobs/read/metrics.ts"
 import { jobOutput, OUTPUT_LIMITS } from "../../jobs/read/output.ts"
+import { polledJob, type StoredJob } from "../../jobs/read/polled-job.ts"
 import { readJob, type ReadJob } from "../../jobs/read/read-job.ts"
 import { pageOfIndexes, taskRows } from "../../jobs/read/tasks.ts"
 import type { RetriedJob, RetryRequest } from "../../jobs/retry.ts"
@@ -42,7 +44,8 @@ interface JobRouteParts extends Omit<StreamRouteParts, "aggregates"> {
  * are 404 (GAP-04).
  */
 export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void {
-  const parts = { ...given, aggregates: createAggregates(given) }
+  const remembered = createJobMemory<StoredJob>(given.store)
+  const parts = { ...given, aggregates: createAggregates(given), remembered }
   mountResults(app, parts)
   mountStreams(app, parts)
   const find = (request: ScopedRequest & { params: { id: string } }): Promise<ReadJob> =>
@@ -78,7 +81,11 @@ export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void
     return new Reply(200, new JsonPieces(objectWithRows("jobs", rows, (count) => ({ count, limit, offset, total }))))
   })
 
-  mount(app, getJob, async (request) => readJobOnWire(parts, jobId(request.params.id), scopeOf(request)))
+  mount(
+    app,
+    getJob,
+    async (request) => new Reply(200, await polledJob(parts, jobId(request.params.id), scopeOf(request))),
+  )
 
   mount(app, cancelJob, async (request) => {
     const { head } = await find(request)

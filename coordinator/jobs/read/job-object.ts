@@ -8,7 +8,7 @@ import type {
 } from "../../../protocol/api/jobs.ts"
 import { present } from "../../../protocol/base/assert.ts"
 import { JsonText } from "../../../protocol/base/json-text.ts"
-import { taskId, type AccountId, type JobId } from "../../../protocol/domain/ids.ts"
+import { taskId } from "../../../protocol/domain/ids.ts"
 import { usd } from "../../../protocol/domain/money.ts"
 import type { Requirements } from "../../../protocol/domain/requirements.ts"
 import type { FailureKind } from "../../../protocol/domain/statuses.ts"
@@ -28,7 +28,7 @@ import type { Submission } from "../submission/submission.ts"
 import { actionAfterDependency, errorSnippet, recommendedAction } from "../text.ts"
 import type { Aggregates } from "./aggregates.ts"
 import { firstTaskOutputs, JOB_OUTPUT_LIMITS, jobOutput } from "./output.ts"
-import { isUntouched, readJobAnd, taskCounts, type QueueReason, type ReadJob, type ReadParts } from "./read-job.ts"
+import { isUntouched, taskCounts, type QueueReason, type ReadJob, type ReadParts } from "./read-job.ts"
 import { jsonOrNull, liveAttempt, percentOf } from "./task-row.ts"
 
 type JobOnWire = z.output<typeof jobObject>
@@ -39,21 +39,13 @@ const MOST_SUSPECTS = 1_000
 
 /** A job in full (J-030). Its aggregate stands in `summary` once it has ended; while it runs /results has it. */
 export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, job: ReadJob): Promise<JobOnWire> {
-  return await shownJob(parts, job, await parts.store.read((view) => jobDetails(view, job)))
-}
-
-/** The same for a job that is still to be found (`readJob`), all of it in one snapshot: what clients poll. */
-export async function readJobOnWire(
-  parts: ReadParts & { aggregates: Aggregates },
-  id: JobId,
-  account: AccountId | null,
-): Promise<JobOnWire> {
-  const { job, seen } = await readJobAnd(parts, id, account, jobDetails)
-  return await shownJob(parts, job, seen)
+  const details = await parts.store.read((view) => jobDetails(view, job))
+  const stored = await storedFields(parts, job, details)
+  return { ...stored, ...(await liveFields(parts, job, details.firstOutputs)) }
 }
 
 /** What is stored of a job beside its head, as far as its object shows it. */
-async function jobDetails(view: View, { head, submission }: ReadJob) {
+export async function jobDetails(view: View, { head, submission }: ReadJob) {
   const untouched = isUntouched(head)
   return {
     ...present(await textsAndHold(view, head), "a job's texts"),
@@ -66,27 +58,46 @@ async function jobDetails(view: View, { head, submission }: ReadJob) {
   }
 }
 
-async function shownJob(
-  parts: ReadParts & { aggregates: Aggregates },
+export type JobDetails = Awaited<ReturnType<typeof jobDetails>>
+
+/** What of the object stays as it is until something stored of the job changes. */
+export async function storedFields(
+  parts: { aggregates: Aggregates },
   job: ReadJob,
-  facts: Awaited<ReturnType<typeof jobDetails>>,
-): Promise<JobOnWire> {
+  details: JobDetails,
+): Promise<Omit<JobOnWire, keyof LiveFields>> {
   const { head } = job
-  const aggregate = isEnded(head.status) ? await parts.aggregates.of(head, facts.outcome) : null
-  const printed = await jobOutput(parts, job, JOB_OUTPUT_LIMITS, facts.firstOutputs)
-  const live = [...parts.members.ofJob(head.seq)]
+  const aggregate = isEnded(head.status) ? await parts.aggregates.of(head, details.outcome) : null
   return {
-    ...commonFields(head, job.submission, live, queueReasonOf(parts, job, live)),
-    request: new JsonText(facts.request),
-    output: printed.output,
+    ...commonFields(head, job.submission),
+    request: new JsonText(details.request),
     error: head.error,
-    recommended_action: facts.broken ? actionAfterDependency(facts.broken) : actionFor(head, facts.failureKind),
-    summary: summaryOnWire(job, facts, aggregate),
-    ...(facts.budgetMs !== null && { effective_timeout_s: facts.budgetMs / 1000 }),
-    feedback_summary: feedbackOf(live),
-    ...(facts.checkpoints && { checkpoint_summary: checkpointSummary(head, facts.checkpoints) }),
+    recommended_action: details.broken ? actionAfterDependency(details.broken) : actionFor(head, details.failureKind),
+    summary: summaryOnWire(job, details, aggregate),
+    ...(details.budgetMs !== null && { effective_timeout_s: details.budgetMs / 1000 }),
+    ...(details.checkpoints && { checkpoint_summary: checkpointSummary(head, details.checkpoints) }),
   }
 }
+
+type LiveFields = Pick<JobOnWire, "progress" | "queue_reason" | "output" | "feedback_summary">
+
+/** What of the object also tells what its attempts and the fleet do now. `firstOutputs` as for `jobOutput`. */
+export async function liveFields(
+  parts: ReadParts,
+  job: ReadJob,
+  firstOutputs: JobDetails["firstOutputs"],
+): Promise<LiveFields> {
+  const { output } = await jobOutput(parts, job, JOB_OUTPUT_LIMITS, firstOutputs)
+  const live = [...parts.members.ofJob(job.head.seq)]
+  return {
+    progress: progressOf(job.head, live),
+    queue_reason: queueReasonOf(parts, job, live),
+    output,
+    feedback_summary: feedbackOf(live),
+  }
+}
+
+const NOTHING_LIVE = { queue_reason: null, feedback_summary: null }
 
 /** The answer to a submission, from its row alone: it is stored in the write that makes the job (GAP-69). */
 export function newJobOnWire(row: JobRow, warnings: SubmissionWarning[]): JobOnWire {
@@ -97,13 +108,14 @@ export function newJobOnWire(row: JobRow, warnings: SubmissionWarning[]): JobOnW
   const status = isOver ? ("released" as const) : ("active" as const)
   const hold = { id: row.hold, amount: BigInt(estimate), status }
   return {
-    ...commonFields(row, submission, [], null),
+    ...commonFields(row, submission),
+    ...NOTHING_LIVE,
+    progress: progressOf(row, []),
     request: new JsonText(row.request),
     output: "",
     error: row.error,
     recommended_action: isOver ? actionFor(row, null) : null,
     summary: summaryOnWire({ head: row, submission, blockedBy: [] }, { hold, suspects: [], left: null }, null),
-    feedback_summary: null,
     warnings,
   }
 }
@@ -115,13 +127,14 @@ export function newJobOnWire(row: JobRow, warnings: SubmissionWarning[]): JobOnW
 export function retriedJobOnWire(before: JobOnWire, row: JobRow, facts: SummaryFacts): JobOnWire {
   const submission = JSON.parse(row.submission) as Submission
   return {
-    ...commonFields(row, submission, [], null),
+    ...commonFields(row, submission),
+    ...NOTHING_LIVE,
+    progress: progressOf(row, []),
     request: new JsonText(row.request),
     output: before.output,
     error: null,
     recommended_action: null,
     summary: summaryOnWire({ head: row, submission, blockedBy: [] }, facts, null),
-    feedback_summary: null,
     ...(before.checkpoint_summary && { checkpoint_summary: before.checkpoint_summary }),
   }
 }
@@ -135,7 +148,9 @@ export function jobListRowOnWire(
 ): JobListRow {
   const { head, submission } = job
   return {
-    ...commonFields(head, submission, live, queueReasonOf(parts, job, live)),
+    ...commonFields(head, submission),
+    progress: progressOf(head, live),
+    queue_reason: queueReasonOf(parts, job, live),
     has_error: head.error !== null,
     has_output: hasOutput || live.some(({ outputTail }) => outputTail !== null && outputTail !== ""),
     error_snippet: errorSnippet(head.error),
@@ -200,9 +215,7 @@ function jsonMembers(texts: ReadonlyMap<string, string>): Record<string, JsonTex
 function commonFields(
   head: JobHead,
   submission: Submission,
-  live: readonly HeldAttempt[],
-  queueReason: QueueReason | null,
-): Omit<JobListRow, "has_error" | "has_output" | "error_snippet"> {
+): Omit<JobListRow, "progress" | "queue_reason" | "has_error" | "has_output" | "error_snippet"> {
   const { requirements: need, reservation } = submission
   return {
     id: head.id,
@@ -234,9 +247,7 @@ function commonFields(
       ...(reservation.maxWaitSeconds !== undefined && { max_wait_s: reservation.maxWaitSeconds }),
     },
     checkpointing: checkpointingOnWire(submission),
-    progress: progressOf(head, live),
     task_counts: taskCounts(head),
-    queue_reason: queueReason,
     created_at: timestampText(head.createdAt),
     started_at: timestampText(head.startedAt),
     completed_at: timestampText(head.completedAt),

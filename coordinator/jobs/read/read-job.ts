@@ -1,6 +1,6 @@
 import type { z } from "zod"
 import type { jobObject } from "../../../protocol/api/jobs.ts"
-import type { Clock } from "../../../protocol/base/clock.ts"
+import type { Clock, Instant } from "../../../protocol/base/clock.ts"
 import { notFound } from "../../../protocol/domain/errors.ts"
 import type { AccountId, JobId } from "../../../protocol/domain/ids.ts"
 import type { TaskStatus } from "../../../protocol/domain/statuses.ts"
@@ -64,12 +64,17 @@ export async function readJobAnd<Seen>(
   const upto = expiredUpto(parts)
   const found = await parts.store.read(async (view) => {
     const head = await jobHeadById(view, id, account)
-    if (head === null || (head.completedAt !== null && head.completedAt <= upto)) return null
+    if (head === null || !isVisible(head, account, upto)) return null
     const job = await withWaits(view, head)
     return { job, seen: await look(view, job) }
   })
   if (found === null) throw notFound(`the job ${id}`)
   return found
+}
+
+/** Does this account see the job, and has it not expired? `account` null sees every job. */
+export function isVisible(head: JobHead, account: AccountId | null, upto: Instant): boolean {
+  return (account === null || head.account === account) && (head.completedAt === null || head.completedAt > upto)
 }
 
 /** As `readJob`, for a job whose seq is known; null when it is gone. */
