@@ -23,7 +23,8 @@ const jobOf = (task: string): string => job(`${task} / ${TASKS_PER_JOB}`)
 
 /**
  * What readers see of a job. Tasks and attempts are not noted when they are inserted: a task is counted in its job's row, and an
- * attempt named in its task's row, by the same write. Contacts with the machine of an attempt change nothing of the job.
+ * attempt named in its task's row, by the same write. Of an attempt itself readers see the time that it was given, where that was
+ * less than the job's timeout.
  */
 const NOTED: readonly (readonly [event: string, note: string])[] = [
   ["UPDATE ON main.jobs", job("NEW.seq")],
@@ -31,7 +32,7 @@ const NOTED: readonly (readonly [event: string, note: string])[] = [
   ["UPDATE OF status ON main.holds", `${job("seq")} FROM jobs WHERE hold = NEW.id`],
   ["UPDATE OF state, claim ON main.tasks", jobOf("NEW.id")],
   ["DELETE ON main.tasks", jobOf("OLD.id")],
-  ["UPDATE OF state ON main.attempts", jobOf("NEW.task")],
+  ["UPDATE OF state ON main.attempts WHEN NEW.budget_ms IS NOT NULL", jobOf("NEW.task")],
   ["INSERT ON main.task_results", jobOf("NEW.task")],
   ["UPDATE ON main.task_results", jobOf("NEW.task")],
   ["INSERT ON main.checkpoints", jobOf("NEW.task")],

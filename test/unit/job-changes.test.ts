@@ -29,7 +29,7 @@ test.each([
   "UPDATE tasks SET state = 'lost' WHERE id / 131072 = ?",
   "UPDATE tasks SET claim = 7 WHERE id / 131072 = ?",
   "DELETE FROM tasks WHERE id / 131072 = ?",
-  "UPDATE attempts SET state = 'lost' WHERE task / 131072 = ?",
+  "UPDATE attempts SET state = 'lost', budget_ms = 5 WHERE task / 131072 = ?",
   "UPDATE task_results SET output = 'x' WHERE task / 131072 = ?",
   RESULT,
   CHECKPOINT,
