@@ -60,21 +60,41 @@ export async function findHold(view: View, id: HoldId): Promise<HoldRow | null> 
   return row ? toHold(row) : null
 }
 
+type ShownHold = Pick<HoldRow, "id" | "amount" | "status">
+
 /** A job's large texts, and the hold of its present round where it has one: one statement, since clients poll jobs. */
 export async function textsAndHold(
   view: View,
   job: { seq: number; hold: HoldId },
-): Promise<{ request: string; outcome: string | null; hold: Pick<HoldRow, "id" | "amount" | "status"> | null } | null> {
-  type Row = { request: string; outcome: string | null; amount: RawHold["amount"] | null; status: HoldStatus | null }
-  const row = await view.get<Row>(
-    `SELECT jobs.request, jobs.outcome, holds.amount, holds.status FROM jobs LEFT JOIN holds ON holds.id = jobs.hold
-     WHERE jobs.seq = ?`,
+): Promise<{ request: string; outcome: string | null; hold: ShownHold | null } | null> {
+  const row = await view.get<RawShownHold & { request: string; outcome: string | null }>(
+    `SELECT jobs.request, jobs.outcome, holds.amount, holds.status ${JOB_WITH_HOLD}`,
     job.seq,
   )
-  if (row === undefined) return null
-  const { request, outcome, amount, status } = row
-  const hold = amount === null || status === null ? null : { id: job.hold, amount: moneyFrom(amount), status }
-  return { request, outcome, hold }
+  return row ? { request: row.request, outcome: row.outcome, hold: toShownHold(job.hold, row) } : null
+}
+
+/** The same without the request, which may be large: lists of results show none. */
+export async function outcomeAndHold(
+  view: View,
+  job: { seq: number; hold: HoldId },
+): Promise<{ outcome: string | null; hold: ShownHold | null } | null> {
+  const row = await view.get<RawShownHold & { outcome: string | null }>(
+    `SELECT jobs.outcome, holds.amount, holds.status ${JOB_WITH_HOLD}`,
+    job.seq,
+  )
+  return row ? { outcome: row.outcome, hold: toShownHold(job.hold, row) } : null
+}
+
+const JOB_WITH_HOLD = "FROM jobs LEFT JOIN holds ON holds.id = jobs.hold WHERE jobs.seq = ? + 0"
+
+interface RawShownHold {
+  amount: number | null
+  status: HoldStatus | null
+}
+
+function toShownHold(id: HoldId, { amount, status }: RawShownHold): ShownHold | null {
+  return amount === null || status === null ? null : { id, amount: moneyFrom(amount), status }
 }
 
 /** All rounds of a job, the first one first. */

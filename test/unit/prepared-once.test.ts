@@ -2,7 +2,7 @@ import { expect, onTestFinished, test } from "vitest"
 import { openDependencies } from "../../coordinator/store/dependencies.ts"
 import { jobEvents } from "../../coordinator/store/events.ts"
 import { jobHeadById, jobHeadBySeq, jobTexts } from "../../coordinator/store/jobs.ts"
-import { findHold } from "../../coordinator/store/holds.ts"
+import { findHold, outcomeAndHold, textsAndHold } from "../../coordinator/store/holds.ts"
 import { findProject, findProjectById } from "../../coordinator/store/projects.ts"
 import { artifactIdsOfJob, leftBehind, shortestBudgetMs, taskOutputs } from "../../coordinator/store/task-reads.ts"
 import type { View } from "../../coordinator/store/store.ts"
@@ -28,6 +28,8 @@ test("architecture §4: what every submission and every poll reads is planned by
     jobHeadBySeq: (view) => jobHeadBySeq(view, job.seq),
     jobTexts: (view) => jobTexts(view, job.seq),
     findHold: (view) => findHold(view, job.hold),
+    textsAndHold: (view) => textsAndHold(view, job),
+    outcomeAndHold: (view) => outcomeAndHold(view, job),
     leftBehind: (view) => leftBehind(view, upstream.seq),
     taskOutputs: (view) => taskOutputs(view, job.seq, 0, 100),
     shortestBudgetMs: (view) => shortestBudgetMs(view, upstream.seq, 1),

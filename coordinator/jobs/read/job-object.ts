@@ -168,7 +168,8 @@ export async function summaryFacts(view: View, head: JobHead): Promise<SummaryFa
   return { hold: await findHold(view, head.hold), ...(await countedFacts(view, head)) }
 }
 
-async function countedFacts(view: View, head: JobHead): Promise<Omit<SummaryFacts, "hold">> {
+/** What is counted over a job's tasks, as `summary` shows it. */
+export async function countedFacts(view: View, head: JobHead): Promise<Omit<SummaryFacts, "hold">> {
   return {
     suspects: head.suspect > 0 ? await suspectIndexes(view, head.seq, MOST_SUSPECTS) : [],
     left: isUntouched(head) ? { results: false, outputs: false } : await leftBehind(view, head.seq),

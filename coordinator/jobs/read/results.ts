@@ -5,12 +5,13 @@ import type { jobResultsReply, resultRow } from "../../../protocol/api/jobs.ts"
 import type { Instant } from "../../../protocol/base/clock.ts"
 import { JsonText } from "../../../protocol/base/json-text.ts"
 import type { JobId } from "../../../protocol/domain/ids.ts"
-import { jobOutcome, type JobHead } from "../../store/jobs.ts"
+import { outcomeAndHold } from "../../store/holds.ts"
+import type { JobHead } from "../../store/jobs.ts"
 import type { View } from "../../store/store.ts"
 import { artifactIdsOfJob, countLeftBehind } from "../../store/task-reads.ts"
 import { jobStatus } from "../job-state.ts"
 import type { Aggregates } from "./aggregates.ts"
-import { summaryFacts, summaryOnWire } from "./job-object.ts"
+import { countedFacts, summaryOnWire } from "./job-object.ts"
 import { readJobsAnd, type ReadJob, type ReadParts } from "./read-job.ts"
 import type { TaskOnWire } from "./task-row.ts"
 
@@ -43,8 +44,8 @@ type ResultFacts = Awaited<ReturnType<typeof resultFacts>>
 
 async function resultFacts(view: View, { head }: ReadJob, at: Instant) {
   return {
-    ...(await summaryFacts(view, head)),
-    outcome: await jobOutcome(view, head.seq),
+    ...((await outcomeAndHold(view, head)) ?? { outcome: null, hold: null }),
+    ...(await countedFacts(view, head)),
     artifacts: await artifactIdsOfJob(view, head.id, at, MOST_ARTIFACTS),
   }
 }
