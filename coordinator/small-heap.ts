@@ -7,3 +7,7 @@ import { setFlagsFromString } from "node:v8"
  */
 setFlagsFromString("--semi-space-growth-factor=1")
 setFlagsFromString("--heap-growing-percent=30")
+// Nothing is made old from the start because others made at the same place once lived long: after a few pages that waited for
+// their reader every row of every page was, and waited for a full collection (pages of 100 results: 15 ms instead of 9 of cpu,
+// p99 34 instead of 16).
+setFlagsFromString("--no-allocation-site-pretenuring")
