@@ -4,8 +4,8 @@ import type { JobStatus } from "../../protocol/domain/statuses.ts"
 import { tailLog } from "../events/log-tail.ts"
 import type { JobWatch } from "../events/watch.ts"
 import type { Aggregates } from "../jobs/read/aggregates.ts"
-import { jobOnWire } from "../jobs/read/job-object.ts"
-import { readJobBySeq, type ReadJob, type ReadParts } from "../jobs/read/read-job.ts"
+import { jobDetails, shownJob } from "../jobs/read/job-object.ts"
+import { readJobsAnd, type ReadJob, type ReadParts } from "../jobs/read/read-job.ts"
 import { hasChangedSince } from "../jobs/read/followed.ts"
 import { withResults } from "../jobs/read/watched-job.ts"
 import { isEnded, jobStatus } from "../jobs/job-state.ts"
@@ -280,11 +280,16 @@ async function renderJob(
   asked: { plain: boolean; withResults: boolean },
   resultsOf: (read: ReadJob) => Promise<ReadonlyMap<string, string>>,
 ): Promise<Rendered | null> {
-  const read = await readJobBySeq(parts.store, job)
-  if (!read) return null
+  // In one act: a hundred jobs are told some ten times a second.
+  const [found] = await readJobsAnd(parts.store, [job], jobDetails)
+  if (!found) return null
+  const { job: read, seen: details } = found
   // The later change is told by itself: under this id its end would be told twice.
   if (id !== null && isEnded(read.head.status) && (await hasChangedSince(parts.store, job, eventOf(id)))) return null
-  const [object, results] = await Promise.all([jobOnWire(parts, read), asked.withResults ? resultsOf(read) : null])
+  const [object, results] = await Promise.all([
+    shownJob(parts, read, details),
+    asked.withResults ? resultsOf(read) : null,
+  ])
   const frame = (data: object): string =>
     eventFrame({ event: "job", ...(id !== null && { id: String(id) }), data: { job: data } })
   const plain = asked.plain ? frame(object) : null

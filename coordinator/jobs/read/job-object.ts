@@ -39,7 +39,15 @@ const MOST_SUSPECTS = 1_000
 
 /** A job in full (J-030). Its aggregate stands in `summary` once it has ended; while it runs /results has it. */
 export async function jobOnWire(parts: ReadParts & { aggregates: Aggregates }, job: ReadJob): Promise<JobOnWire> {
-  const details = await parts.store.read((view) => jobDetails(view, job))
+  return await shownJob(parts, job, await parts.store.read((view) => jobDetails(view, job)))
+}
+
+/** The same out of what was read. */
+export async function shownJob(
+  parts: ReadParts & { aggregates: Aggregates },
+  job: ReadJob,
+  details: JobDetails,
+): Promise<JobOnWire> {
   const stored = await storedFields(parts, job, details)
   return { ...stored, ...(await liveFields(parts, job, details.firstOutputs)) }
 }
