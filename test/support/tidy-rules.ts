@@ -25,10 +25,11 @@ export const LADDERS: Record<Program, readonly (readonly string[])[]> = {
     ["scheduler"],
     ["documents"],
     ["mesh", "http"],
-    ["config.ts", "small-heap.ts"],
+    ["config.ts", "heap-flags.ts"],
     ["start-scheduler.ts"],
     ["start-sweeps.ts", "mount-routes.ts"],
     ["coordinator.ts"],
+    ["program.ts"],
     ["main.ts"],
   ],
   "node-agent": [
