@@ -27,6 +27,7 @@ const jobOf = (task: string): string => job(`${task} / ${TASKS_PER_JOB}`)
  * less than the job's timeout.
  */
 const NOTED: readonly (readonly [event: string, note: string])[] = [
+  ["INSERT ON main.jobs", job("NEW.seq")],
   ["UPDATE ON main.jobs", job("NEW.seq")],
   ["DELETE ON main.jobs", job("OLD.seq")],
   ["UPDATE OF status ON main.holds", `${job("seq")} FROM jobs WHERE hold = NEW.id`],

@@ -268,6 +268,15 @@ export async function groupJobs(
   )
 }
 
+/** When the first of those jobs ended that ended behind `upto`; null where none did. */
+export async function firstEndAfter(view: View, upto: Instant): Promise<Instant | null> {
+  const row = await view.get<{ at: Instant | null }>(
+    "SELECT min(completed_at) AS at FROM jobs WHERE completed_at > ? + 0",
+    upto,
+  )
+  return row?.at ?? null
+}
+
 /** Most of the time nothing waits to be removed, and a condition that holds for every row is asked of every row. */
 async function withoutIdleExpiry(view: View, { expiredUpto, ...filter }: JobFilter): Promise<JobFilter> {
   if (expiredUpto === undefined) return filter

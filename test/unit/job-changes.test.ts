@@ -41,6 +41,13 @@ test.each([
   expect(heard).toEqual([[job.seq]])
 })
 
+test("the store tells of a job that is submitted", async () => {
+  const { account, seq } = await rig.row(job)
+  const made = await rig.queued(account, {})
+  expect(made.seq).toBeGreaterThan(seq)
+  expect(heard.flat()).toContain(made.seq)
+})
+
 test("it tells after the COMMIT and before the writer has its answer, and of nothing else", async () => {
   let known: unknown = null
   rig.store.onJobsChanged(

@@ -1,5 +1,5 @@
 import type { JobStatus } from "../../../protocol/domain/statuses.ts"
-import { groupJobs, pageOfJobs, type JobFilter, type StoredJobStatus } from "../../store/jobs.ts"
+import { pageOfJobs, type JobFilter, type StoredJobStatus } from "../../store/jobs.ts"
 import type { Store } from "../../store/store.ts"
 import { leftOutput } from "../../store/task-reads.ts"
 import { expiredUpto, type RetentionParts } from "../retention.ts"
@@ -16,24 +16,6 @@ export async function findJobs(
 ): Promise<{ seqs: number[]; total: number }> {
   const expired = { expiredUpto: expiredUpto(parts) }
   return await parts.store.read((view) => pageOfJobs(view, { ...filter, ...expired }, page.limit, page.offset))
-}
-
-/** How many of the matching jobs have each value, by status; over all matches, not the page (GAP-58). */
-export async function countGroups(
-  parts: RetentionParts & { store: Store },
-  filter: JobFilter,
-  by: Parameters<typeof groupJobs>[2],
-): Promise<{ key: string | null; count: number; statuses: Record<string, number> }[]> {
-  const expired = { expiredUpto: expiredUpto(parts) }
-  const rows = await parts.store.read((view) => groupJobs(view, { ...filter, ...expired }, by))
-  const groups = new Map<string | null, { key: string | null; count: number; statuses: Record<string, number> }>()
-  for (const { key, status, jobs } of rows) {
-    const group = groups.get(key) ?? { key, count: 0, statuses: {} }
-    group.count += jobs
-    group.statuses[status] = jobs
-    groups.set(key, group)
-  }
-  return [...groups.values()]
 }
 
 /** A job whose results are being merged still runs, as far as clients know. */
