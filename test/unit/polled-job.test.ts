@@ -1,31 +1,22 @@
 import { afterEach, beforeEach, expect, test } from "vitest"
 import { stringifyJson } from "../../protocol/base/json-text.ts"
-import type { AccountId, ClaimNumber, JobId } from "../../protocol/domain/ids.ts"
+import { jobId, type AccountId, type ClaimNumber, type JobId } from "../../protocol/domain/ids.ts"
 import { createAggregates } from "../../coordinator/jobs/read/aggregates.ts"
-import { createJobMemory } from "../../coordinator/jobs/read/job-memory.ts"
+import { createJobCache } from "../../coordinator/jobs/read/job-cache.ts"
 import { jobOnWire } from "../../coordinator/jobs/read/job-object.ts"
 import { polledJob, type StoredJob } from "../../coordinator/jobs/read/polled-job.ts"
 import { readJob, type QueueReason } from "../../coordinator/jobs/read/read-job.ts"
 import type { JobRow } from "../../coordinator/store/jobs.ts"
 import { fundedAccount } from "../support/accounts.ts"
 import { failedItem, startJobRig, type JobRig } from "../support/job-rig.ts"
+import { watchStatements, type Statements } from "../support/watched-store.ts"
 import { Chance } from "../simulation/chance.ts"
 
 let rig: JobRig
 let alice: AccountId
-let reads: number
+const statements: Statements = new Map()
 beforeEach(async () => {
-  reads = 0
-  rig = await startJobRig({
-    jobRetentionMs: 3_600_000,
-    wrap: (store) => ({
-      ...store,
-      read(look) {
-        reads += 1
-        return store.read(look)
-      },
-    }),
-  })
+  rig = await startJobRig({ jobRetentionMs: 3_600_000, wrap: (store) => watchStatements(store, statements) })
   alice = await fundedAccount(rig.store, 50_000_000n)
   await rig.project(alice)
 })
@@ -36,12 +27,12 @@ const because: QueueReason = { code: "capacity_busy", message: "", eligible_slot
 
 function poller() {
   const queueReasons = { job: () => because, contactLost: () => because }
-  const remembered = createJobMemory<StoredJob>(rig.store)
-  const parts = { ...rig, queueReasons, aggregates: createAggregates(rig), remembered }
+  const jobCache = createJobCache<StoredJob>(rig.store)
+  const parts = { ...rig, queueReasons, aggregates: createAggregates(rig), jobCache }
   return {
     poll: async (id: JobId, account: AccountId | null = alice): Promise<unknown> =>
       JSON.parse((await polledJob(parts, id, account)).text),
-    /** As it is read without any memory. */
+    /** As it is read without any cache. */
     fresh: async (id: JobId): Promise<unknown> =>
       JSON.parse(stringifyJson(await jobOnWire(parts, await readJob(parts, id, alice)))),
   }
@@ -53,23 +44,23 @@ test("what is polled is read once, until something stored of it changes; live wo
   const other = await rig.queued(alice, {})
   await poll(job.id)
   await poll(other.id)
-  const before = reads
+  statements.clear()
   expect(await poll(job.id)).toMatchObject({ status: "queued", task_counts: { queued: 3 } })
-  expect(reads, "nothing was read again").toBe(before)
+  expect(statements.size, "nothing was read again").toBe(0)
 
   const [claim] = await rig.grant(job, 1)
   if (claim === undefined) throw new Error("one is granted")
   await rig.start([claim])
   expect(await poll(job.id)).toMatchObject({ status: "running", task_counts: { running: 1, queued: 2 } })
-  const started = reads
+  statements.clear()
   rig.say(claim, { progress: { percent: 30 }, tail: "working\n" })
   expect(await poll(job.id)).toMatchObject({ progress: 10, output: "working\n" })
   await poll(other.id)
-  expect(reads, "neither what a task says nor another job's change").toBe(started)
+  expect(statements.size, "neither for what a task says nor for another job's change").toBe(0)
   expect(await poll(job.id)).toEqual(await fresh(job.id))
 })
 
-test("GAP-04, RS-014: what is remembered is no more visible than what is stored", async () => {
+test("GAP-04, RS-014: what is kept is no more visible than what is stored", async () => {
   const { poll } = poller()
   const bob = await fundedAccount(rig.store, 1n)
   const job = await rig.queued(alice, {})
@@ -85,9 +76,18 @@ test("long texts are read at each poll", async () => {
   const { poll } = poller()
   const job = await rig.queued(alice, { payload: { long: "x".repeat(20_000) } })
   await poll(job.id)
-  const before = reads
+  statements.clear()
   await poll(job.id)
-  expect(reads).toBe(before + 1)
+  expect(statements.size).toBeGreaterThan(0)
+})
+
+test("a thousand jobs are kept: those kept longest make room", () => {
+  const cache = createJobCache<number>(rig.store)
+  const keep = (seq: number): void => cache.keep({ id: jobId(`job_${seq}`), seq }, seq, 10, cache.version())
+  for (let seq = 1; seq <= 1_001; seq++) keep(seq)
+  expect([1, 2, 1_001].map((seq) => cache.get(jobId(`job_${seq}`)))).toEqual([null, 2, 1_001])
+  cache.keep({ id: jobId("job_large"), seq: 2_000 }, 0, 16 * 1024 + 1, cache.version())
+  expect(cache.get(jobId("job_large"))).toBeNull()
 })
 
 test("a change that comes while a job is read is not hidden by what was read", async () => {

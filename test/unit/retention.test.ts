@@ -9,7 +9,7 @@ import { listHolds } from "../../coordinator/billing/holds.ts"
 import { listLedger } from "../../coordinator/billing/ledger.ts"
 import { storeCheckpoint } from "../../coordinator/jobs/checkpoints.ts"
 import { jobFacts } from "../../coordinator/jobs/job-facts.ts"
-import { createGroupMemory } from "../../coordinator/jobs/read/groups.ts"
+import { createGroupCache } from "../../coordinator/jobs/read/groups.ts"
 import { findJobs } from "../../coordinator/jobs/read/list.ts"
 import { readJob } from "../../coordinator/jobs/read/read-job.ts"
 import { retryJob } from "../../coordinator/jobs/retry.ts"
@@ -92,10 +92,10 @@ test("RS-014, L-008: a job is there until the moment it expires, and from then o
   const waits = await rig.queued(account, {})
   const { completedAt } = await rig.row(job)
   rig.pass((completedAt ?? 0) + rig.jobRetentionMs - rig.clock.now() - 5_000)
-  const memory = createGroupMemory(rig)
+  const groupCache = createGroupCache(rig)
   const queued = { key: "queued", count: 1, statuses: { queued: 1 } }
   const ended = { key: "completed", count: 1, statuses: { completed: 1 } }
-  expect(await memory.groups(filter(), "status")).toEqual([ended, queued])
+  expect(await groupCache.groups(filter(), "status")).toEqual([ended, queued])
   expect((await readJob(rig, job.id, account)).head.seq).toBe(job.seq)
   expect(await listed()).toEqual({ ids: [waits.seq, job.seq], total: 2 })
   expect(await sweep()).toBe(0)
@@ -107,7 +107,7 @@ test("RS-014, L-008: a job is there until the moment it expires, and from then o
     expect((await listed(one)).ids).not.toContain(job.seq)
   }
   expect((await listed()).total).toBe(1)
-  expect(await memory.groups(filter(), "status")).toEqual([queued])
+  expect(await groupCache.groups(filter(), "status")).toEqual([queued])
   // What was begun with it just before comes to its end.
   rig.pass(50_000)
   expect(await sweep()).toBe(0)

@@ -14,7 +14,7 @@ import { jobId, type AccountId, type JobId } from "../../../protocol/domain/ids.
 import { chargedByJob } from "../../billing/holds.ts"
 import { createAggregates } from "../../jobs/read/aggregates.ts"
 import { eventOnWire, readLog } from "../../jobs/read/events.ts"
-import { createJobMemory } from "../../jobs/read/job-memory.ts"
+import { createJobCache } from "../../jobs/read/job-cache.ts"
 import { jobOnWire, newJobOnWire, retriedJobOnWire, summaryFacts } from "../../jobs/read/job-object.ts"
 import { leaseOnWire } from "../../jobs/read/lease.ts"
 import { findJobs, jobListRows, storedStatuses } from "../../jobs/read/list.ts"
@@ -44,8 +44,8 @@ interface JobRouteParts extends Omit<StreamRouteParts, "aggregates"> {
  * are 404 (GAP-04).
  */
 export function mountJobs(app: Pick<HttpApp, "add">, given: JobRouteParts): void {
-  const remembered = createJobMemory<StoredJob>(given.store)
-  const parts = { ...given, aggregates: createAggregates(given), remembered }
+  const jobCache = createJobCache<StoredJob>(given.store)
+  const parts = { ...given, aggregates: createAggregates(given), jobCache }
   mountResults(app, parts)
   mountStreams(app, parts)
   const find = (request: ScopedRequest & { params: { id: string } }): Promise<ReadJob> =>

@@ -7,7 +7,7 @@ import { invalidField } from "../../../protocol/domain/errors.ts"
 import { jobId } from "../../../protocol/domain/ids.ts"
 import { TERMINAL_JOB_STATUSES } from "../../../protocol/domain/statuses.ts"
 import type { Aggregates } from "../../jobs/read/aggregates.ts"
-import { createGroupMemory } from "../../jobs/read/groups.ts"
+import { createGroupCache } from "../../jobs/read/groups.ts"
 import { findJobs, type JobFilter } from "../../jobs/read/list.ts"
 import { readJob, type ReadJob, type ReadParts } from "../../jobs/read/read-job.ts"
 import { countResults, jobResults, jobResultsBySeq, resultOnWire } from "../../jobs/read/results.ts"
@@ -23,7 +23,7 @@ interface ResultRouteParts extends ReadParts {
 
 /** What jobs came to (RS-*): one while it runs and after, and all that have ended. */
 export function mountResults(app: Pick<HttpApp, "add">, parts: ResultRouteParts): void {
-  const memory = createGroupMemory(parts)
+  const groupCache = createGroupCache(parts)
 
   mount(app, getJobResults, async (request) => {
     const job = await readJob(parts, jobId(request.params.job_id), scopeOf(request))
@@ -45,7 +45,7 @@ export function mountResults(app: Pick<HttpApp, "add">, parts: ResultRouteParts)
     const filter = filterOf(query, scopeOf(request))
     const { seqs, total } = await findJobs(parts, filter, { limit, offset })
     const key = by === "recipe_cache_key" ? "nothing" : by
-    const groups = key === undefined ? {} : { group_by: by, groups: await memory.groups(filter, key) }
+    const groups = key === undefined ? {} : { group_by: by, groups: await groupCache.groups(filter, key) }
     const rest = (count: number) => ({
       count,
       limit,

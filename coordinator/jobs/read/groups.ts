@@ -36,7 +36,7 @@ export async function countGroups(parts: GroupParts, filter: JobFilter, by: Grou
 }
 
 /** Counting reads an index entry of every matching job: it is done once until some job is submitted, changes or expires. */
-export interface GroupMemory {
+export interface GroupCache {
   groups(filter: JobFilter, by: GroupBy): Promise<readonly Group[]>
 }
 
@@ -44,7 +44,7 @@ export interface GroupMemory {
 const MOST_QUESTIONS = 100
 const MOST_GROUPS = 1_000
 
-export function createGroupMemory(parts: GroupParts): GroupMemory {
+export function createGroupCache(parts: GroupParts): GroupCache {
   const counted = new Map<string, Counted>()
   let changes = 0
   parts.store.onJobsChanged(() => {

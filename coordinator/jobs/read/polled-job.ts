@@ -3,7 +3,7 @@ import type { AccountId, JobId } from "../../../protocol/domain/ids.ts"
 import { isEnded } from "../job-state.ts"
 import { expiredUpto } from "../retention.ts"
 import type { Aggregates } from "./aggregates.ts"
-import type { JobMemory } from "./job-memory.ts"
+import type { JobCache } from "./job-cache.ts"
 import { jobDetails, liveFields, storedFields, type JobDetails } from "./job-object.ts"
 import { isVisible, readJobAnd, type ReadJob, type ReadParts } from "./read-job.ts"
 
@@ -14,14 +14,14 @@ export interface StoredJob {
   firstOutputs: JobDetails["firstOutputs"]
 }
 
-type PollParts = ReadParts & { aggregates: Aggregates; remembered: JobMemory<StoredJob> }
+type PollParts = ReadParts & { aggregates: Aggregates; jobCache: JobCache<StoredJob> }
 
 /**
  * The object of a job (J-030) that is still to be found (`readJob`), as JSON: what clients poll. What is stored of it is read, in
  * one snapshot, and written once for all polls until it changes.
  */
 export async function polledJob(parts: PollParts, id: JobId, account: AccountId | null): Promise<JsonText> {
-  const known = parts.remembered.get(id)
+  const known = parts.jobCache.get(id)
   const isKnown = known !== null && isVisible(known.job.head, account, expiredUpto(parts))
   const { job, members, firstOutputs } = isKnown ? known : await readStored(parts, id, account)
   const live = stringifyJson(await liveFields(parts, job, firstOutputs))
@@ -29,7 +29,7 @@ export async function polledJob(parts: PollParts, id: JobId, account: AccountId 
 }
 
 async function readStored(parts: PollParts, id: JobId, account: AccountId | null): Promise<StoredJob> {
-  const position = parts.remembered.position()
+  const version = parts.jobCache.version()
   const { job, seen: details } = await readJobAnd(parts, id, account, jobDetails)
   const { firstOutputs } = details
   const members = stringifyJson(await storedFields(parts, job, details)).slice(0, -1)
@@ -37,7 +37,7 @@ async function readStored(parts: PollParts, id: JobId, account: AccountId | null
   // What it waits for is told by rows of other jobs; and until an ended job has its aggregate an older one may be shown.
   const changesWithItsRows = job.submission.dependsOn === undefined
   const isWhole = !isEnded(job.head.status) || details.outcome !== null
-  if (changesWithItsRows && isWhole) parts.remembered.keep(job.head, stored, charactersOf(stored), position)
+  if (changesWithItsRows && isWhole) parts.jobCache.keep(job.head, stored, charactersOf(stored), version)
   return stored
 }
 

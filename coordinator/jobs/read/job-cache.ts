@@ -2,12 +2,12 @@ import type { JobId } from "../../../protocol/domain/ids.ts"
 import type { Store } from "../../store/store.ts"
 
 /** What was read of jobs that clients ask for again and again. Each holds until a write changes anything of its job. */
-export interface JobMemory<Seen> {
+export interface JobCache<Seen> {
   get(id: JobId): Seen | null
   /** To be asked before the read begins: `keep` then knows whether what was read still holds. */
-  position(): number
-  /** Keeps what was read of the job; not where some job was changed since `position`, or where its texts are long. */
-  keep(job: { id: JobId; seq: number }, seen: Seen, characters: number, position: number): void
+  version(): number
+  /** Keeps what was read of the job; not where some job was changed since `version`, or where its texts are long. */
+  keep(job: { id: JobId; seq: number }, seen: Seen, characters: number, version: number): void
 }
 
 /** Those kept longest make room for new ones. */
@@ -15,10 +15,10 @@ const MOST_KEPT = 1_000
 /** Characters of one job's texts: those of most jobs are fewer. */
 const LARGEST_KEPT = 16 * 1024
 
-export function createJobMemory<Seen>(store: Pick<Store, "onJobsChanged">): JobMemory<Seen> {
+export function createJobCache<Seen>(store: Pick<Store, "onJobsChanged">): JobCache<Seen> {
   const kept = new Map<JobId, Seen>()
   const ids = new Map<number, JobId>()
-  let changes = 0
+  let versions = 0
 
   function forget(seq: number): void {
     const id = ids.get(seq)
@@ -28,15 +28,15 @@ export function createJobMemory<Seen>(store: Pick<Store, "onJobsChanged">): JobM
   }
 
   store.onJobsChanged((jobs) => {
-    changes += 1
+    versions += 1
     for (const seq of jobs) forget(seq)
   })
 
   return {
     get: (id) => kept.get(id) ?? null,
-    position: () => changes,
-    keep({ id, seq }, seen, characters, position) {
-      if (position !== changes || characters > LARGEST_KEPT) return
+    version: () => versions,
+    keep({ id, seq }, seen, characters, version) {
+      if (version !== versions || characters > LARGEST_KEPT) return
       for (const [oldest] of ids) {
         if (ids.size < MOST_KEPT) break
         forget(oldest)
